@@ -1,0 +1,164 @@
+"""Batch normalization as a Flax Linen module: `flax.linen.BatchNorm` by a change of import."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from bnjax.normalization import batch_norm as core
+from bnjax.normalization.moments import Moments
+
+Variables = Any
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization with Flax's constructor names, call signature and collections.
+
+    With the defaults, parameters and `batch_stats` are Flax's leaf for leaf: existing checkpoints
+    load. What differs: moments are exact at any offset, masks cannot leak NaN, a batch of one
+    value per feature raises, and the backward pass is the closed form. As in Flax,
+    initialization moves no statistics; its output is normalized by the initial ones.
+
+    Attributes:
+        use_running_average: normalize by the statistics (inference) or by the batch (training);
+            here or in the call, no default.
+        axis: the feature axis or axes, see `bnjax.normalize_batch`.
+        momentum: fraction of the old statistics kept; `decay` in `bnjax.normalize_batch`.
+        epsilon: added to the variance; > 0.
+        dtype: of the output; by default what input and parameters promote to.
+        param_dtype: of scale and bias.
+        use_bias: whether there is a bias (beta).
+        use_scale: whether there is a scale (gamma).
+        bias_init: initializer of the bias.
+        scale_init: initializer of the scale.
+        axis_name: mapped axes whose devices share the batch.
+        axis_index_groups: groups of devices that share a batch each.
+        use_fast_variance: without effect, for Flax's sake: the variance is always exact.
+        force_float32_reductions: only True; moments are at least float32.
+        averaging: of the statistics, see `bnjax.normalize_batch`; `"ema"` as in Flax.
+        running_var: `"biased"` as in Flax, or `"unbiased"` as in the paper.
+        impl: `"fused"`, or `"autodiff"` for forward mode.
+    """
+
+    use_running_average: bool | None = None
+    axis: int | Sequence[int] = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
+    axis_name: str | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    averaging: core.Averaging = "ema"
+    running_var: core.RunningVar = "biased"
+    impl: core.Impl = "fused"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`.
+
+        Args:
+            x: floating, rank 2 or more.
+            use_running_average: overrides the attribute, which must then be None.
+            mask: bool, broadcastable to `x`: what counts in the batch's moments.
+
+        Returns:
+            An array of the shape of `x`.
+
+        Raises:
+            ValueError: as `bnjax.normalize_batch`, with this layer's path.
+        """
+        try:
+            return self._normalize(x, use_running_average, mask)
+        except ValueError as error:
+            path = "/".join(self.scope.path) if self.scope else ""
+            raise ValueError(f"BatchNorm at {path or '(top)'}: {error}") from error
+
+    def _normalize(
+        self, x: jax.Array, use_running_average: bool | None, mask: jax.Array | None
+    ) -> jax.Array:
+        if not self.force_float32_reductions:
+            raise ValueError(
+                "force_float32_reductions=False is refused: a variance summed in a narrower type "
+                "is wrong. Leave it True; `dtype` sets the type of the output."
+            )
+        use_running_average = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        axes = core.feature_axes(x.ndim, self.axis)
+        shape = tuple(x.shape[a] for a in axes)
+        params = {}
+        if self.use_scale:
+            params["scale"] = self.param("scale", self.scale_init, shape, self.param_dtype)
+        if self.use_bias:
+            params["bias"] = self.param("bias", self.bias_init, shape, self.param_dtype)
+        initial = core.init_stats(shape, averaging=self.averaging)
+        variables = {
+            key: self.variable("batch_stats", key, lambda value=value: value)
+            for key, value in initial.items()
+        }
+        stats = {key: variable.value for key, variable in variables.items()}
+        dtype = self.dtype or jnp.result_type(x, *params.values())
+
+        if use_running_average or self.is_initializing():
+            return core.normalize_population(
+                x, params, stats, axis=self.axis, epsilon=self.epsilon, dtype=dtype
+            )
+        y, moments = core.batch_transform(
+            x,
+            params,
+            axis=self.axis,
+            epsilon=self.epsilon,
+            mask=mask,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            impl=self.impl,
+            dtype=dtype,
+        )
+        stats = core.update_stats(
+            stats,
+            moments,
+            decay=self.momentum,
+            averaging=self.averaging,
+            running_var=self.running_var,
+        )
+        for key, value in stats.items():
+            variables[key].value = value
+        if self.is_mutable_collection("batch_moments"):
+            self.put_variable("batch_moments", "moments", moments)
+        return y
+
+
+def batch_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Any:
+    """The moments of one batch in every `BatchNorm` of a model in training mode.
+
+    Args:
+        model: a module that contains `BatchNorm` layers.
+        variables: its variables; not changed.
+        *args: arguments of the model, as for `model.apply`.
+        **kwargs: the same, by name; whatever puts the model in training mode.
+
+    Returns:
+        The tree of `batch_stats`, with `Moments` in the place of each layer's statistics: what
+        `bnjax.population_stats` averages.
+    """
+    _, updates = model.apply(variables, *args, mutable=["batch_stats", "batch_moments"], **kwargs)
+    return jax.tree.map(
+        lambda node: node["moments"],
+        updates.get("batch_moments", {}),
+        is_leaf=lambda node: isinstance(node, dict) and isinstance(node.get("moments"), Moments),
+    )
