@@ -74,7 +74,7 @@ class BatchNorm(nn.Module):
         Args:
             x: floating, rank 2 or more.
             use_running_average: overrides the attribute, which must then be None.
-            mask: bool, broadcastable to `x`: what counts in the batch's moments.
+            mask: bool, of the rank of `x`, sizes equal or one: what counts in the batch's moments.
 
         Returns:
             An array of the shape of `x`.
@@ -106,10 +106,11 @@ class BatchNorm(nn.Module):
             params["scale"] = self.param("scale", self.scale_init, shape, self.param_dtype)
         if self.use_bias:
             params["bias"] = self.param("bias", self.bias_init, shape, self.param_dtype)
-        initial = core.init_stats(shape, averaging=self.averaging)
+        inference = use_running_average and not self.is_initializing()
         variables = {
             key: self.variable("batch_stats", key, lambda value=value: value)
-            for key, value in initial.items()
+            for key, value in core.init_stats(shape, averaging=self.averaging).items()
+            if key != "count" or not inference  # which needs no count: population_stats has none
         }
         stats = {key: variable.value for key, variable in variables.items()}
         dtype = self.dtype or jnp.result_type(x, *params.values())

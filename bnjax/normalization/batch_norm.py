@@ -5,6 +5,8 @@ y, stats = normalize_batch(x, params, stats)        # training: the batch's own 
 y = normalize_population(x, params, stats)          # inference: cannot change the statistics
 """
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,14 +16,14 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bnjax.normalization.fused import Batch, affine, normalize_autodiff, normalize_fused
-from bnjax.normalization.moments import Moments, batch_size
+from bnjax.normalization.moments import Moments, batch_size, precision
 
 Params = dict[str, jax.Array]
 """`scale` and `bias`, each of the features' shape; either may be absent."""
 
 Stats = dict[str, jax.Array]
-"""`mean` and `var` of the features' shape, and `count`, the updates so far, where averaging
-needs it. `mean` and `var` are ready for use at any time, debiased ones included."""
+"""`mean` and `var` of the features' shape, and `count`, each feature's updates so far, where
+averaging needs it. `mean` and `var` are ready for use at any time, debiased ones included."""
 
 Averaging = Literal["ema", "ema_debiased", "cumulative"]
 RunningVar = Literal["unbiased", "biased"]
@@ -54,7 +56,7 @@ def init_stats(
     _check_choice("averaging", averaging, Averaging)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
     if averaging != "ema":
-        stats["count"] = jnp.zeros((), jnp.int32)
+        stats["count"] = jnp.zeros(shape, jnp.int32)
     return stats
 
 
@@ -92,10 +94,12 @@ def normalize_batch(
         running_var: what the statistics hold: `"unbiased"` m/(m-1) times the batch's variance, as
             in the paper and torch; `"biased"`, as in Flax, Haiku and Keras. `y` always uses the
             biased one.
-        mask: bool, broadcastable to `x`. What is False is normalized, but does not count; NaN and
-            infinity there give `bias`. A batch that is masked as a whole keeps the statistics.
+        mask: bool, of the rank of `x`, sizes equal or one. What is False is normalized, but does
+            not count; NaN and infinity there give `bias`. Features that are masked as a whole
+            keep their statistics.
         axis_name: mapped axes (`pmap`, `shard_map`, `vmap`) whose devices share the batch.
-        axis_index_groups: groups of devices along `axis_name`, each a batch of its own.
+        axis_index_groups: groups of devices along `axis_name`, each a batch of its own; JAX knows
+            them in `pmap` and in `shard_map(check_vma=False)`.
         impl: `"fused"` has its reverse mode in closed form; `"autodiff"` is the plain definition,
             for forward mode and Hessian-vector products.
         dtype: of `y`; that of `x` by default. Inside, at least float32.
@@ -145,7 +149,7 @@ def batch_transform(
     _check_choice("impl", impl, Impl)
     mask = _full_mask(mask, x)
     name = axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
-    groups = None if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
+    groups = _check_groups(axis_index_groups, name)
     batch = Batch(axes, name, groups)
     if batch_size(x.shape, axes, name, groups) < 2:
         raise ValueError(
@@ -175,8 +179,7 @@ def normalize_population(
     _check_features("params", params, features, allowed={"scale", "bias"})
     _check_stats(stats, features)
     _check_epsilon(epsilon)
-    precision = jnp.promote_types(x.dtype, jnp.float32)
-    mean, var = stats["mean"].astype(precision), stats["var"].astype(precision)
+    mean, var = (stats[key].astype(precision(x.dtype)) for key in ("mean", "var"))
     y = affine(x, mean, lax.rsqrt(var + epsilon), params.get("scale"), params.get("bias"), axes)
     return y.astype(dtype or x.dtype)
 
@@ -208,15 +211,20 @@ def update_stats(
     new = dict(stats)
     weight: jax.Array | float = 1 - decay
     if averaging != "ema":
-        any_value = jnp.any(size > 0)
-        new["count"] = stats["count"] + any_value.astype(stats["count"].dtype)
+        new["count"] = stats["count"] + (size > 0).astype(stats["count"].dtype)
         updates = jnp.maximum(new["count"], 1).astype(mean.dtype)
-        weight = 1 / updates if averaging == "cumulative" else (1 - decay) / (1 - decay**updates)
+        weight = 1 / updates if averaging == "cumulative" else _debiased_weight(decay, updates)
     weight = jnp.where(size > 0, jnp.asarray(weight, mean.dtype), 0)
     for key, value in (("mean", mean), ("var", var)):
         old = stats[key].astype(value.dtype)
         new[key] = ((1 - weight) * old + weight * value).astype(stats[key].dtype)
     return new
+
+
+def _debiased_weight(decay: float, updates: jax.Array) -> jax.Array:
+    """(1 - decay)/(1 - decay^updates), without the cancellation of a decay close to one."""
+    log = jnp.asarray(math.log(decay) if decay else -math.inf, updates.dtype)
+    return jnp.expm1(log) / jnp.expm1(log * updates)
 
 
 def feature_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
@@ -225,7 +233,7 @@ def feature_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: if one is out of range or given twice.
     """
-    given = (axis,) if isinstance(axis, int) else tuple(axis)
+    given = tuple(axis) if isinstance(axis, Sequence) else (operator.index(axis),)
     if not given or any(not -ndim <= a < ndim for a in given):
         raise ValueError(f"axis={axis} does not name axes of x, which has rank {ndim}.")
     axes = tuple(sorted(a % ndim for a in given))
@@ -264,7 +272,7 @@ def _check_features(
             f"{name} has the keys {sorted(tree)}, expected {sorted(allowed)}: "
             f"make it with init_{name}."
         )
-    for key in set(tree) - {"count"}:
+    for key in tree:
         if jnp.shape(tree[key]) != features:
             raise ValueError(
                 f"{name}[{key!r}] has shape {jnp.shape(tree[key])}, but x has features of "
@@ -303,10 +311,24 @@ def _full_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
         return None
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask must be bool, got {mask.dtype}: use mask.astype(bool).")
-    try:
-        return jnp.broadcast_to(mask, x.shape)
-    except ValueError:
+    fits = mask.ndim == x.ndim and all(
+        m in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)
+    )
+    if not fits:  # one of lower rank could mean examples or features
         raise ValueError(
-            f"mask of shape {mask.shape} does not broadcast to x of shape {x.shape}: "
-            "for one flag per example, reshape it to (examples, 1, ...)."
-        ) from None
+            f"mask of shape {mask.shape} does not fit x of shape {x.shape}: it needs the same "
+            "rank and sizes, or ones; for one flag per example, reshape it to (examples, 1, ...)."
+        )
+    return jnp.broadcast_to(mask, x.shape)
+
+
+def _check_groups(
+    groups: Sequence[Sequence[int]] | None, axis_name: str | tuple[str, ...] | None
+) -> tuple[tuple[int, ...], ...] | None:
+    if groups is None:
+        return None
+    if axis_name is None:
+        raise ValueError(f"axis_index_groups={groups} needs axis_name: the axis they divide.")
+    if len({len(group) for group in groups}) != 1:
+        raise ValueError(f"axis_index_groups must be of one size, got {groups}.")
+    return tuple(map(tuple, groups))

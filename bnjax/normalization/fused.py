@@ -29,6 +29,13 @@ class Batch(NamedTuple):
     axis_name: str | tuple[str, ...] | None
     axis_index_groups: tuple[tuple[int, ...], ...] | None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The mapped axes, none, one or several."""
+        if self.axis_name is None:
+            return ()
+        return (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
+
     def moments(self, x: jax.Array, mask: jax.Array | None) -> Moments:
         """Moments of `x` over this batch."""
         return batch_moments(
@@ -60,10 +67,13 @@ def affine(
 def finite_where_masked(
     x: jax.Array, mask: jax.Array | None, mean: jax.Array, axes: tuple[int, ...]
 ) -> jax.Array:
-    """Replaces NaN and infinity in masked places by the mean, so that they reach no gradient."""
+    """Replaces NaN and infinity in masked places by the mean, so that they reach no gradient.
+
+    At the precision of the mean: rounded to that of `x`, it would not be the mean.
+    """
     if mask is None:
         return x
-    return jnp.where(mask | jnp.isfinite(x), x, jnp.expand_dims(mean, axes).astype(x.dtype))
+    return jnp.where(mask | jnp.isfinite(x), x.astype(mean.dtype), jnp.expand_dims(mean, axes))
 
 
 def normalize_autodiff(
@@ -76,11 +86,25 @@ def normalize_autodiff(
     dtype: DTypeLike,
 ) -> tuple[jax.Array, Moments]:
     """The definition, differentiated by JAX: any order, forward or reverse."""
+    y, moments, _ = _definition(x, scale, bias, mask, batch, epsilon, dtype)
+    return y, jax.tree.map(lax.stop_gradient, moments)
+
+
+def _definition(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    batch: Batch,
+    epsilon: float,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, Moments, jax.Array]:
+    """`y`, the moments and 1/sqrt(var + epsilon), all of them differentiable."""
     moments = batch.moments(x, mask)
     x = finite_where_masked(x, mask, moments.mean, batch.axes)
     rstd = lax.rsqrt(moments.var + epsilon)
     y = affine(x, moments.mean, rstd, scale, bias, batch.axes)
-    return y.astype(dtype), jax.tree.map(lax.stop_gradient, moments)
+    return y.astype(dtype), moments, rstd
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -97,7 +121,7 @@ def normalize_fused(
     return normalize_autodiff(x, scale, bias, mask, batch, epsilon, dtype)
 
 
-Sums = tuple[jax.Array, jax.Array]
+Sums = dict[str, jax.Array]
 
 
 class _Residuals(NamedTuple):
@@ -119,9 +143,10 @@ def _forward(
     epsilon: float,
     dtype: DTypeLike,
 ) -> tuple[tuple[jax.Array, Moments], _Residuals]:
-    y, moments = normalize_autodiff(x, scale, bias, mask, batch, epsilon, dtype)
-    rstd = lax.rsqrt(moments.var + epsilon)
-    return (y, moments), _Residuals(x, scale, bias, mask, moments.mean, rstd, moments.size)
+    y, moments, rstd = _definition(x, scale, bias, mask, batch, epsilon, dtype)
+    # The residuals keep their gradient: second derivatives pass through them.
+    residuals = _Residuals(x, scale, bias, mask, moments.mean, rstd, moments.size)
+    return (y, jax.tree.map(lax.stop_gradient, moments)), residuals
 
 
 def _backward(
@@ -140,22 +165,31 @@ def _backward(
     dy = cotangents[0].astype(mean.dtype)
     xhat = affine(finite_where_masked(x, mask, mean, axes), mean, rstd, None, None, axes)
 
-    sums = dy.sum(axes), (dy * xhat).sum(axes)
+    sums = {"bias": dy.sum(axes), "scale": (dy * xhat).sum(axes)}
+    if mask is not None:
+        dy = jnp.where(mask | jnp.isfinite(x), dy, 0)  # elsewhere y is `bias`, whatever x
+        sums["mean"] = dy.sum(axes)
     shared = _across(sums, batch)
-    correction = jnp.expand_dims(shared[0], axes) + xhat * jnp.expand_dims(shared[1], axes)
+    mean_sum = shared["bias" if mask is None else "mean"]
+    correction = jnp.expand_dims(mean_sum, axes) + xhat * jnp.expand_dims(shared["scale"], axes)
     correction /= jnp.expand_dims(jnp.broadcast_to(jnp.maximum(size, 1), mean.shape), axes)
     if mask is not None:
         correction = jnp.where(mask, correction, 0)
     factor = rstd if scale is None else rstd * scale.astype(rstd.dtype)
     dx = (dy - correction) * jnp.expand_dims(factor, axes)
 
-    def gradient(parameter: jax.Array | None, which: int) -> jax.Array | None:
+    def gradient(key: str, parameter: jax.Array | None) -> jax.Array | None:
         if parameter is None:
             return None
-        replicated = _is_replicated(parameter, like=sums[which], batch=batch)
-        return (shared if replicated else sums)[which].astype(parameter.dtype)
+        missing = _missing_axes(parameter, sums[key])
+        if batch.axis_index_groups is None and missing.issuperset(batch.names):
+            total = _sum_over(missing.difference(batch.names), shared[key])
+        else:
+            total = _sum_over(missing, sums[key])
+        return total.astype(parameter.dtype)
 
-    return dx.astype(x.dtype), gradient(scale, 1), gradient(bias, 0), None
+    dx = _sum_over(_missing_axes(x, dx), dx)
+    return dx.astype(x.dtype), gradient("scale", scale), gradient("bias", bias), None
 
 
 def _across(values: Sums, batch: Batch) -> Sums:
@@ -164,14 +198,21 @@ def _across(values: Sums, batch: Batch) -> Sums:
     return lax.psum(values, batch.axis_name, axis_index_groups=batch.axis_index_groups)
 
 
-def _is_replicated(parameter: jax.Array, *, like: jax.Array, batch: Batch) -> bool:
-    """Whether `shard_map` types the parameter as the same on all devices of the batch.
+def _missing_axes(primal: jax.Array, cotangent: jax.Array) -> frozenset[str]:
+    """Mesh axes over which `shard_map` types the cotangent as varying, but not the primal.
 
-    Then its cotangent must be so too, hence summed over them. Elsewhere (`pmap`, `vmap`) each
-    device returns its own share and the caller sums, as for every other parameter.
+    The types must agree, hence the cotangent is summed over them. Elsewhere (`pmap`, `vmap`) there
+    are none: each device returns its own share and the caller sums, as for every parameter.
     """
-    varying: frozenset[str] = getattr(jax.typeof(like), "vma", frozenset())
-    return bool(varying) and not varying & getattr(jax.typeof(parameter), "vma", frozenset())
+    return _varying(cotangent) - _varying(primal)
+
+
+def _varying(value: jax.Array) -> frozenset[str]:
+    return jax.typeof(value).manual_axis_type.varying
+
+
+def _sum_over(names: frozenset[str], value: jax.Array) -> jax.Array:
+    return lax.psum(value, tuple(sorted(names))) if names else value
 
 
 normalize_fused.defvjp(_forward, _backward)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 
 class Moments(NamedTuple):
@@ -44,7 +45,7 @@ def batch_moments(
         axis_index_groups: groups of devices along `axis_name` that share a batch each.
     """
     axes = tuple(axes)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(precision(x.dtype))
     if mask is not None:
         x = jnp.where(mask, x, 0)  # first of all: a masked NaN would poison every gradient
 
@@ -69,6 +70,14 @@ def batch_moments(
     rest = total(centred) / divisor
     var = total(jnp.square(centred)) / divisor - jnp.square(rest)
     return Moments(first + rest, jnp.maximum(var, 0), size)
+
+
+def precision(dtype: DTypeLike) -> jnp.dtype:
+    """What moments of `dtype` are computed in: itself, or float32 if it is narrower.
+
+    Not `jnp.promote_types`, which refuses bfloat16 with float32 under strict promotion.
+    """
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def batch_size(

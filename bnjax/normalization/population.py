@@ -54,7 +54,7 @@ def population_stats(
 
     def start(moments: Moments) -> dict[str, jax.Array]:
         zeros = jnp.zeros(moments.mean.shape, moments.mean.dtype)
-        return {"mean": zeros, "var": zeros, "count": jnp.zeros((), jnp.int32)}
+        return {"mean": zeros, "var": zeros, "count": jnp.zeros(zeros.shape, jnp.int32)}
 
     def visit(stats: Tree, batch: Tree) -> tuple[Tree, None]:
         return jax.tree.map(

@@ -1,0 +1,114 @@
+"""Results to figures; nothing else draws. No pyplot: no global state, no display needed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PLAIN, NORMALIZED = "#d55e00", "#0072b2"  # Okabe & Ito: told apart by colour-blind readers
+
+
+class Curve(NamedTuple):
+    """One arm's measurements over seeds.
+
+    Attributes:
+        label: shown in the legend.
+        color: of line and band.
+        x: `[points]`.
+        y: `[runs, points]`.
+        dashed: whether the line is dashed.
+    """
+
+    label: str
+    color: str
+    x: np.ndarray
+    y: np.ndarray
+    dashed: bool = False
+
+
+class Percentiles(NamedTuple):
+    """How one unit's input is distributed over time, and where other units' medians run.
+
+    Attributes:
+        title: of the panel.
+        color: of the unit's lines.
+        steps: `[times]`.
+        unit: `[3, times]`, ascending percentiles of one unit.
+        medians: `[units, times]`.
+    """
+
+    title: str
+    color: str
+    steps: np.ndarray
+    unit: np.ndarray
+    medians: np.ndarray
+
+
+def learning_curves(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> None:
+    """Test accuracy in % against steps: the mean over runs, and ± one standard deviation."""
+    for curve in curves:
+        y = 100 * curve.y
+        mean, sd = y.mean(axis=0), y.std(axis=0, ddof=min(1, len(y) - 1))
+        style = "--" if curve.dashed else "-"
+        axes.plot(curve.x, mean, style, color=curve.color, label=curve.label, linewidth=1.5)
+        axes.fill_between(curve.x, mean - sd, mean + sd, color=curve.color, alpha=0.2, linewidth=0)
+    axes.set_ylim(100 * lowest, 100)
+    axes.set_xlim(0, max(curve.x[-1] for curve in curves))
+    axes.set_ylabel("test accuracy, %")
+    _steps_axis(axes)
+    axes.legend(loc="lower right", frameon=False)
+
+
+def percentile_paths(axes: Axes, paths: Percentiles, *, limit: float) -> None:
+    """The 15th, 50th and 85th percentile of one unit's input, over the medians of all units."""
+    axes.plot(paths.steps, paths.medians.T, color="0.8", linewidth=0.5, zorder=1)
+    axes.fill_between(
+        paths.steps, paths.unit[0], paths.unit[2], color=paths.color, alpha=0.2, linewidth=0
+    )
+    for row, width in zip(paths.unit, (1.0, 1.8, 1.0), strict=True):
+        axes.plot(paths.steps, row, color=paths.color, linewidth=width)
+    axes.set_title(paths.title)
+    axes.set_xlim(0, paths.steps[-1])
+    axes.set_ylim(-limit, limit)
+    _steps_axis(axes)
+
+
+def by_learning_rate(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> None:
+    """Final test accuracy in % against the learning rate: mean over runs, each run a dot."""
+    for curve in curves:
+        y = 100 * curve.y
+        style = "--" if curve.dashed else "-"
+        axes.plot(
+            curve.x, y.mean(axis=0), style, color=curve.color, label=curve.label, linewidth=1.5
+        )
+        for row in y:
+            axes.plot(curve.x, row, "o", color=curve.color, markersize=3, alpha=0.6)
+    axes.set_xscale("log")
+    axes.set_ylim(100 * lowest, 100)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("final test accuracy, %")
+    axes.legend(loc="lower center", frameon=False)
+
+
+def new_figure(columns: Sequence[float], *, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """A figure of one row of panels, with the given widths in inches."""
+    figure = Figure(figsize=(sum(columns), height), layout="constrained")
+    axes = figure.subplots(1, len(columns), squeeze=False, width_ratios=list(columns))[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a PNG that depends on nothing but the figure."""
+    figure.savefig(path, dpi=160, metadata={"Software": None})
+    return path
+
+
+def _steps_axis(axes: Axes) -> None:
+    axes.set_xlabel("training steps")
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}K" if x else "0")

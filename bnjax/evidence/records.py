@@ -1,0 +1,214 @@
+"""What a run writes and reads back: `record.json` before step 0, then `metrics.jsonl`.
+
+A record names everything that its numbers depend on: configuration, versions, commit, backend,
+data. It names no host and no path.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+SCHEMA = 1
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "bnjax")
+
+Json = Any
+
+
+class RecordError(ValueError):
+    """A run directory that does not fit, or cannot be read."""
+
+
+def environment() -> dict[str, Json]:
+    """Versions, commit, backend and numerical settings of this process.
+
+    Starts JAX's backend.
+    """
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "git": _git(),
+        "backend": jax.default_backend(),
+        "device_kind": devices[0].device_kind,
+        "device_count": len(devices),
+        "processor": _processor(),
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def tree_sha256(tree: Any) -> str:
+    """Digest of a tree of arrays: paths, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def number(value: Any) -> float | int:
+    """A scalar as the shortest JSON number that reads back as the same value."""
+    value = np.asarray(value)[()]
+    return int(value) if np.issubdtype(value.dtype, np.integer) else float(str(value))
+
+
+class Run:
+    """One run's directory, `record.json` and `metrics.jsonl`.
+
+    Opening a directory that holds a run of the same configuration continues it.
+    """
+
+    def __init__(self, directory: Path, header: Mapping[str, Json]) -> None:
+        """Writes the record, or checks the one that is there.
+
+        Args:
+            directory: made if it does not exist.
+            header: JSON values; `identity` is what must not change when a run goes on.
+
+        Raises:
+            RecordError: if the directory holds a run of another identity, with the difference.
+        """
+        self.directory = directory
+        self._metrics = directory / "metrics.jsonl"
+        record = json.loads(json.dumps({"schema": SCHEMA, **header, "finished": False}))
+        if not (directory / "record.json").exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            self.record = record
+            self._write()
+            return
+        self.record = read_record(directory)
+        changed = differences(self.record["identity"], record["identity"])
+        if changed:
+            raise RecordError(
+                f"{directory} holds a run of another configuration:\n  "
+                + "\n  ".join(changed)
+                + "\nChoose another --out, or remove that folder."
+            )
+        if not self.finished and self.record["environment"] != record["environment"]:
+            self.record.setdefault("resumed_under", []).append(record["environment"])
+            self._write()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.record["finished"])
+
+    def rewind(self, step: int) -> None:
+        """Drops what was logged after `step`; a negative step drops all."""
+        kept = [entry for entry in _read_lines(self._metrics) if entry["step"] <= step]
+        _replace(self._metrics, "".join(map(_line, kept)))
+
+    def log(self, entry: Mapping[str, Json]) -> None:
+        """Adds a line; `entry["step"]` says when."""
+        with self._metrics.open("a") as file:
+            file.write(_line(entry))
+
+    def finish(self, final: Mapping[str, Json]) -> None:
+        """Writes the outcome into the record."""
+        self.record["final"] = dict(final)
+        self.record["finished"] = True
+        self._write()
+
+    def _write(self) -> None:
+        _replace(self.directory / "record.json", json.dumps(self.record, indent=1) + "\n")
+
+
+def read_record(directory: Path) -> dict[str, Json]:
+    """The record of a run.
+
+    Raises:
+        RecordError: if there is none, or it is damaged or of another schema.
+    """
+    path = directory / "record.json"
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecordError(f"{directory} holds no run: there is no record.json.") from None
+    except ValueError as error:
+        raise RecordError(
+            f"{path} is damaged ({error}): remove the folder and run again."
+        ) from None
+    if record.get("schema") != SCHEMA:
+        raise RecordError(
+            f"{path} has schema {record.get('schema')}, this bnjax reads {SCHEMA}: "
+            "use the version named in it."
+        )
+    return record
+
+
+def read_metrics(directory: Path) -> list[dict[str, Json]]:
+    """The lines of a run's `metrics.jsonl`, in order of steps."""
+    return _read_lines(directory / "metrics.jsonl")
+
+
+def differences(stored: Json, given: Json, path: str = "") -> list[str]:
+    """Where two JSON values differ, a line each: name, stored value, given value."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        lines = []
+        for key in sorted({*stored, *given}):
+            name = f"{path}.{key}" if path else key
+            missing = "(absent)"
+            lines += differences(stored.get(key, missing), given.get(key, missing), name)
+        return lines
+    return [] if stored == given else [f"{path}: stored {stored!r}, given {given!r}"]
+
+
+def _read_lines(path: Path) -> list[dict[str, Json]]:
+    entries: list[dict[str, Json]] = []
+    if not path.exists():
+        return entries
+    lines = path.read_text().splitlines()
+    for position, line in enumerate(lines):
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            if position + 1 == len(lines):
+                break  # the process ended within a write; the step will be logged again
+            raise RecordError(f"{path}, line {position + 1} is damaged: {line[:80]!r}") from None
+    return entries
+
+
+def _line(entry: Mapping[str, Json]) -> str:
+    return json.dumps(entry, separators=(",", ":")) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _git() -> dict[str, Json] | None:
+    """Commit and whether tracked files differ from it; None outside a repository."""
+
+    def run(*args: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {
+            "commit": run("rev-parse", "HEAD"),
+            "dirty": bool(run("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.machine()

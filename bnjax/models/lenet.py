@@ -1,0 +1,93 @@
+"""LeNet-5 (LeCun et al. 1998, section II.B) in its modern form."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from bnjax.models.layers import (
+    Activation,
+    Initializer,
+    Norm,
+    NormActivation,
+    Subsample,
+    patch_convolution,
+)
+
+Pool = Literal["average", "max", "subsample"]
+Convolution = Literal["patches", "xla"]
+
+
+class LeNet5(nn.Module):
+    """C1 5x5x6, pool, C3 5x5x16, pool, C5 120, F6 84, output: 61,706 parameters for one channel.
+
+    Unlike the classical network, C3 sees all maps of the layer before, and the output is linear
+    with a softmax cross-entropy in place of radial basis functions. `pool="subsample"` and
+    `activation=scaled_tanh` bring back its learned subsampling and its squashing function.
+
+    Attributes:
+        classes: outputs.
+        norm: normalization of C1, C3, C5 and F6; None for none.
+        activation: nonlinearity of those layers, and after a learned subsampling.
+        pool: 2x2, stride 2.
+        kernel_init: of all weights.
+        convolution: `"patches"`, faster on CPUs (see `patch_convolution`), or `"xla"`.
+    """
+
+    classes: int = 10
+    norm: Norm | None = None
+    activation: Activation = nn.tanh
+    pool: Pool = "average"
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    convolution: Convolution = "patches"
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Logits `[n, classes]` of images `[n, 28, 28, c]`, or 32x32 ones.
+
+        Raises:
+            ValueError: for images of another size.
+        """
+        if images.ndim != 4 or images.shape[1:3] not in ((28, 28), (32, 32)):
+            raise ValueError(
+                f"images must have shape [n, 28, 28, c] or [n, 32, 32, c], got {images.shape}."
+            )
+        border = (32 - images.shape[1]) // 2  # a 28x28 digit stands in the centre of 32x32
+        x = self._convolution(images, 6, border, "C1", train)  # [n, 28, 28, 6]
+        x = self._pool(x, "S2")  # [n, 14, 14, 6]
+        x = self._convolution(x, 16, 0, "C3", train)  # [n, 10, 10, 16]
+        x = self._pool(x, "S4")  # [n, 5, 5, 16]
+        x = x.reshape(len(x), -1)  # [n, 400]
+        for units, name in ((120, "C5"), (84, "F6")):
+            x = nn.Dense(
+                units, use_bias=self.norm is None, kernel_init=self.kernel_init, name=name
+            )(x)
+            x = self._activate(x, name, train)
+        return nn.Dense(self.classes, kernel_init=self.kernel_init, name="logits")(x)
+
+    def _convolution(
+        self, x: jax.Array, features: int, border: int, name: str, train: bool
+    ) -> jax.Array:
+        x = nn.Conv(
+            features,
+            (5, 5),
+            padding=border,
+            use_bias=self.norm is None,
+            kernel_init=self.kernel_init,
+            conv_general_dilated=patch_convolution if self.convolution == "patches" else None,
+            name=name,
+        )(x)
+        return self._activate(x, name, train)
+
+    def _activate(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        return NormActivation(self.norm, self.activation, name=f"{name}_activation")(x, train=train)
+
+    def _pool(self, x: jax.Array, name: str) -> jax.Array:
+        match self.pool:
+            case "average":
+                return nn.avg_pool(x, (2, 2), (2, 2))
+            case "max":
+                return nn.max_pool(x, (2, 2), (2, 2))
+            case "subsample":
+                return self.activation(Subsample(name=name)(x))
+        raise ValueError(f"pool must be 'average', 'max' or 'subsample', got {self.pool!r}.")

@@ -1,0 +1,1 @@
+"""Training: pure steps, their compilation over devices, checkpoints, one loop."""

@@ -1,0 +1,608 @@
+"""Checkpoints that are proved whole before a run resumes from them.
+
+Orbax stores the arrays. It does not notice a flipped byte, casts dtypes silently and stops at a
+damaged newest step, so each checkpoint carries a manifest of SHA-256 digests. Restoring checks the
+files before Orbax parses them, and every leaf afterwards.
+
+A checkpoint directory holds, for each step::
+
+    <step>/arrays/            Orbax: the leaves as one list, typed PRNG keys as their key data
+    <step>/manifest.json      schema version, step, leaves, files, versions, config, extra
+    <step>/manifest.sha256    the manifest's own digest, as sha256sum writes it
+
+``<step>.tmp`` is an unfinished write or delete and is cleared at the next start;
+``<step>.damaged`` is a checkpoint that failed its checks and was set aside when training wrote on
+from an earlier one.
+"""
+
+import atexit
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import operator
+import os
+import platform
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TextIO, TypeAlias
+
+import jax
+import numpy as np
+
+PyTree: TypeAlias = Any
+
+SCHEMA_VERSION = 1
+_RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "bnjax")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or must not be used for what was asked."""
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` read.
+
+    Attributes:
+        step: Step it was saved under.
+        state: NumPy arrays in the target's structure; typed PRNG keys are JAX key arrays.
+        extra: What was given to `save` as `extra`, as JSON returns it (tuples are lists).
+    """
+
+    step: int
+    state: PyTree
+    extra: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run in one local directory, with one writer at a time.
+
+    Use it as a context manager: leaving the block waits until the last save is on disk. A process
+    that ends without leaving the block or calling `close` may lose the save it was writing. In a
+    run of several processes, process 0 opens the directory and saves leaves that it holds whole.
+
+    Args:
+        directory: Local directory; created if it does not exist.
+        config: JSON-able description of what the state belongs to (experiment, arm, seeds, ...).
+        keep: How many of the newest checkpoints to keep, at least 1. With 1 there is nothing to
+            fall back to.
+
+    Raises:
+        CheckpointError: Another writer holds the directory; or it holds checkpoints of another
+            config, or of another schema version; or this is not process 0.
+        TypeError: `config` is not JSON-able, or `keep` is not an integer.
+        ValueError: `keep` is below 1, or `directory` is a URL.
+    """
+
+    def __init__(self, directory: str | Path, *, config: Mapping[str, Any], keep: int = 2) -> None:
+        # Imported here so that importing bnjax stays light, and not first in the writing thread.
+        import orbax.checkpoint  # noqa: F401
+
+        self._keep = _integer("keep", keep, minimum=1)
+        self._config = _as_json("config", config)
+        if "://" in str(directory):
+            raise ValueError(f"directory must be a local path, got {str(directory)!r}")
+        if jax.process_index() != 0:
+            raise CheckpointError(
+                f"this is process {jax.process_index()} of {jax.process_count()}; open checkpoints "
+                "on process 0 and broadcast what it restores"
+            )
+        self._directory = Path(directory).absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._damaged: set[int] = set()  # found by restore; set aside by the next save
+        self._pending: tuple[int, Future[None]] | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._lock = _lock(self._directory)
+        # Too late to save anything, but a write that failed because nobody waited is then reported.
+        atexit.register(self.close)
+        try:
+            self._clear_unfinished()
+            self._check_config()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except CheckpointError as error:
+            if exc is None:
+                raise
+            exc.add_note(f"Also: {error}")  # what ended the block is the news; keep it in front
+
+    def save(self, step: int, state: PyTree, extra: Mapping[str, Any] | None = None) -> None:
+        """Copies `state` to the host and writes it in the background.
+
+        When this returns, the arrays may be donated or overwritten. A save that is still being
+        written is waited for first. Steps must grow; the newest step again is accepted, and nothing
+        is written, if that checkpoint is whole and holds the same values and extra. Checkpoints
+        that `restore` found damaged do not count; the first save afterwards sets them aside.
+
+        Args:
+            step: Step number, at least 0.
+            state: Pytree of JAX arrays, NumPy arrays or typed PRNG keys, of any numeric or bool
+                dtype.
+            extra: JSON-able values to return with the state, such as the position in the data.
+
+        Raises:
+            CheckpointError: The save before this one failed; or `step` is not after the newest
+                step; or the object is closed.
+            TypeError: A leaf is not an array, or `extra` is not JSON-able.
+            ValueError: `step` is negative, or `state` has no values.
+        """
+        self._wait()
+        step = _integer("step", step, minimum=0)
+        plain_extra = _as_json("extra", {} if extra is None else extra)
+        leaves = _describe("state", state)
+        arrays = _host_copies(state)
+        newest = self.latest()
+        if newest is not None and step <= newest:
+            if step == newest and self._holds(step, leaves, arrays, plain_extra):
+                return
+            raise CheckpointError(
+                f"step {step} cannot be saved: {self._directory} already holds step {newest}, with "
+                "other content; continue from restore(), or use another directory"
+            )
+        self._pending = step, self._writer.submit(self._write, step, leaves, arrays, plain_extra)
+
+    def latest(self) -> int | None:
+        """Returns the newest step on disk that is not known to be damaged, or None.
+
+        Waits for a save that is still being written. Only `restore` checks the content.
+
+        Raises:
+            CheckpointError: That save failed, or the object is closed.
+        """
+        self._wait()
+        steps = [step for step in self._steps() if step not in self._damaged]
+        return steps[-1] if steps else None
+
+    def restore(self, target: PyTree) -> Restored | None:
+        """Reads the newest whole checkpoint.
+
+        Damaged checkpoints are passed over with a warning and left as they are.
+
+        Args:
+            target: Pytree with the structure, shapes and dtypes to read, of arrays or
+                `jax.ShapeDtypeStruct`. Its shardings do not matter: the caller places the result.
+
+        Returns:
+            The step, state and extra, or None if the directory has no checkpoint.
+
+        Raises:
+            CheckpointError: Tree paths, shapes or dtypes differ from the target's; or checkpoints
+                exist and all are damaged; or a save failed; or the object is closed.
+            TypeError: A leaf of `target` is not an array.
+        """
+        self._wait()
+        wanted = _describe("target", target, jax.ShapeDtypeStruct)
+        problems: dict[int, str] = {}
+        for step in reversed(self._steps()):
+            folder = self._folder(step)
+            try:
+                manifest = _read_manifest(folder)
+                _check_same_leaves(folder, manifest["leaves"], wanted)
+                leaves = _read_leaves(folder, manifest, target)
+            except _DamageError as damage:
+                problems[step] = str(damage)
+                continue
+            self._damaged = set(problems)
+            if problems:
+                warnings.warn(
+                    f"{self._listing(problems)}\nstep {step} is restored instead", stacklevel=2
+                )
+            state = jax.tree.unflatten(jax.tree.structure(target), leaves)
+            return Restored(step, state, manifest["extra"])
+        if problems:
+            raise CheckpointError(
+                f"no checkpoint is whole; {self._listing(problems)}\n"
+                "put back a good copy of one of them, or start anew in another directory"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits until the last save is on disk and releases the directory; idempotent.
+
+        Raises:
+            CheckpointError: The last save failed.
+        """
+        if self._lock.closed:
+            return
+        atexit.unregister(self.close)
+        try:
+            self._wait()
+        finally:
+            self._writer.shutdown()
+            self._lock.close()
+
+    def _wait(self) -> None:
+        if self._lock.closed:
+            raise CheckpointError(
+                f"the checkpoints in {self._directory} are closed; open them again"
+            )
+        if self._pending is None:
+            return
+        step, written = self._pending
+        error = written.exception()
+        self._pending = None
+        if error is not None:
+            raise CheckpointError(
+                f"step {step} was not saved in {self._directory}: {_one_line(error)}; "
+                "check that the directory exists, is writable and has free space"
+            ) from error
+
+    def _folder(self, step: int) -> Path:
+        return self._directory / str(step)
+
+    def _steps(self) -> list[int]:
+        """Returns the steps on disk, ascending."""
+        names = (path.name for path in self._directory.iterdir() if path.is_dir())
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
+
+    def _listing(self, problems: Mapping[int, str]) -> str:
+        lines = (f"  {self._folder(step)}: {what}" for step, what in problems.items())
+        return "damaged checkpoints:\n" + "\n".join(lines)
+
+    def _clear_unfinished(self) -> None:
+        for path in self._directory.iterdir():
+            if re.fullmatch(r"[0-9]+\.tmp", path.name):
+                shutil.rmtree(path)
+
+    def _check_config(self) -> None:
+        for step in self._steps():
+            try:
+                stored = _read_manifest(self._folder(step))["config"]
+            except _DamageError:
+                continue  # restore reports it
+            differences = _differences(stored, self._config)
+            if differences:
+                raise CheckpointError(
+                    f"{self._folder(step)} belongs to another config:\n  "
+                    + "\n  ".join(differences)
+                    + "\ngive the stored values to resume it, or use another directory"
+                )
+
+    def _holds(
+        self,
+        step: int,
+        leaves: Sequence[Mapping[str, Any]],
+        arrays: Sequence[np.ndarray],
+        extra: Mapping[str, Any],
+    ) -> bool:
+        """Whether the checkpoint of `step` is whole and has these values."""
+        folder = self._folder(step)
+        try:
+            manifest = _read_manifest(folder)
+            _check_files(folder, manifest["files"])
+        except _DamageError as damage:
+            raise CheckpointError(
+                f"step {step} cannot be saved: {folder} exists and is damaged ({damage}); "
+                "continue from restore(), or use another directory"
+            ) from damage
+        same_values = manifest["leaves"] == _with_digests(leaves, arrays)
+        return same_values and not _differences(manifest["extra"], extra)
+
+    def _write(
+        self,
+        step: int,
+        leaves: Sequence[Mapping[str, Any]],
+        arrays: Sequence[np.ndarray],
+        extra: Mapping[str, Any],
+    ) -> None:
+        """Writes one checkpoint; the rename at its end makes it exist, whole or not at all."""
+        self._clear_unfinished()
+        unfinished = self._directory / f"{step}.tmp"
+        unfinished.mkdir()
+        _write_arrays(unfinished, arrays)
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "step": step,
+            "leaves": _with_digests(leaves, arrays),
+            "files": _file_digests(unfinished),
+            "versions": _versions(),
+            "config": self._config,
+            "extra": extra,
+        }
+        _write_manifest(unfinished, manifest)
+        _sync([*unfinished.rglob("*"), unfinished])
+        for damaged in self._damaged.intersection(self._steps()):
+            _set_aside(self._folder(damaged))
+        self._damaged.clear()
+        unfinished.rename(self._folder(step))
+        _sync([self._directory])
+        for old in self._steps()[: -self._keep]:
+            # Renamed first: a kill while deleting must not leave half a checkpoint under its name.
+            shutil.rmtree(self._folder(old).rename(self._directory / f"{old}.tmp"))
+
+
+class _DamageError(Exception):
+    """A checkpoint does not hold what was written; the message says what is wrong."""
+
+
+def _lock(directory: Path) -> TextIO:
+    """Returns a file that holds the directory until it is closed or the process ends."""
+    file = open(directory / ".lock", "a+")  # noqa: SIM115 - outlives this function
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read(20) or "unknown"
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise CheckpointError(
+                f"{directory} is in use by another writer (process {owner}); "
+                "close that one, or use another directory"
+            ) from error
+        raise CheckpointError(
+            f"{directory} cannot be locked ({error}); use a directory on a local disk"
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _describe(name: str, tree: PyTree, *abstract: Any) -> list[dict[str, Any]]:
+    """Returns path, shape and dtype of every leaf, as the manifest has them."""
+    leaves = []
+    allowed = (jax.Array, np.ndarray, np.generic, *abstract)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where = jax.tree_util.keystr(path)
+        if not isinstance(leaf, allowed):
+            raise TypeError(
+                f"{name}{where} must be an array, got {leaf!r} of type {type(leaf).__name__}; "
+                "convert it with np.asarray and a dtype"
+            )
+        numeric = any(jax.dtypes.issubdtype(leaf.dtype, kind) for kind in (np.number, np.bool_))
+        if not (_is_key(leaf) or (numeric and leaf.dtype.isnative)):
+            raise TypeError(
+                f"{name}{where} must have a native numeric or bool dtype, got {leaf.dtype}"
+            )
+        leaves.append({"path": where, "shape": list(leaf.shape), "dtype": str(leaf.dtype)})
+        if isinstance(leaf, jax.Array) and _is_key(leaf):
+            leaves[-1]["prng_impl"] = str(jax.random.key_impl(leaf))
+    return leaves
+
+
+def _host_copies(state: PyTree) -> list[np.ndarray]:
+    """Returns each leaf as a NumPy array that shares no memory with it; keys as their data."""
+    leaves = [
+        jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
+    ]
+    # On CPU device_get returns views of the device buffers, which donation would overwrite.
+    arrays = [np.array(leaf, order="C") for leaf in jax.device_get(leaves)]
+    if not any(array.size for array in arrays):
+        raise ValueError("state has no values to save; give a pytree with at least one array")
+    return arrays
+
+
+def _sha256(array: np.ndarray) -> str:
+    # As bytes, because hashlib does not know the buffers of bfloat16 and its kin.
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _with_digests(
+    leaves: Iterable[Mapping[str, Any]], arrays: Iterable[np.ndarray]
+) -> list[dict[str, Any]]:
+    pairs = zip(leaves, arrays, strict=True)
+    return [{**leaf, "sha256": _sha256(array)} for leaf, array in pairs]
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # bnjax run from a clone
+            versions[package] = None
+    return versions
+
+
+def _write_arrays(folder: Path, arrays: Iterable[np.ndarray]) -> None:
+    import orbax.checkpoint as ocp
+
+    # Orbax refuses arrays without elements; reading makes them from their shape.
+    stored = [array for array in arrays if array.size]
+    with _orbax_checkpointer() as checkpointer:
+        checkpointer.save(folder / "arrays", args=ocp.args.StandardSave(stored))
+
+
+def _read_arrays(folder: Path) -> list[np.ndarray]:
+    try:
+        with _orbax_checkpointer() as checkpointer:
+            return checkpointer.restore(folder / "arrays")
+    except Exception as error:  # what Orbax raises on broken files is not specified
+        raise _DamageError(f"Orbax cannot read arrays/: {_one_line(error)}") from error
+
+
+def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Raises _DamageError unless the files below `folder`/arrays are those that were written.
+
+    Orbax must not see broken files: it leaves failing tasks in its event loop, which print.
+    """
+    try:
+        found = _file_digests(folder)
+    except OSError as error:
+        raise _DamageError(f"its files cannot be read: {_one_line(error)}") from error
+    if found != files:
+        names = {name for name, _ in found.items() ^ files.items()}
+        broken = [name if name in found else f"{name} (missing)" for name in sorted(names)]
+        raise _DamageError(f"files differ from their SHA-256: {', '.join(broken)}")
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file below `folder`/arrays, by its path from `folder`."""
+    digests = {}
+    for path in sorted((folder / "arrays").rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(folder).as_posix()] = digest
+    return digests
+
+
+def _orbax_checkpointer() -> Any:
+    import orbax.checkpoint as ocp
+
+    # Process 0 reads and writes alone, so Orbax must not wait for the others at its barriers.
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    return ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+    )
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    text = json.dumps(manifest, indent=1).encode()
+    (folder / "manifest.json").write_bytes(text)
+    (folder / "manifest.sha256").write_bytes(_manifest_digest(text))
+
+
+def _manifest_digest(text: bytes) -> bytes:
+    return f"{hashlib.sha256(text).hexdigest()}  manifest.json\n".encode()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        text = (folder / "manifest.json").read_bytes()
+        digest = (folder / "manifest.sha256").read_bytes()
+    except OSError as error:
+        raise _DamageError(f"its manifest cannot be read: {_one_line(error)}") from error
+    if digest != _manifest_digest(text):
+        raise _DamageError("manifest.json differs from its digest in manifest.sha256")
+    manifest = json.loads(text)
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{folder} has schema version {manifest['schema_version']}, this bnjax reads "
+            f"{SCHEMA_VERSION}; use bnjax {manifest['versions']['bnjax']}, which wrote it"
+        )
+    if str(manifest["step"]) != folder.name:
+        raise _DamageError(f"its manifest is that of step {manifest['step']}")
+    return manifest
+
+
+def _check_same_leaves(
+    folder: Path, stored: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]
+) -> None:
+    """Raises CheckpointError with every leaf in which a checkpoint and the target differ."""
+
+    def by_path(leaves: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        return {leaf["path"]: f"{leaf['dtype']}{leaf['shape']}" for leaf in leaves}
+
+    differences = _differences(by_path(stored), by_path(wanted))
+    if differences:
+        raise CheckpointError(
+            f"{folder} does not fit the target:\n  "
+            + "\n  ".join(differences)
+            + "\nbuild the target with the code and config that saved it, or use another directory"
+        )
+
+
+def _read_leaves(folder: Path, manifest: Mapping[str, Any], target: PyTree) -> list[Any]:
+    """Returns the leaves in the target's order, each compared with its digest.
+
+    The caller has checked that the checkpoint's leaves and the target's are the same.
+    """
+    _check_files(folder, manifest["files"])
+    arrays = iter(_read_arrays(folder))
+    facts = {leaf["path"]: leaf for leaf in manifest["leaves"]}
+    on_disk = {path: next(arrays, None) for path, leaf in facts.items() if 0 not in leaf["shape"]}
+    leaves: list[Any] = []
+    wrong: list[str] = []
+    for tree_path, like in jax.tree_util.tree_leaves_with_path(target):
+        path = jax.tree_util.keystr(tree_path)
+        form = jax.ShapeDtypeStruct(like.shape, like.dtype)
+        if _is_key(like):
+            form = jax.eval_shape(jax.random.key_data, form)
+        array = on_disk[path] if path in on_disk else np.empty(form.shape, form.dtype)
+        if not (
+            isinstance(array, np.ndarray)
+            and (array.shape, array.dtype) == (form.shape, form.dtype)
+            and _sha256(array) == facts[path]["sha256"]
+        ):
+            wrong.append(path)
+        elif _is_key(like):
+            impl = facts[path]["prng_impl"]
+            leaves.append(jax.random.wrap_key_data(jax.device_put(array), impl=impl))
+        else:
+            leaves.append(array)
+    if wrong:
+        raise _DamageError(f"values differ from their SHA-256: {', '.join(wrong)}")
+    return leaves
+
+
+def _set_aside(folder: Path) -> None:
+    """Renames a damaged checkpoint, so that its step is free and its files can be examined."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = folder.with_name(f"{folder.name}.damaged-{count}")
+    folder.rename(aside)
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _differences(
+    stored: Mapping[str, Any], given: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
+    """Returns one line for each value in which two JSON mappings differ."""
+    lines = []
+    for key in {**stored, **given}:
+        pair = [mapping[key] for mapping in (stored, given) if key in mapping]
+        if len(pair) == 2 and all(isinstance(value, Mapping) for value in pair):
+            lines += _differences(pair[0], pair[1], f"{prefix}{key}.")
+        # As text too: NaN differs from itself.
+        elif len(pair) < 2 or (pair[0] != pair[1] and json.dumps(pair[0]) != json.dumps(pair[1])):
+            shown = [repr(m[key]) if key in m else "nothing" for m in (stored, given)]
+            lines.append(f"{prefix}{key}: stored {shown[0]}, given {shown[1]}")
+    return lines
+
+
+def _as_json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `value` as JSON gives it back, so that what is stored and what is compared agree."""
+    try:
+        return json.loads(json.dumps(dict(value)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be a mapping of JSON values, got {value!r} ({error}); convert "
+            "dataclasses with dataclasses.asdict, arrays with .tolist() and paths with str"
+        ) from error
+
+
+def _integer(name: str, value: int, minimum: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from error
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}")
+    return number
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"

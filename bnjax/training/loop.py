@@ -1,0 +1,181 @@
+"""The training loop: dispatches, evaluations, records, checkpoints; no arithmetic."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from bnjax.training.checkpoints import Checkpoints
+from bnjax.training.objectives import Metrics
+
+Tree = Any
+
+
+class Interrupted(Exception):
+    """Training stopped on request, after a checkpoint."""
+
+    def __init__(self, step: int, signum: int) -> None:
+        super().__init__(f"stopped at step {step} by {signal.Signals(signum).name}")
+        self.step = step
+        self.signum = signum
+
+
+class Schedule(NamedTuple):
+    """When things happen, in steps.
+
+    Attributes:
+        steps: length of the run.
+        steps_per_dispatch: steps in one call of the compiled program.
+        eval_every: distance of evaluations; one comes before the first step and one after the last.
+        dense_until: up to here evaluations come at `eval_every`, then at `sparse_eval_every`.
+        sparse_eval_every: see above.
+        checkpoint_every: distance of checkpoints; 0 for none but on interruption.
+    """
+
+    steps: int
+    steps_per_dispatch: int
+    eval_every: int
+    dense_until: int
+    sparse_eval_every: int
+    checkpoint_every: int
+
+    def check(self) -> None:
+        """Raises ValueError unless all events fall between two dispatches."""
+        for name in ("steps", "steps_per_dispatch", "eval_every", "sparse_eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
+        for name in ("eval_every", "sparse_eval_every", "checkpoint_every"):
+            if getattr(self, name) % self.steps_per_dispatch:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be a multiple of "
+                    f"steps_per_dispatch={self.steps_per_dispatch}."
+                )
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether an evaluation is due after `step` steps."""
+        every = self.eval_every if step <= self.dense_until else self.sparse_eval_every
+        return step % every == 0 or step == self.steps
+
+
+class Program(NamedTuple):
+    """What the loop calls; all of it compiled by the caller.
+
+    Attributes:
+        train: `(state, indices) -> (state, metrics)`, metrics host arrays, summed over the indices'
+            steps; may give up the old state's buffers.
+        evaluate: `state -> tree` of arrays.
+        indices: `(first step, steps) -> array` that chooses the examples of these steps.
+        snapshot: state to host arrays, for a checkpoint.
+    """
+
+    train: Callable[[Tree, np.ndarray], tuple[Tree, Metrics]]
+    evaluate: Callable[[Tree], Tree]
+    indices: Callable[[int, int], np.ndarray]
+    snapshot: Callable[[Tree], Tree]
+
+
+class Progress(NamedTuple):
+    """What a checkpoint holds: the state, and the training metrics since the last evaluation.
+
+    The metrics are host arrays, one sum for each member.
+    """
+
+    state: Tree
+    sums: Metrics
+
+
+def fit(
+    program: Program,
+    progress: Progress,
+    schedule: Schedule,
+    *,
+    first_step: int,
+    record: Callable[[int, Metrics, Tree], None],
+    checkpoints: Checkpoints | None = None,
+    description: str = "",
+    members: int = 1,
+) -> Tree:
+    """Trains from `first_step` to the schedule's end.
+
+    Ctrl-C and SIGTERM end the dispatch under way, save a checkpoint and raise; a second signal
+    stops at once.
+
+    Args:
+        program: compiled functions.
+        progress: where to start from; its state may be donated.
+        schedule: when to evaluate and save.
+        first_step: steps that `progress` has behind it.
+        record: called at each evaluation with the step, the training metrics summed since the
+            last one, and the evaluation's result.
+        checkpoints: where to save; None for nowhere.
+        description: shown on the progress bar.
+        members: runs trained at once; the bar counts the steps of all of them.
+
+    Returns:
+        The final state.
+
+    Raises:
+        Interrupted: after a signal.
+    """
+    schedule.check()
+    state, sums = progress
+    step = first_step
+    bar = tqdm(
+        total=schedule.steps * members,
+        initial=step * members,
+        desc=description,
+        unit="step",
+        unit_scale=True,
+        dynamic_ncols=True,
+        mininterval=0.5,
+    )
+    with bar, _signals() as received:
+        if step == 0:
+            record(0, sums, program.evaluate(state))
+        while step < schedule.steps:
+            steps = min(schedule.steps_per_dispatch, schedule.steps - step)
+            state, new = program.train(state, program.indices(step, steps))
+            sums = jax.tree.map(np.add, sums, new)
+            step += steps
+            bar.update(steps * members)
+            if schedule.evaluates_at(step):
+                record(step, sums, program.evaluate(state))
+                sums = jax.tree.map(np.zeros_like, sums)
+            due = schedule.checkpoint_every and step % schedule.checkpoint_every == 0
+            if checkpoints is not None and (due or received or step == schedule.steps):
+                checkpoints.save(step, Progress(program.snapshot(state), sums))
+            if received:
+                raise Interrupted(step, received[0])
+    return state
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM; the second acts as it always did."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python delivers signals to the main thread alone
+        return
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        restore()
+
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        restore()

@@ -1,0 +1,107 @@
+"""Where programs meet devices: the only file that says jit, shard_map, mesh and donate.
+
+Members are independent runs of one program (seeds, learning rates). Their states are stacked on a
+leading axis, which is split over the devices; each device runs its members one after another
+(`"map"`) or together (`"vmap"`). On CPUs one device per core and `"map"` is fastest: small
+matrix products do not gain from several threads (measured: 3,100 to 6,300 steps a second on two
+cores), and a member's numbers then do not depend on how many others run beside it.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Tree = Any
+Together = Literal["map", "vmap"]
+
+_AXIS = "members"
+
+
+def one_cpu_device_per_core() -> None:
+    """Makes every CPU core a JAX device. Call before the first computation.
+
+    Raises:
+        RuntimeError: if JAX has started already.
+    """
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def default_together() -> Together:
+    """`"map"` on CPUs, `"vmap"` on accelerators, where small products leave the chip idle."""
+    return "map" if jax.default_backend() == "cpu" else "vmap"
+
+
+class Members:
+    """Places and compiles for a number of members over the devices at hand.
+
+    With fewer members than devices the rest idle; where members do not divide evenly, the last
+    one is computed again to fill up, and dropped.
+    """
+
+    def __init__(self, count: int, *, together: Together) -> None:
+        if count < 1:
+            raise ValueError(f"count must be >= 1, got {count}.")
+        devices = jax.local_devices()[:count]
+        self.count = count
+        self.together = together
+        self._padded = -(-count // len(devices)) * len(devices)
+        self._mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+
+    @property
+    def devices(self) -> int:
+        """Devices in use."""
+        return self._mesh.size
+
+    def place(self, stacked: Tree) -> Tree:
+        """Puts arrays `[count, ...]` on the devices, split by member."""
+
+        def pad(leaf: jax.Array | np.ndarray) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            return leaf[np.minimum(np.arange(self._padded), self.count - 1)]
+
+        return jax.device_put(jax.tree.map(pad, stacked), NamedSharding(self._mesh, P(_AXIS)))
+
+    def share(self, data: Tree) -> Tree:
+        """Puts a copy of arrays that all members read on each device."""
+        return jax.device_put(data, NamedSharding(self._mesh, P()))
+
+    def fetch(self, stacked: Tree) -> Tree:
+        """NumPy arrays `[count, ...]`, the filling dropped."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.count], stacked)
+
+    def compile(
+        self, function: Callable[..., Tree], *, per_member: int, donate: bool = False
+    ) -> Callable[..., Tree]:
+        """Compiles a function of one member for all of them.
+
+        Args:
+            function: its first `per_member` arguments are one member's; the others are shared.
+            per_member: how many of the compiled function's arguments are stacked.
+            donate: whether the first argument's buffers are given up to the result.
+        """
+
+        def all_members(*args: Tree) -> Tree:
+            own, shared = args[:per_member], args[per_member:]
+
+            def one(own: Tree) -> Tree:
+                return function(*own, *shared)
+
+            return jax.vmap(one)(own) if self.together == "vmap" else jax.lax.map(one, own)
+
+        def on_mesh(*args: Tree) -> Tree:
+            specs = tuple(P(_AXIS) if i < per_member else P() for i in range(len(args)))
+            return jax.shard_map(
+                all_members, mesh=self._mesh, in_specs=specs, out_specs=P(_AXIS), check_vma=False
+            )(*args)
+
+        return jax.jit(on_mesh, donate_argnums=(0,) if donate else ())
+
+
+def member(stacked: Tree, position: int) -> Tree:
+    """One member's share of a stacked tree."""
+    return jax.tree.map(lambda leaf: leaf[position], stacked)

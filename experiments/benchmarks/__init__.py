@@ -1,0 +1,1 @@
+"""Speed and cost, measured against named peers in one run."""

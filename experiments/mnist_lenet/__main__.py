@@ -1,0 +1,116 @@
+"""python -m experiments.mnist_lenet: Figure 1 of Ioffe & Szegedy 2015 from one command."""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from bnjax.data import DataError, load_dataset
+from bnjax.evidence.records import RecordError, environment
+from bnjax.training.checkpoints import CheckpointError
+from bnjax.training.loop import Interrupted
+from bnjax.training.parallel import one_cpu_device_per_core
+from experiments.mnist_lenet.config import PRESETS, Config
+from experiments.mnist_lenet.figures import draw
+from experiments.mnist_lenet.runs import complete, main_task, sweep_task
+from experiments.mnist_lenet.summary import summarize
+from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
+
+_RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """MNIST with and without batch normalization (Ioffe & Szegedy 2015, section 4.1)."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    preset: Literal["quick", "paper"] = "quick"
+    """quick: the packaged digits, a minute on 2 cores. paper: all of MNIST, 50,000 steps."""
+    out: Path | None = None
+    """Where runs are written; by default runs/mnist_lenet/PRESET. What is there already is kept:
+    finished runs are not repeated, an interrupted one goes on."""
+    resume: bool = False
+    """Go on with the runs in --out; an error if there are none."""
+    data_dir: Path | None = None
+    """Where prepared data sets are; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+
+def main() -> None:
+    """Reads the command line, trains, prints a table, draws the figures."""
+    arguments = _parse(sys.argv[1:])
+    one_cpu_device_per_core()
+    try:
+        run(arguments)
+    except Interrupted as stop:
+        print(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {_command('--resume')}")
+        sys.exit(128 + stop.signum)
+    except (CheckpointError, DataError, RecordError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(arguments: Arguments) -> None:
+    """Completes the runs of a configuration and reports them.
+
+    Raises:
+        ValueError, RecordError, CheckpointError, DataError: before anything is changed.
+        Interrupted: after Ctrl-C or SIGTERM.
+    """
+    config = arguments.config
+    out = arguments.out or Path("runs/mnist_lenet") / arguments.preset
+    if arguments.resume and not any(out.glob("*-s*/record.json")):
+        raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
+    _refuse_dirty_results(out)
+    dataset = load_dataset(config.data, data_dir=arguments.data_dir)
+    for arm in config.arms:
+        complete(main_task(config, arm, config.run_seeds(arm)), dataset, out)
+    for arm in config.arms if config.sweep else ():
+        complete(sweep_task(config, arm), dataset, out, sweep=True)
+    summary = summarize(out)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    figures = draw(out)
+    parts = [
+        arms_table(summary),
+        differences_text(summary),
+        "Path of the median input to the last hidden nonlinearity, mean over units:",
+        drift_text(summary),
+        sweep_table(summary),
+        "Written: " + ", ".join(str(path) for path in [out / "summary.json", *figures]),
+    ]
+    print("\n" + "\n\n".join(part for part in parts if part))
+
+
+def _parse(argv: list[str]) -> Arguments:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=tuple(PRESETS), default="quick")
+    preset = first.parse_known_args(argv)[0].preset
+    return tyro.cli(
+        Arguments,
+        prog="python -m experiments.mnist_lenet",
+        args=argv,
+        default=Arguments(PRESETS[preset], preset),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _command(flag: str) -> str:
+    given = [argument for argument in sys.argv[1:] if argument != flag]
+    return " ".join(["python -m experiments.mnist_lenet", *given, flag])
+
+
+def _refuse_dirty_results(out: Path) -> None:
+    if not out.resolve().is_relative_to(_RESULTS):
+        return
+    git = environment()["git"]
+    if git is None or git["dirty"]:
+        raise ValueError(
+            f"{out} holds results to be cited, which must come from a commit: "
+            "commit your changes first, or choose another --out."
+        )
+
+
+if __name__ == "__main__":
+    main()

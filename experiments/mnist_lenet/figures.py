@@ -1,0 +1,107 @@
+"""The figures of the experiment, in the form of the paper's Figure 1."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bnjax.evidence.figures import (
+    NORMALIZED,
+    PLAIN,
+    Curve,
+    Percentiles,
+    by_learning_rate,
+    learning_curves,
+    new_figure,
+    percentile_paths,
+    save,
+)
+from experiments.mnist_lenet.summary import (
+    PAIRS,
+    SETTLED,
+    Runs,
+    load_runs,
+    load_sweep,
+    median_paths,
+)
+
+_LABELS = {
+    "mlp": "without BN",
+    "mlp_bn": "with BN",
+    "lenet": "LeNet-5",
+    "lenet_bn": "LeNet-5 with BN",
+}
+
+
+def draw(out: Path) -> list[Path]:
+    """Draws what the runs below `out` allow, a pure function of them; returns the files.
+
+    `figure1.png` and `figure1_lenet.png`: accuracy (a), and the input to the last hidden
+    nonlinearity without (b) and with (c) normalization. `sweep.png`: accuracy by learning rate.
+    """
+    runs = load_runs(out)
+    files = []
+    for plain, normalized in PAIRS:
+        if plain in runs and normalized in runs:
+            name = "figure1.png" if plain == "mlp" else "figure1_lenet.png"
+            files.append(_figure1(runs[plain], runs[normalized], out / name))
+    if (out / "sweep").exists():
+        files.append(_sweep(out))
+    return files
+
+
+def typical_unit(group: Runs) -> int:
+    """The unit of the first run whose median input travels a middling way, of all units."""
+    steps, medians = median_paths(group)
+    travelled = np.abs(np.diff(medians[0, steps >= SETTLED], axis=0)).sum(axis=0)
+    return int(np.argsort(travelled, kind="stable")[len(travelled) // 2])
+
+
+def _figure1(plain: Runs, normalized: Runs, path: Path) -> Path:
+    figure, (left, middle, right) = new_figure((4.2, 3.2, 3.2))
+    learning_curves(
+        left,
+        [
+            Curve(_LABELS[plain.arm], PLAIN, plain.steps, plain.accuracy, dashed=True),
+            Curve(_LABELS[normalized.arm], NORMALIZED, normalized.steps, normalized.accuracy),
+        ],
+        lowest=0.7 if plain.arm == "mlp" else 0.9,
+    )
+    left.set_title(f"(a) test accuracy, {len(plain.seeds)} seeds")
+    panels = [
+        _percentiles(plain, "(b) without BN", PLAIN),
+        _percentiles(normalized, "(c) with BN", NORMALIZED),
+    ]
+    limit = max(np.abs(np.percentile(panel.medians, (1, 99))).max() for panel in panels)
+    limit = max(limit, *(np.abs(panel.unit).max() for panel in panels))
+    for axes, panel in zip((middle, right), panels, strict=True):
+        percentile_paths(axes, panel, limit=1.05 * limit)
+    middle.set_ylabel("input to the last nonlinearity")
+    return save(figure, path)
+
+
+def _percentiles(group: Runs, title: str, color: str) -> Percentiles:
+    entries = [entry for entry in group.metrics[0] if "units" in entry]
+    unit = typical_unit(group)
+    rows = [[entry["units"][key][unit] for entry in entries] for key in ("p15", "p50", "p85")]
+    steps, medians = median_paths(group)
+    return Percentiles(title, color, steps, np.array(rows), medians[0].T)
+
+
+def _sweep(out: Path) -> Path:
+    sweep = load_sweep(out)
+    present = [pair for pair in PAIRS if set(pair) <= set(sweep)]
+    figure, panels = new_figure([4.2] * len(present))
+    for axes, pair in zip(panels, present, strict=True):
+        curves = [
+            Curve(
+                _LABELS[arm],
+                color,
+                np.array([group.learning_rate for group in sweep[arm]]),
+                np.array([group.accuracy[:, -1] for group in sweep[arm]]).T,
+                dashed=arm in ("mlp", "lenet"),
+            )
+            for arm, color in zip(pair, (PLAIN, NORMALIZED), strict=True)
+        ]
+        by_learning_rate(axes, curves, lowest=0.9 if pair[0] == "mlp" else 0.96)
+        axes.set_title(f"after {sweep[pair[0]][0].steps[-1]:,} steps")
+    return save(figure, out / "sweep.png")

@@ -1,0 +1,119 @@
+"""The run directories of the experiment: which runs there are, what is missing, what they hold."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bnjax.data import Dataset
+from bnjax.evidence.records import Run, environment
+from bnjax.training.checkpoints import Checkpoints
+from bnjax.training.loop import Schedule
+from experiments.mnist_lenet.config import Config
+from experiments.mnist_lenet.train import Member, Task, train
+
+EXPERIMENT = "mnist_lenet"
+
+
+def main_task(config: Config, arm: str, seeds: Sequence[int]) -> Task:
+    """The runs of an arm at the learning rate of the comparison."""
+    members = tuple(Member(seed, config.learning_rate) for seed in seeds)
+    return Task(config, arm, members, config.schedule(arm))
+
+
+def sweep_task(config: Config, arm: str) -> Task:
+    """The runs of an arm at all learning rates of the sweep."""
+    seeds = config.run_seeds(arm, sweep=True)
+    members = tuple(Member(seed, rate) for rate in config.sweep for seed in seeds)
+    return Task(config, arm, members, config.schedule(arm, sweep=True))
+
+
+def run_name(arm: str, member: Member, *, sweep: bool = False) -> str:
+    """The folder of a run below the output folder."""
+    if sweep:
+        return f"sweep/{arm}-lr{member.learning_rate:g}-s{member.seed}"
+    return f"{arm}-s{member.seed}"
+
+
+def complete(task: Task, dataset: Dataset, out: Path, *, sweep: bool = False) -> None:
+    """Trains those runs of a task that `out` does not hold whole already.
+
+    Raises:
+        RecordError: if `out` holds runs of another configuration; nothing is changed then.
+        CheckpointError: the same for its checkpoints.
+        Interrupted: after Ctrl-C or SIGTERM.
+    """
+    surroundings = environment()
+    runs = [
+        Run(
+            out / run_name(task.arm, member, sweep=sweep),
+            _header(task, member, dataset, surroundings),
+        )
+        for member in task.members
+    ]
+    left = [i for i, run in enumerate(runs) if not run.finished]
+    if not left:
+        return
+    task = task._replace(members=tuple(task.members[i] for i in left))
+    runs = [runs[i] for i in left]
+
+    def rewind(step: int) -> None:
+        for run in runs:
+            run.rewind(step or -1)  # from the beginning, step 0 will be logged again
+
+    config = {"identity": [_identity(task, member, dataset) for member in task.members]}
+    folder = out / "checkpoints" / f"{'sweep-' if sweep else ''}{task.arm}"
+    with Checkpoints(folder, config=config) as checkpoints:
+        start = time.perf_counter()
+        finals = train(
+            task,
+            dataset,
+            lambda position, entry: runs[position].log(entry),
+            begin=rewind,
+            checkpoints=checkpoints,
+            description=f"{'sweep ' if sweep else ''}{task.arm}",
+        )
+    seconds = round(time.perf_counter() - start, 1)
+    for run, final in zip(runs, finals, strict=True):
+        run.finish({**final, "wall_seconds": seconds, "trained_together": len(runs)})
+
+
+def task_of(record: dict[str, Any]) -> Task:
+    """The task of a single recorded run, to run it again."""
+    identity = record["identity"]
+    config = Config(**{**identity["config"], "data": record["data"]["name"]})
+    member = Member(identity["seed"], identity["learning_rate"])
+    return Task(config, identity["arm"], (member,), Schedule(**identity["schedule"]))
+
+
+def _header(
+    task: Task, member: Member, dataset: Dataset, surroundings: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "experiment": EXPERIMENT,
+        "arm": task.arm,
+        "seed": member.seed,
+        "learning_rate": member.learning_rate,
+        "identity": _identity(task, member, dataset),
+        "data": {
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "train": len(dataset.train.labels),
+            "test": len(dataset.test.labels),
+        },
+        "together": task.together,
+        "environment": surroundings,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _identity(task: Task, member: Member, dataset: Dataset) -> dict[str, Any]:
+    schedule = task.schedule._asdict()
+    return {
+        "arm": task.arm,
+        "seed": member.seed,
+        "learning_rate": member.learning_rate,
+        "schedule": schedule,
+        "data_sha256": dataset.sha256,
+        "config": task.config.identity(),
+    }

@@ -1,0 +1,102 @@
+"""The experiment's tables in Markdown, from its summary."""
+
+from typing import Any
+
+from experiments.mnist_lenet.summary import SETTLED, TARGETS
+
+_NAMES = {
+    "mlp": "3x100 sigmoid",
+    "mlp_bn": "3x100 sigmoid, BN",
+    "lenet": "LeNet-5",
+    "lenet_bn": "LeNet-5, BN",
+}
+
+
+def arms_table(summary: dict[str, Any]) -> str:
+    """Steps to each target and final accuracy, mean ± sd over seeds, one line an arm."""
+    heads = [f"steps to {100 * target:g} %" for target in TARGETS]
+    lines = [
+        _row(["network", "seeds", *heads, "final accuracy, %", "by Algorithm 2, %"]),
+        _row(["---"] + ["---:"] * (len(heads) + 3)),
+    ]
+    for name, arm in summary["arms"].items():
+        times = [_times(arm["steps_to"][f"{target:g}"], arm["runs"]) for target in TARGETS]
+        population = arm.get("final_accuracy_algorithm_2")
+        lines.append(
+            _row(
+                [
+                    _NAMES[name],
+                    str(arm["runs"]),
+                    *times,
+                    _percent(arm["final_accuracy"]),
+                    _percent(population) if population else "",
+                ]
+            )
+        )
+    return "\n".join(lines)
+
+
+def differences_text(summary: dict[str, Any]) -> str:
+    """The paired differences, a line each."""
+    lines = []
+    for difference in summary["differences"]:
+        normalized, plain = (_NAMES[arm] for arm in difference["arms"])
+        text = f"{normalized} minus {plain}: {100 * difference['mean']:+.2f} points"
+        if "confidence_95" in difference:
+            low, high = (100 * bound for bound in difference["confidence_95"])
+            text += f", 95 % confidence interval {low:+.2f} to {high:+.2f}"
+        lines.append(f"- {text} ({difference['seeds']} seeds, paired).")
+    return "\n".join(lines)
+
+
+def drift_text(summary: dict[str, Any]) -> str:
+    """How far the median inputs of the last hidden layer travel, a line each arm."""
+    return "\n".join(
+        f"- {_NAMES[name]}: {arm['median_path_length']['mean']:.2f}"
+        + (f" ± {arm['median_path_length']['sd']:.2f}" if arm["median_path_length"]["sd"] else "")
+        + f" from step {SETTLED:,} on."
+        for name, arm in summary["arms"].items()
+    )
+
+
+def sweep_table(summary: dict[str, Any]) -> str:
+    """Final accuracy by learning rate, a column each arm; empty without a sweep."""
+    sweep = summary["sweep"]
+    if not sweep:
+        return ""
+    rates = sorted({entry["learning_rate"] for entries in sweep.values() for entry in entries})
+    lines = [
+        _row(
+            ["learning rate"]
+            + [f"{_NAMES[arm]} ({entries[0]['steps']:,} steps)" for arm, entries in sweep.items()]
+        ),
+        _row(["---:"] * (len(sweep) + 1)),
+    ]
+    for rate in rates:
+        cells = []
+        for entries in sweep.values():
+            best = max(entry["final_accuracy"]["mean"] for entry in entries)
+            for entry in entries:
+                if entry["learning_rate"] == rate:
+                    cell = _percent(entry["final_accuracy"])
+                    cells.append(f"**{cell}**" if entry["final_accuracy"]["mean"] == best else cell)
+        lines.append(_row([f"{rate:g}", *cells]))
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _percent(spread: dict[str, float]) -> str:
+    text = f"{100 * spread['mean']:.2f}"
+    return text if spread["sd"] is None else f"{text} ± {100 * spread['sd']:.2f}"
+
+
+def _times(times: dict[str, Any], runs: int) -> str:
+    if not times["reached"]:
+        return "not reached"
+    text = f"{times['mean']:,.0f}"
+    if times["sd"] is not None:
+        text += f" ± {times['sd']:,.0f}"
+    return text if times["reached"] == runs else f"{text} ({times['reached']} of {runs})"

@@ -1,0 +1,249 @@
+"""Trains the runs of one arm together and reports what they measure."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnjax.data import Dataset
+from bnjax.data.batches import EvalBatches, batch_indices, eval_batches
+from bnjax.data.images import binarize
+from bnjax.evidence.records import number, tree_sha256
+from bnjax.linen import batch_moments
+from bnjax.normalization import population_stats
+from bnjax.training.checkpoints import Checkpoints
+from bnjax.training.loop import Program, Progress, Schedule, fit
+from bnjax.training.objectives import Metrics, check_labels
+from bnjax.training.optimizers import sgd
+from bnjax.training.parallel import Members, Together, default_together, member
+from bnjax.training.state import TrainState
+from bnjax.training.steps import make_eval_step, make_train_step, scan_steps
+from experiments.mnist_lenet.arms import last_preactivation, make_model
+from experiments.mnist_lenet.config import Config
+
+PERCENTILES = (15, 50, 85)
+"""Of the input to the last hidden nonlinearity, as in Figure 1(b, c)."""
+
+Log = Callable[[int, dict[str, Any]], None]
+"""Called with a member's position and what it measured at an evaluation."""
+
+
+class Member(NamedTuple):
+    """One run among those that train together."""
+
+    seed: int
+    learning_rate: float
+
+
+class Task(NamedTuple):
+    """All that the numbers of some runs of one arm depend on, but the data."""
+
+    config: Config
+    arm: str
+    members: tuple[Member, ...]
+    schedule: Schedule
+
+    @property
+    def together(self) -> Together:
+        """How the runs of one device are computed."""
+        asked = self.config.together
+        return default_together() if asked == "auto" else asked
+
+
+def train(
+    task: Task,
+    dataset: Dataset,
+    log: Log,
+    *,
+    begin: Callable[[int], None] = lambda step: None,
+    checkpoints: Checkpoints | None = None,
+    description: str = "",
+) -> list[dict[str, Any]]:
+    """Trains all members of a task, from the newest whole checkpoint on if there is one.
+
+    Args:
+        task: what to train.
+        dataset: what to train and test on.
+        log: called for each member at each evaluation.
+        begin: called once, before training, with the step to begin or go on from.
+        checkpoints: where to save and restore; None for nowhere.
+        description: shown on the progress bar.
+
+    Returns:
+        What each member came to: metrics on the whole test set with the running statistics
+        (`test`) and with those of Algorithm 2 (`test_population`, None without normalization),
+        and the SHA-256 of the final parameters and statistics.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM; a checkpoint is saved if there is a place for it.
+    """
+    for split in (dataset.train, dataset.test):
+        check_labels(split.labels, dataset.num_classes)
+    members = Members(len(task.members), together=task.together)
+    functions = _Functions(task, dataset.num_classes)
+    images, labels = members.share((dataset.train.images, dataset.train.labels))
+    test = members.share(
+        eval_batches(dataset.test.images, dataset.test.labels, task.config.eval_batch)
+    )
+    probe = members.share(dataset.test.images[: task.config.probe_examples])
+
+    init = members.compile(functions.init, per_member=2)
+    run_steps = members.compile(functions.run, per_member=2, donate=True)
+    evaluate = members.compile(functions.evaluate, per_member=1)
+    finish = members.compile(functions.finish, per_member=2)
+
+    def indices(first_step: int, steps: int) -> np.ndarray:
+        return _indices(task, len(dataset.train.labels), first_step, steps)
+
+    def run(state: TrainState, chosen: np.ndarray) -> tuple[TrainState, Metrics]:
+        state, metrics = run_steps(state, members.place(chosen), images, labels)
+        return state, members.fetch(metrics)
+
+    def record(step: int, sums: Metrics, evaluation: dict[str, Any]) -> None:
+        for i in range(members.count):
+            log(i, _entry(task, i, step, member(sums, i), member(evaluation, i)))
+
+    seeds, learning_rates = map(np.array, zip(*task.members, strict=True))
+    initial = init(members.place(seeds), members.place(learning_rates.astype(np.float32)))
+    sums = jax.tree.map(lambda zero: np.zeros(members.count, zero.dtype), Metrics.zero())
+    progress, first_step = Progress(initial, sums), 0
+    if checkpoints is not None:
+        restored = checkpoints.restore(Progress(members.fetch(initial), sums))
+        if restored is not None:
+            first_step, (state, sums) = restored.step, restored.state
+            progress = Progress(members.place(state), sums)
+
+    begin(first_step)
+    state = fit(
+        Program(
+            train=run,
+            evaluate=lambda state: members.fetch(evaluate(state, test, probe)),
+            indices=indices,
+            snapshot=members.fetch,
+        ),
+        progress,
+        task.schedule,
+        first_step=first_step,
+        record=record,
+        checkpoints=checkpoints,
+        description=description,
+        members=members.count,
+    )
+    chosen = members.place(indices(0, task.config.population_batches))
+    outcome = members.fetch(finish(state, chosen, images, test))
+    final = members.fetch(state)
+    return [_final(member(outcome, i), member(final, i)) for i in range(members.count)]
+
+
+class _Functions:
+    """The pure functions of one member: initialization, steps, evaluation."""
+
+    def __init__(self, task: Task, classes: int) -> None:
+        if classes != 10:
+            raise ValueError(f"the networks have 10 classes, the data {classes}.")
+        self._task = task
+        self._model = make_model(task.config, task.arm)
+        self._prepare = partial(binarize, threshold=task.config.threshold)
+        self._evaluate = make_eval_step(self._apply_eval, self._prepare)
+        tx = sgd(0.0)  # the learning rate in use is the one in the state
+        self.run = scan_steps(make_train_step(self._apply_train, tx), self._prepare)
+
+    def init(self, seed: jax.Array, learning_rate: jax.Array) -> TrainState:
+        """A member's state before the first step."""
+        variables = self._model.init(jax.random.key(seed), jnp.zeros((1, 28, 28, 1)), train=False)
+        params = variables["params"]
+        return TrainState(
+            jnp.int32(0),
+            params,
+            variables.get("batch_stats", {}),
+            sgd(learning_rate).init(params),
+        )
+
+    def evaluate(self, state: TrainState, test: EvalBatches, probe: jax.Array) -> dict[str, Any]:
+        """Test metrics, and percentiles `[3, units]` and `[3]` of the last hidden input."""
+        variables = _variables(state)
+        _, kept = self._model.apply(
+            variables, self._prepare(probe), train=False, mutable=["intermediates"]
+        )
+        inputs = last_preactivation(self._task.arm, kept["intermediates"])
+        percentiles = jnp.array(PERCENTILES, jnp.float32)
+        return {
+            "test": self._evaluate(variables, test),
+            "units": jnp.percentile(inputs, percentiles, axis=0),
+            "pooled": jnp.percentile(inputs, percentiles),
+        }
+
+    def finish(
+        self, state: TrainState, indices: jax.Array, images: jax.Array, test: EvalBatches
+    ) -> dict[str, Any]:
+        """Test metrics by running statistics, and by Algorithm 2 over the chosen batches."""
+        outcome = {"test": self._evaluate(_variables(state), test)}
+        if state.batch_stats:
+            stats = population_stats(
+                lambda chosen: batch_moments(
+                    self._model, _variables(state), self._prepare(images[chosen]), train=True
+                ),
+                indices,
+            )
+            outcome["test_population"] = self._evaluate(
+                {"params": state.params, "batch_stats": stats}, test
+            )
+        return outcome
+
+    def _apply_eval(self, variables: Any, images: jax.Array) -> jax.Array:
+        return self._model.apply(variables, images, train=False)  # type: ignore[return-value]
+
+    def _apply_train(self, variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        logits, updates = self._model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, updates.get("batch_stats", {})
+
+
+def _variables(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _indices(task: Task, size: int, first_step: int, steps: int) -> np.ndarray:
+    """Chosen examples `[members, steps, batch]`, a function of seed and step alone."""
+    return np.stack(
+        [
+            batch_indices(
+                member.seed, first_step, steps, batch_size=task.config.batch_size, size=size
+            )
+            for member in task.members
+        ]
+    )
+
+
+def _entry(
+    task: Task, position: int, step: int, sums: Metrics, evaluation: dict[str, Any]
+) -> dict[str, Any]:
+    entry = {
+        "step": step,
+        "train": _json(sums),
+        "test": _json(evaluation["test"]),
+        "pooled": [number(value) for value in evaluation["pooled"]],
+    }
+    if step % task.config.units_every == 0:
+        first = task.members[position] == task.members[0]
+        entry["units"] = {
+            f"p{percentile}": [round(float(value), 2) for value in row]
+            for percentile, row in zip(PERCENTILES, evaluation["units"], strict=True)
+            if first or percentile == 50
+        }
+    return entry
+
+
+def _final(outcome: dict[str, Any], state: TrainState) -> dict[str, Any]:
+    population = outcome.get("test_population")
+    return {
+        "test": _json(outcome["test"]),
+        "test_population": None if population is None else _json(population),
+        "state_sha256": tree_sha256(_variables(state)),
+    }
+
+
+def _json(metrics: Metrics) -> dict[str, float | int]:
+    return {name: number(value) for name, value in metrics._asdict().items()}
