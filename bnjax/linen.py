@@ -140,7 +140,8 @@ class BatchNorm(nn.Module):
         for key, value in stats.items():
             variables[key].value = value
         if self.is_mutable_collection("batch_moments"):
-            self.put_variable("batch_moments", "moments", moments)
+            size = jnp.broadcast_to(moments.size, shape)  # so that nn.scan and nn.vmap can stack it
+            self.put_variable("batch_moments", "moments", moments._replace(size=size))
         return y
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -103,8 +104,8 @@ def new_figure(columns: Sequence[float], *, height: float = 3.2) -> tuple[Figure
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG that depends on nothing but the figure."""
-    figure.savefig(path, dpi=160, metadata={"Software": None})
+    """Writes a PNG that depends on the figure and on matplotlib, whose version it names."""
+    figure.savefig(path, dpi=160, metadata={"Software": f"matplotlib {matplotlib.__version__}"})
     return path
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from bnjax.normalization.moments import Moments, batch_moments
+from bnjax.normalization.moments import Moments, batch_moments, precision
 
 
 class Batch(NamedTuple):
@@ -100,6 +100,8 @@ def _definition(
     dtype: DTypeLike,
 ) -> tuple[jax.Array, Moments, jax.Array]:
     """`y`, the moments and 1/sqrt(var + epsilon), all of them differentiable."""
+    # Converted once: autodiff then adds the gradients of all its uses before it rounds.
+    x = x.astype(precision(x.dtype))
     moments = batch.moments(x, mask)
     x = finite_where_masked(x, mask, moments.mean, batch.axes)
     rstd = lax.rsqrt(moments.var + epsilon)

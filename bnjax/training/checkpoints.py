@@ -139,7 +139,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: The save before this one failed; or `step` is not after the newest
-                step; or the object is closed.
+                step; or the disk is too full; or the object is closed.
             TypeError: A leaf is not an array, or `extra` is not JSON-able.
             ValueError: `step` is negative, or `state` has no values.
         """
@@ -156,6 +156,7 @@ class Checkpoints:
                 f"step {step} cannot be saved: {self._directory} already holds step {newest}, with "
                 "other content; continue from restore(), or use another directory"
             )
+        self._check_space(sum(array.nbytes for array in arrays))
         self._pending = step, self._writer.submit(self._write, step, leaves, arrays, plain_extra)
 
     def latest(self) -> int | None:
@@ -256,6 +257,14 @@ class Checkpoints:
         lines = (f"  {self._folder(step)}: {what}" for step, what in problems.items())
         return "damaged checkpoints:\n" + "\n".join(lines)
 
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise CheckpointError(
+                f"the state has {needed:,} bytes, but the disk of {self._directory} has only "
+                f"{free:,} free; free some (a new checkpoint is written before an old one goes)"
+            )
+
     def _clear_unfinished(self) -> None:
         for path in self._directory.iterdir():
             if re.fullmatch(r"[0-9]+\.tmp", path.name):
@@ -306,18 +315,22 @@ class Checkpoints:
         self._clear_unfinished()
         unfinished = self._directory / f"{step}.tmp"
         unfinished.mkdir()
-        _write_arrays(unfinished, arrays)
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "step": step,
-            "leaves": _with_digests(leaves, arrays),
-            "files": _file_digests(unfinished),
-            "versions": _versions(),
-            "config": self._config,
-            "extra": extra,
-        }
-        _write_manifest(unfinished, manifest)
-        _sync([*unfinished.rglob("*"), unfinished])
+        try:
+            _write_arrays(unfinished, arrays)
+            manifest = {
+                "schema_version": SCHEMA_VERSION,
+                "step": step,
+                "leaves": _with_digests(leaves, arrays),
+                "files": _file_digests(unfinished),
+                "versions": _versions(),
+                "config": self._config,
+                "extra": extra,
+            }
+            _write_manifest(unfinished, manifest)
+            _sync([*unfinished.rglob("*"), unfinished])
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the space back
+            raise
         for damaged in self._damaged.intersection(self._steps()):
             _set_aside(self._folder(damaged))
         self._damaged.clear()
@@ -605,4 +618,6 @@ def _integer(name: str, value: int, minimum: int) -> int:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
+    if len(text) > 400:  # Orbax and TensorStore put the cause last
+        text = f"{text[:200]} ... {text[-200:]}"
+    return f"{type(error).__name__}: {text}"

@@ -68,7 +68,7 @@ def run(arguments: Arguments) -> None:
     for arm in config.arms:
         complete(main_task(config, arm, config.run_seeds(arm)), dataset, out)
     for arm in config.arms if config.sweep else ():
-        complete(sweep_task(config, arm), dataset, out, sweep=True)
+        complete(sweep_task(config, arm), dataset, out)
     summary = summarize(out)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     figures = draw(out)

@@ -75,8 +75,8 @@ class Config:
     eval_batch: int = 500
     """Test examples per batch of an evaluation."""
     units_every: int = 100
-    """Steps between records of single units' percentiles (all three for the first seed, the
-    median for the others)."""
+    """Steps between records of single units' percentiles (all three for seed 0, the median
+    for the others)."""
     steps_per_dispatch: int = 100
     """Steps in one call of the compiled program."""
     checkpoint_every: int = 5_000
@@ -160,7 +160,7 @@ PRESETS = {
         Config(),
         data="mnist",
         seeds=10,
-        lenet_max_seeds=5,
+        lenet_max_seeds=6,
         steps=50_000,
         lenet_max_steps=50_000,
         sweep=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),

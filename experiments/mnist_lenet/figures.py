@@ -32,20 +32,22 @@ _LABELS = {
 }
 
 
-def draw(out: Path) -> list[Path]:
-    """Draws what the runs below `out` allow, a pure function of them; returns the files.
+def draw(out: Path, to: Path | None = None) -> list[Path]:
+    """Draws what the runs below `out` allow, a pure function of them, into `to` or `out` itself.
 
-    `figure1.png` and `figure1_lenet.png`: accuracy (a), and the input to the last hidden
-    nonlinearity without (b) and with (c) normalization. `sweep.png`: accuracy by learning rate.
+    Returns the files. `figure1.png` and `figure1_lenet.png`: accuracy (a), and the input to the
+    last hidden nonlinearity without (b) and with (c) normalization. `sweep.png`: accuracy by
+    learning rate.
     """
     runs = load_runs(out)
+    to = to or out
     files = []
     for plain, normalized in PAIRS:
         if plain in runs and normalized in runs:
             name = "figure1.png" if plain == "mlp" else "figure1_lenet.png"
-            files.append(_figure1(runs[plain], runs[normalized], out / name))
+            files.append(_figure1(runs[plain], runs[normalized], to / name))
     if (out / "sweep").exists():
-        files.append(_sweep(out))
+        files.append(_sweep(load_sweep(out), to / "sweep.png"))
     return files
 
 
@@ -87,8 +89,7 @@ def _percentiles(group: Runs, title: str, color: str) -> Percentiles:
     return Percentiles(title, color, steps, np.array(rows), medians[0].T)
 
 
-def _sweep(out: Path) -> Path:
-    sweep = load_sweep(out)
+def _sweep(sweep: dict[str, list[Runs]], path: Path) -> Path:
     present = [pair for pair in PAIRS if set(pair) <= set(sweep)]
     figure, panels = new_figure([4.2] * len(present))
     for axes, pair in zip(panels, present, strict=True):
@@ -104,4 +105,4 @@ def _sweep(out: Path) -> Path:
         ]
         by_learning_rate(axes, curves, lowest=0.9 if pair[0] == "mlp" else 0.96)
         axes.set_title(f"after {sweep[pair[0]][0].steps[-1]:,} steps")
-    return save(figure, out / "sweep.png")
+    return save(figure, path)

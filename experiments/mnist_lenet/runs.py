@@ -1,12 +1,13 @@
 """The run directories of the experiment: which runs there are, what is missing, what they hold."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bnjax.data import Dataset
-from bnjax.evidence.records import Run, environment
+from bnjax.data import Dataset, load_dataset
+from bnjax.evidence.records import RecordError, Run, environment
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.loop import Schedule
 from experiments.mnist_lenet.config import Config
@@ -25,17 +26,17 @@ def sweep_task(config: Config, arm: str) -> Task:
     """The runs of an arm at all learning rates of the sweep."""
     seeds = config.run_seeds(arm, sweep=True)
     members = tuple(Member(seed, rate) for rate in config.sweep for seed in seeds)
-    return Task(config, arm, members, config.schedule(arm, sweep=True))
+    return Task(config, arm, members, config.schedule(arm, sweep=True), sweep=True)
 
 
-def run_name(arm: str, member: Member, *, sweep: bool = False) -> str:
+def run_name(task: Task, member: Member) -> str:
     """The folder of a run below the output folder."""
-    if sweep:
-        return f"sweep/{arm}-lr{member.learning_rate:g}-s{member.seed}"
-    return f"{arm}-s{member.seed}"
+    if task.sweep:
+        return f"sweep/{task.arm}-lr{member.learning_rate:g}-s{member.seed}"
+    return f"{task.arm}-s{member.seed}"
 
 
-def complete(task: Task, dataset: Dataset, out: Path, *, sweep: bool = False) -> None:
+def complete(task: Task, dataset: Dataset, out: Path) -> None:
     """Trains those runs of a task that `out` does not hold whole already.
 
     Raises:
@@ -44,13 +45,9 @@ def complete(task: Task, dataset: Dataset, out: Path, *, sweep: bool = False) ->
         Interrupted: after Ctrl-C or SIGTERM.
     """
     surroundings = environment()
-    runs = [
-        Run(
-            out / run_name(task.arm, member, sweep=sweep),
-            _header(task, member, dataset, surroundings),
-        )
-        for member in task.members
-    ]
+    folders = [out / run_name(task, member) for member in task.members]
+    headers = [_header(task, member, dataset, surroundings) for member in task.members]
+    runs = list(map(Run, folders, headers))
     left = [i for i, run in enumerate(runs) if not run.finished]
     if not left:
         return
@@ -62,7 +59,7 @@ def complete(task: Task, dataset: Dataset, out: Path, *, sweep: bool = False) ->
             run.rewind(step or -1)  # from the beginning, step 0 will be logged again
 
     config = {"identity": [_identity(task, member, dataset) for member in task.members]}
-    folder = out / "checkpoints" / f"{'sweep-' if sweep else ''}{task.arm}"
+    folder = out / "checkpoints" / f"{'sweep-' if task.sweep else ''}{task.arm}"
     with Checkpoints(folder, config=config) as checkpoints:
         start = time.perf_counter()
         finals = train(
@@ -71,7 +68,7 @@ def complete(task: Task, dataset: Dataset, out: Path, *, sweep: bool = False) ->
             lambda position, entry: runs[position].log(entry),
             begin=rewind,
             checkpoints=checkpoints,
-            description=f"{'sweep ' if sweep else ''}{task.arm}",
+            description=f"{'sweep ' if task.sweep else ''}{task.arm}",
         )
     seconds = round(time.perf_counter() - start, 1)
     for run, final in zip(runs, finals, strict=True):
@@ -79,11 +76,17 @@ def complete(task: Task, dataset: Dataset, out: Path, *, sweep: bool = False) ->
 
 
 def task_of(record: dict[str, Any]) -> Task:
-    """The task of a single recorded run, to run it again."""
+    """The task that repeats a recorded run.
+
+    The run stands in it as often as runs were trained together, which gives the same compiled
+    program: XLA rounds a loop over one run otherwise than one over several.
+    """
     identity = record["identity"]
     config = Config(**{**identity["config"], "data": record["data"]["name"]})
     member = Member(identity["seed"], identity["learning_rate"])
-    return Task(config, identity["arm"], (member,), Schedule(**identity["schedule"]))
+    members = (member,) * record["final"]["trained_together"]
+    schedule = Schedule(**identity["schedule"])
+    return Task(config, identity["arm"], members, schedule)
 
 
 def _header(
@@ -117,3 +120,40 @@ def _identity(task: Task, member: Member, dataset: Dataset) -> dict[str, Any]:
         "data_sha256": dataset.sha256,
         "config": task.config.identity(),
     }
+
+
+def rerun(
+    record: dict[str, Any], *, steps: int | None, data_dir: Path | None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Trains a recorded run again and writes nothing.
+
+    Args:
+        record: from `record.json`.
+        steps: how many steps; all of them by default.
+        data_dir: where prepared data sets are.
+
+    Returns:
+        The log's entries, and the outcome if all steps were taken.
+
+    Raises:
+        RecordError: if the data at hand is not that of the record.
+    """
+    task = task_of(record)
+    dataset = load_dataset(record["data"]["name"], data_dir=data_dir)
+    if dataset.sha256 != record["data"]["sha256"]:
+        raise RecordError(
+            f"the data set {dataset.name} at hand has SHA-256 {dataset.sha256}, the record "
+            f"{record['data']['sha256']}: point --data-dir to the data that was used."
+        )
+    whole = True
+    if steps is not None and steps < task.schedule.steps:
+        whole = False
+        task = task._replace(schedule=task.schedule._replace(steps=steps))
+    entries: list[dict[str, Any]] = []
+
+    def log(position: int, entry: dict[str, Any]) -> None:
+        if position == 0:
+            entries.append(entry)
+
+    finals = train(task, dataset, log, description=task.arm)
+    return json.loads(json.dumps(entries)), finals[0] if whole else None

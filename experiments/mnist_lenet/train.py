@@ -45,6 +45,7 @@ class Task(NamedTuple):
     arm: str
     members: tuple[Member, ...]
     schedule: Schedule
+    sweep: bool = False  # then single units are not logged
 
     @property
     def together(self) -> Together:
@@ -226,12 +227,11 @@ def _entry(
         "test": _json(evaluation["test"]),
         "pooled": [number(value) for value in evaluation["pooled"]],
     }
-    if step % task.config.units_every == 0:
-        first = task.members[position] == task.members[0]
+    if not task.sweep and step % task.config.units_every == 0:
         entry["units"] = {
             f"p{percentile}": [round(float(value), 2) for value in row]
             for percentile, row in zip(PERCENTILES, evaluation["units"], strict=True)
-            if first or percentile == 50
+            if task.members[position].seed == 0 or percentile == 50
         }
     return entry
 

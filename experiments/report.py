@@ -1,0 +1,85 @@
+"""python -m experiments.report: figures and tables, made from committed results."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from bnjax.evidence.report import fill, same_picture
+from experiments.benchmarks import mnist as mnist_benchmark
+from experiments.mnist_lenet.figures import draw
+from experiments.mnist_lenet.summary import summarize
+from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
+
+ROOT = Path(__file__).parent.parent
+MNIST = ROOT / "experiments" / "mnist_lenet"
+BENCHMARKS = ROOT / "experiments" / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Writes figures, summaries and tables anew from the committed results."""
+
+    check: bool = False
+    """Write nothing; exit with 1 and name what has drifted from the results."""
+
+
+def main() -> None:
+    """Reads the command line; writes, or checks."""
+    if not tyro.cli(Arguments, prog="python -m experiments.report").check:
+        draw(MNIST / "results")
+        for path, text in documents():
+            path.write_text(text)
+        return
+    drifted = drift()
+    if drifted:
+        sys.exit(
+            f"drifted from the results: {', '.join(drifted)}; run python -m experiments.report"
+        )
+    print("figures, summaries and tables are those of the results.")
+
+
+def documents() -> Iterator[tuple[Path, str]]:
+    """Each document that holds results, and what it must say."""
+    summary = summarize(MNIST / "results")
+    yield MNIST / "results" / "summary.json", json.dumps(summary, indent=1) + "\n"
+    blocks = _mnist_blocks(summary)
+    yield MNIST / "README.md", _filled(MNIST / "README.md", blocks)
+    benchmark = json.loads((BENCHMARKS / "results" / "mnist.json").read_text())
+    speed = {"mnist_benchmark": mnist_benchmark.table(benchmark)}
+    yield BENCHMARKS / "README.md", _filled(BENCHMARKS / "README.md", speed)
+    short = {name: blocks[name] for name in ("mnist_arms", "mnist_differences")}
+    yield ROOT / "README.md", _filled(ROOT / "README.md", short)
+
+
+def drift() -> list[str]:
+    """The documents and figures that are not what the results make them."""
+    drifted = [path for path, text in documents() if path.read_text() != text]
+    with tempfile.TemporaryDirectory() as folder:
+        for fresh in draw(MNIST / "results", Path(folder)):
+            committed = MNIST / "results" / fresh.name
+            if not committed.exists() or not same_picture(fresh, committed):
+                drifted.append(committed)
+    return [str(path.relative_to(ROOT)) for path in drifted]
+
+
+def _mnist_blocks(summary: dict[str, Any]) -> dict[str, str]:
+    return {
+        "mnist_arms": arms_table(summary),
+        "mnist_differences": differences_text(summary),
+        "mnist_drift": drift_text(summary),
+        "mnist_sweep": sweep_table(summary),
+    }
+
+
+def _filled(path: Path, blocks: dict[str, str]) -> str:
+    return fill(path.read_text(), blocks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""python -m experiments.verify RUN: trains a recorded run again and compares, number by number."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from bnjax.data import DataError
+from bnjax.evidence.records import (
+    RecordError,
+    differences,
+    environment,
+    read_metrics,
+    read_record,
+)
+from bnjax.training.parallel import one_cpu_device_per_core
+
+TOLERANCE = 0.01
+"""Largest difference of a test accuracy where bitwise equality cannot be asked for."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains a recorded run again and compares what it logs.
+
+    On the same versions, backend and processor every number must be the same, bit by bit;
+    elsewhere test accuracies must agree within one percentage point.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """A run's folder, for example experiments/mnist_lenet/results/mlp_bn-s0."""
+    steps: int | None = None
+    """Compare the first so many steps; all by default."""
+    data_dir: Path | None = None
+    """Where prepared data sets are; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+
+class Verdict(NamedTuple):
+    """The outcome of a comparison.
+
+    Attributes:
+        agrees: whether the run was repeated.
+        bitwise: whether bitwise equality was asked for.
+        lines: what to tell.
+    """
+
+    agrees: bool
+    bitwise: bool
+    lines: list[str]
+
+
+def main() -> None:
+    """Reads the command line; exits with 1 if the run could not be repeated."""
+    arguments = tyro.cli(Arguments, prog="python -m experiments.verify")
+    one_cpu_device_per_core()
+    try:
+        verdict = verify(arguments.run, steps=arguments.steps, data_dir=arguments.data_dir)
+    except (RecordError, DataError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(verdict.lines))
+    sys.exit(0 if verdict.agrees else 1)
+
+
+def verify(run: Path, *, steps: int | None = None, data_dir: Path | None = None) -> Verdict:
+    """Repeats a run and compares.
+
+    Raises:
+        RecordError: if the folder holds no finished run, or the data differs.
+        ValueError: if `steps` < 1.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be >= 1, got {steps}.")
+    record = read_record(run)
+    if not record["finished"]:
+        raise RecordError(f"{run} is not finished: complete it first, with --resume.")
+    elsewhere = differences(_relevant(record["environment"]), _relevant(environment()))
+    experiment = importlib.import_module(f"experiments.{record['experiment']}.runs")
+    entries, final = experiment.rerun(record, steps=steps, data_dir=data_dir)
+    stored = {entry["step"]: entry for entry in read_metrics(run)}
+    pairs = [(stored[entry["step"]], entry) for entry in entries if entry["step"] in stored]
+    what = f"{record['arm']}, seed {record['seed']}: {len(pairs)} evaluations to step "
+    what += f"{pairs[-1][1]['step']:,}"
+    if elsewhere:
+        return _within_tolerance(what, pairs, elsewhere)
+    return _bitwise(what, pairs, record["final"], final)
+
+
+def _bitwise(
+    what: str, pairs: list[tuple[Any, Any]], stored: dict[str, Any], final: dict[str, Any] | None
+) -> Verdict:
+    changed = [
+        f"step {old['step']}: {line}"
+        for old, new in pairs
+        for line in differences(old, {key: new[key] for key in old})
+    ]
+    if final is not None:
+        what += ", final metrics and parameters"
+        expected = {key: stored[key] for key in final}
+        changed += [f"final: {line}" for line in differences(expected, final)]
+    if not changed:
+        return Verdict(True, True, [f"{what}: bitwise equal."])
+    more = [f"... and {len(changed) - 10} more"] if len(changed) > 10 else []
+    return Verdict(False, True, [f"{what}: DIFFERENT.", *changed[:10], *more])
+
+
+def _within_tolerance(what: str, pairs: list[tuple[Any, Any]], elsewhere: list[str]) -> Verdict:
+    largest = max(abs(_accuracy(old) - _accuracy(new)) for old, new in pairs)
+    agrees = largest <= TOLERANCE
+    return Verdict(
+        agrees,
+        False,
+        [
+            f"{what}: test accuracies {'agree' if agrees else 'DIFFER'}; largest difference "
+            f"{100 * largest:.2f} points, tolerance {100 * TOLERANCE:g}.",
+            "Not compared bitwise, because this is another environment:",
+            *elsewhere,
+        ],
+    )
+
+
+def _accuracy(entry: dict[str, Any]) -> float:
+    return entry["test"]["correct"] / entry["test"]["examples"]
+
+
+def _relevant(surroundings: dict[str, Any]) -> dict[str, Any]:
+    """What bits may depend on; the commit is not among it, since verifying tests the code."""
+    return {key: value for key, value in surroundings.items() if key not in ("git", "python")}
+
+
+if __name__ == "__main__":
+    main()
