@@ -96,6 +96,7 @@ class BatchNorm(nn.Module):
                 "force_float32_reductions=False is refused: a variance summed in a narrower type "
                 "is wrong. Leave it True; `dtype` sets the type of the output."
             )
+        core.check_update(self.momentum, self.averaging, self.running_var)
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )

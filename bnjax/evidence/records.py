@@ -153,14 +153,20 @@ def read_metrics(directory: Path) -> list[dict[str, Json]]:
 
 def differences(stored: Json, given: Json, path: str = "") -> list[str]:
     """Where two JSON values differ, a line each: name, stored value, given value."""
-    if isinstance(stored, dict) and isinstance(given, dict):
-        lines = []
-        for key in sorted({*stored, *given}):
-            name = f"{path}.{key}" if path else key
-            missing = "(absent)"
-            lines += differences(stored.get(key, missing), given.get(key, missing), name)
-        return lines
-    return [] if stored == given else [f"{path}: stored {stored!r}, given {given!r}"]
+    if isinstance(stored, list) and isinstance(given, list):
+        stored, given = ({str(i): value for i, value in enumerate(v)} for v in (stored, given))
+    if not (isinstance(stored, dict) and isinstance(given, dict)):
+        same = json.dumps(stored) == json.dumps(given)  # as text: NaN differs from itself
+        return [] if same else [f"{path}: stored {stored!r}, given {given!r}"]
+    lines = []
+    for key in {**stored, **given}:
+        name = f"{path}.{key}" if path else key
+        if key in stored and key in given:
+            lines += differences(stored[key], given[key], name)
+        else:
+            old, new = (repr(side[key]) if key in side else "nothing" for side in (stored, given))
+            lines.append(f"{name}: stored {old}, given {new}")
+    return lines
 
 
 def _read_lines(path: Path) -> list[dict[str, Json]]:

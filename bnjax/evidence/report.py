@@ -21,9 +21,10 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
     for name, content in blocks.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
+        found = pattern.findall(text)
+        if len(found) != 1:
             raise ValueError(f"the text needs one pair of the markers {begin} and {end}.")
-        text = pattern.sub(lambda _, new=f"{begin}\n{content}\n{end}": new, text)
+        text = text.replace(found[0], f"{begin}\n{content}\n{end}")
     return text
 
 

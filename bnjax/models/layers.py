@@ -44,6 +44,14 @@ def scaled_tanh(x: jax.Array) -> jax.Array:
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 
+def average_pool(x: jax.Array) -> jax.Array:
+    """The mean of each 2x2 window of `[n, h, w, c]`.
+
+    Flax's divides by an integer array, which strict dtype promotion refuses.
+    """
+    return nn.pooling.pool(x, 0.0, lax.add, (2, 2), (2, 2), "VALID") / 4
+
+
 class Subsample(nn.Module):
     """LeNet's subsampling: the sum of each 2x2 window, times a coefficient, plus a bias.
 
@@ -56,7 +64,7 @@ class Subsample(nn.Module):
         maps = x.shape[-1:]
         coefficient = self.param("coefficient", nn.initializers.constant(0.25), maps)
         bias = self.param("bias", nn.initializers.zeros, maps)
-        x = 4 * nn.avg_pool(x, (2, 2), (2, 2))
+        x = 4 * average_pool(x)
         shape = (1, 1, 1, -1)
         return x * coefficient.reshape(shape) + bias.reshape(shape)
 
@@ -79,7 +87,7 @@ def patch_convolution(
         rhs: kernel `[h, w, c, features]`.
         window_strides: all one.
         padding: as for `jax.lax.conv_general_dilated`.
-        **kwargs: what else `nn.Conv` passes; only its defaults.
+        **kwargs: what else `nn.Conv` passes: its defaults, and any `precision`.
 
     Raises:
         ValueError: for strides, dilation or groups.
@@ -106,4 +114,4 @@ def patch_convolution(
         ],
         axis=-1,
     )
-    return patches @ rhs.reshape(-1, features)
+    return jnp.matmul(patches, rhs.reshape(-1, features), precision=kwargs.get("precision"))

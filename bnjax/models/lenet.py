@@ -11,6 +11,7 @@ from bnjax.models.layers import (
     Norm,
     NormActivation,
     Subsample,
+    average_pool,
     patch_convolution,
 )
 
@@ -46,12 +47,14 @@ class LeNet5(nn.Module):
         """Logits `[n, classes]` of images `[n, 28, 28, c]`, or 32x32 ones.
 
         Raises:
-            ValueError: for images of another size.
+            ValueError: for images of another size, or an unknown option.
         """
         if images.ndim != 4 or images.shape[1:3] not in ((28, 28), (32, 32)):
             raise ValueError(
                 f"images must have shape [n, 28, 28, c] or [n, 32, 32, c], got {images.shape}."
             )
+        if self.convolution not in ("patches", "xla"):
+            raise ValueError(f"convolution must be 'patches' or 'xla', got {self.convolution!r}.")
         border = (32 - images.shape[1]) // 2  # a 28x28 digit stands in the centre of 32x32
         x = self._convolution(images, 6, border, "C1", train)  # [n, 28, 28, 6]
         x = self._pool(x, "S2")  # [n, 14, 14, 6]
@@ -85,7 +88,7 @@ class LeNet5(nn.Module):
     def _pool(self, x: jax.Array, name: str) -> jax.Array:
         match self.pool:
             case "average":
-                return nn.avg_pool(x, (2, 2), (2, 2))
+                return average_pool(x)
             case "max":
                 return nn.max_pool(x, (2, 2), (2, 2))
             case "subsample":

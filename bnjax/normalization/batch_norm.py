@@ -111,7 +111,8 @@ def normalize_batch(
         ValueError: while tracing, for a bad argument, or a batch of one value per feature.
     """
     _check_stats(stats, _split_axes(x, axis)[1])
-    _check_update(stats, decay, averaging, running_var)
+    check_update(decay, averaging, running_var)
+    _check_count(stats, averaging)
     y, moments = batch_transform(
         x,
         params,
@@ -202,7 +203,8 @@ def update_stats(
     Raises:
         ValueError: for a bad `decay` or choice, or if `stats` lacks the count that is needed.
     """
-    _check_update(stats, decay, averaging, running_var)
+    check_update(decay, averaging, running_var)
+    _check_count(stats, averaging)
     moments = jax.tree.map(lax.stop_gradient, moments)
     mean, var, size = moments
     if running_var == "unbiased":
@@ -285,7 +287,8 @@ def _check_epsilon(epsilon: float) -> None:
         raise ValueError(f"epsilon must be > 0, got {epsilon}: constant features divide by it.")
 
 
-def _check_update(stats: Stats, decay: float, averaging: str, running_var: str) -> None:
+def check_update(decay: float, averaging: str, running_var: str) -> None:
+    """Raises ValueError unless these can be arguments of `update_stats`."""
     if not 0 <= decay < 1:
         raise ValueError(
             f"decay must be in [0, 1), got {decay}: it is the fraction kept; "
@@ -293,6 +296,9 @@ def _check_update(stats: Stats, decay: float, averaging: str, running_var: str) 
         )
     _check_choice("averaging", averaging, Averaging)
     _check_choice("running_var", running_var, RunningVar)
+
+
+def _check_count(stats: Stats, averaging: str) -> None:
     if averaging != "ema" and "count" not in stats:
         raise ValueError(
             f"averaging={averaging!r} needs stats['count']: "

@@ -17,12 +17,9 @@ from an earlier one.
 
 import atexit
 import fcntl
-import hashlib
-import importlib.metadata
 import json
 import operator
 import os
-import platform
 import re
 import shutil
 import warnings
@@ -30,19 +27,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TextIO, TypeAlias
+from typing import Any, NamedTuple, Self, TextIO
 
 import jax
 import numpy as np
 
-PyTree: TypeAlias = Any
+from bnjax.evidence.records import differences
+from bnjax.training.manifests import (
+    SCHEMA_VERSION,
+    CheckpointError,
+    DamageError,
+    PyTree,
+    check_files,
+    check_same_leaves,
+    describe,
+    file_digests,
+    is_key,
+    one_line,
+    read_manifest,
+    sha256,
+    versions,
+    with_digests,
+    write_manifest,
+)
 
-SCHEMA_VERSION = 1
-_RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "bnjax")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or must not be used for what was asked."""
+__all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
 
 class Restored(NamedTuple):
@@ -146,7 +155,7 @@ class Checkpoints:
         self._wait()
         step = _integer("step", step, minimum=0)
         plain_extra = _as_json("extra", {} if extra is None else extra)
-        leaves = _describe("state", state)
+        leaves = describe("state", state)
         arrays = _host_copies(state)
         newest = self.latest()
         if newest is not None and step <= newest:
@@ -189,15 +198,15 @@ class Checkpoints:
             TypeError: A leaf of `target` is not an array.
         """
         self._wait()
-        wanted = _describe("target", target, jax.ShapeDtypeStruct)
+        wanted = describe("target", target, jax.ShapeDtypeStruct)
         problems: dict[int, str] = {}
         for step in reversed(self._steps()):
             folder = self._folder(step)
             try:
-                manifest = _read_manifest(folder)
-                _check_same_leaves(folder, manifest["leaves"], wanted)
+                manifest = read_manifest(folder)
+                check_same_leaves(folder, manifest["leaves"], wanted)
                 leaves = _read_leaves(folder, manifest, target)
-            except _DamageError as damage:
+            except DamageError as damage:
                 problems[step] = str(damage)
                 continue
             self._damaged = set(problems)
@@ -241,7 +250,7 @@ class Checkpoints:
         self._pending = None
         if error is not None:
             raise CheckpointError(
-                f"step {step} was not saved in {self._directory}: {_one_line(error)}; "
+                f"step {step} was not saved in {self._directory}: {one_line(error)}; "
                 "check that the directory exists, is writable and has free space"
             ) from error
 
@@ -273,14 +282,14 @@ class Checkpoints:
     def _check_config(self) -> None:
         for step in self._steps():
             try:
-                stored = _read_manifest(self._folder(step))["config"]
-            except _DamageError:
+                stored = read_manifest(self._folder(step))["config"]
+            except DamageError:
                 continue  # restore reports it
-            differences = _differences(stored, self._config)
-            if differences:
+            changed = differences(stored, self._config)
+            if changed:
                 raise CheckpointError(
                     f"{self._folder(step)} belongs to another config:\n  "
-                    + "\n  ".join(differences)
+                    + "\n  ".join(changed)
                     + "\ngive the stored values to resume it, or use another directory"
                 )
 
@@ -294,15 +303,15 @@ class Checkpoints:
         """Whether the checkpoint of `step` is whole and has these values."""
         folder = self._folder(step)
         try:
-            manifest = _read_manifest(folder)
-            _check_files(folder, manifest["files"])
-        except _DamageError as damage:
+            manifest = read_manifest(folder)
+            check_files(folder, manifest["files"])
+        except DamageError as damage:
             raise CheckpointError(
                 f"step {step} cannot be saved: {folder} exists and is damaged ({damage}); "
                 "continue from restore(), or use another directory"
             ) from damage
-        same_values = manifest["leaves"] == _with_digests(leaves, arrays)
-        return same_values and not _differences(manifest["extra"], extra)
+        same_values = manifest["leaves"] == with_digests(leaves, arrays)
+        return same_values and not differences(manifest["extra"], extra)
 
     def _write(
         self,
@@ -320,13 +329,13 @@ class Checkpoints:
             manifest = {
                 "schema_version": SCHEMA_VERSION,
                 "step": step,
-                "leaves": _with_digests(leaves, arrays),
-                "files": _file_digests(unfinished),
-                "versions": _versions(),
+                "leaves": with_digests(leaves, arrays),
+                "files": file_digests(unfinished),
+                "versions": versions(),
                 "config": self._config,
                 "extra": extra,
             }
-            _write_manifest(unfinished, manifest)
+            write_manifest(unfinished, manifest)
             _sync([*unfinished.rglob("*"), unfinished])
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the space back
@@ -339,10 +348,6 @@ class Checkpoints:
         for old in self._steps()[: -self._keep]:
             # Renamed first: a kill while deleting must not leave half a checkpoint under its name.
             shutil.rmtree(self._folder(old).rename(self._directory / f"{old}.tmp"))
-
-
-class _DamageError(Exception):
-    """A checkpoint does not hold what was written; the message says what is wrong."""
 
 
 def _lock(directory: Path) -> TextIO:
@@ -368,64 +373,16 @@ def _lock(directory: Path) -> TextIO:
     return file
 
 
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _describe(name: str, tree: PyTree, *abstract: Any) -> list[dict[str, Any]]:
-    """Returns path, shape and dtype of every leaf, as the manifest has them."""
-    leaves = []
-    allowed = (jax.Array, np.ndarray, np.generic, *abstract)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        where = jax.tree_util.keystr(path)
-        if not isinstance(leaf, allowed):
-            raise TypeError(
-                f"{name}{where} must be an array, got {leaf!r} of type {type(leaf).__name__}; "
-                "convert it with np.asarray and a dtype"
-            )
-        numeric = any(jax.dtypes.issubdtype(leaf.dtype, kind) for kind in (np.number, np.bool_))
-        if not (_is_key(leaf) or (numeric and leaf.dtype.isnative)):
-            raise TypeError(
-                f"{name}{where} must have a native numeric or bool dtype, got {leaf.dtype}"
-            )
-        leaves.append({"path": where, "shape": list(leaf.shape), "dtype": str(leaf.dtype)})
-        if isinstance(leaf, jax.Array) and _is_key(leaf):
-            leaves[-1]["prng_impl"] = str(jax.random.key_impl(leaf))
-    return leaves
-
-
 def _host_copies(state: PyTree) -> list[np.ndarray]:
     """Returns each leaf as a NumPy array that shares no memory with it; keys as their data."""
     leaves = [
-        jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
+        jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
     ]
     # On CPU device_get returns views of the device buffers, which donation would overwrite.
     arrays = [np.array(leaf, order="C") for leaf in jax.device_get(leaves)]
     if not any(array.size for array in arrays):
         raise ValueError("state has no values to save; give a pytree with at least one array")
     return arrays
-
-
-def _sha256(array: np.ndarray) -> str:
-    # As bytes, because hashlib does not know the buffers of bfloat16 and its kin.
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
-
-
-def _with_digests(
-    leaves: Iterable[Mapping[str, Any]], arrays: Iterable[np.ndarray]
-) -> list[dict[str, Any]]:
-    pairs = zip(leaves, arrays, strict=True)
-    return [{**leaf, "sha256": _sha256(array)} for leaf, array in pairs]
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _RECORDED_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # bnjax run from a clone
-            versions[package] = None
-    return versions
 
 
 def _write_arrays(folder: Path, arrays: Iterable[np.ndarray]) -> None:
@@ -442,33 +399,7 @@ def _read_arrays(folder: Path) -> list[np.ndarray]:
         with _orbax_checkpointer() as checkpointer:
             return checkpointer.restore(folder / "arrays")
     except Exception as error:  # what Orbax raises on broken files is not specified
-        raise _DamageError(f"Orbax cannot read arrays/: {_one_line(error)}") from error
-
-
-def _check_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Raises _DamageError unless the files below `folder`/arrays are those that were written.
-
-    Orbax must not see broken files: it leaves failing tasks in its event loop, which print.
-    """
-    try:
-        found = _file_digests(folder)
-    except OSError as error:
-        raise _DamageError(f"its files cannot be read: {_one_line(error)}") from error
-    if found != files:
-        names = {name for name, _ in found.items() ^ files.items()}
-        broken = [name if name in found else f"{name} (missing)" for name in sorted(names)]
-        raise _DamageError(f"files differ from their SHA-256: {', '.join(broken)}")
-
-
-def _file_digests(folder: Path) -> dict[str, str]:
-    """Returns the SHA-256 of each file below `folder`/arrays, by its path from `folder`."""
-    digests = {}
-    for path in sorted((folder / "arrays").rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            digests[path.relative_to(folder).as_posix()] = digest
-    return digests
+        raise DamageError(f"Orbax cannot read arrays/: {one_line(error)}") from error
 
 
 def _orbax_checkpointer() -> Any:
@@ -481,58 +412,12 @@ def _orbax_checkpointer() -> Any:
     )
 
 
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1).encode()
-    (folder / "manifest.json").write_bytes(text)
-    (folder / "manifest.sha256").write_bytes(_manifest_digest(text))
-
-
-def _manifest_digest(text: bytes) -> bytes:
-    return f"{hashlib.sha256(text).hexdigest()}  manifest.json\n".encode()
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        text = (folder / "manifest.json").read_bytes()
-        digest = (folder / "manifest.sha256").read_bytes()
-    except OSError as error:
-        raise _DamageError(f"its manifest cannot be read: {_one_line(error)}") from error
-    if digest != _manifest_digest(text):
-        raise _DamageError("manifest.json differs from its digest in manifest.sha256")
-    manifest = json.loads(text)
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{folder} has schema version {manifest['schema_version']}, this bnjax reads "
-            f"{SCHEMA_VERSION}; use bnjax {manifest['versions']['bnjax']}, which wrote it"
-        )
-    if str(manifest["step"]) != folder.name:
-        raise _DamageError(f"its manifest is that of step {manifest['step']}")
-    return manifest
-
-
-def _check_same_leaves(
-    folder: Path, stored: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]
-) -> None:
-    """Raises CheckpointError with every leaf in which a checkpoint and the target differ."""
-
-    def by_path(leaves: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-        return {leaf["path"]: f"{leaf['dtype']}{leaf['shape']}" for leaf in leaves}
-
-    differences = _differences(by_path(stored), by_path(wanted))
-    if differences:
-        raise CheckpointError(
-            f"{folder} does not fit the target:\n  "
-            + "\n  ".join(differences)
-            + "\nbuild the target with the code and config that saved it, or use another directory"
-        )
-
-
 def _read_leaves(folder: Path, manifest: Mapping[str, Any], target: PyTree) -> list[Any]:
     """Returns the leaves in the target's order, each compared with its digest.
 
     The caller has checked that the checkpoint's leaves and the target's are the same.
     """
-    _check_files(folder, manifest["files"])
+    check_files(folder, manifest["files"])
     arrays = iter(_read_arrays(folder))
     facts = {leaf["path"]: leaf for leaf in manifest["leaves"]}
     on_disk = {path: next(arrays, None) for path, leaf in facts.items() if 0 not in leaf["shape"]}
@@ -541,22 +426,22 @@ def _read_leaves(folder: Path, manifest: Mapping[str, Any], target: PyTree) -> l
     for tree_path, like in jax.tree_util.tree_leaves_with_path(target):
         path = jax.tree_util.keystr(tree_path)
         form = jax.ShapeDtypeStruct(like.shape, like.dtype)
-        if _is_key(like):
+        if is_key(like):
             form = jax.eval_shape(jax.random.key_data, form)
         array = on_disk[path] if path in on_disk else np.empty(form.shape, form.dtype)
         if not (
             isinstance(array, np.ndarray)
             and (array.shape, array.dtype) == (form.shape, form.dtype)
-            and _sha256(array) == facts[path]["sha256"]
+            and sha256(array) == facts[path]["sha256"]
         ):
             wrong.append(path)
-        elif _is_key(like):
+        elif is_key(like):
             impl = facts[path]["prng_impl"]
             leaves.append(jax.random.wrap_key_data(jax.device_put(array), impl=impl))
         else:
             leaves.append(array)
     if wrong:
-        raise _DamageError(f"values differ from their SHA-256: {', '.join(wrong)}")
+        raise DamageError(f"values differ from their SHA-256: {', '.join(wrong)}")
     return leaves
 
 
@@ -579,22 +464,6 @@ def _sync(paths: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def _differences(
-    stored: Mapping[str, Any], given: Mapping[str, Any], prefix: str = ""
-) -> list[str]:
-    """Returns one line for each value in which two JSON mappings differ."""
-    lines = []
-    for key in {**stored, **given}:
-        pair = [mapping[key] for mapping in (stored, given) if key in mapping]
-        if len(pair) == 2 and all(isinstance(value, Mapping) for value in pair):
-            lines += _differences(pair[0], pair[1], f"{prefix}{key}.")
-        # As text too: NaN differs from itself.
-        elif len(pair) < 2 or (pair[0] != pair[1] and json.dumps(pair[0]) != json.dumps(pair[1])):
-            shown = [repr(m[key]) if key in m else "nothing" for m in (stored, given)]
-            lines.append(f"{prefix}{key}: stored {shown[0]}, given {shown[1]}")
-    return lines
-
-
 def _as_json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `value` as JSON gives it back, so that what is stored and what is compared agree."""
     try:
@@ -614,10 +483,3 @@ def _integer(name: str, value: int, minimum: int) -> int:
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if len(text) > 400:  # Orbax and TensorStore put the cause last
-        text = f"{text[:200]} ... {text[-200:]}"
-    return f"{type(error).__name__}: {text}"

@@ -65,7 +65,8 @@ class Config:
     """How LeNet convolves: the same sums, in another order."""
     probe_examples: int = 1_000
     """Test examples, the first ones, over which the input percentiles of Figure 1(b, c) are
-    taken, in inference mode. Open: over which."""
+    taken, normalized by their own moments, as a batch in training is. Open: over which, and how
+    normalized."""
     eval_every: int = 100
     """Steps between evaluations on the whole test set, up to `dense_until`."""
     dense_until: int = 2_000

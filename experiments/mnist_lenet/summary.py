@@ -78,12 +78,15 @@ def steps_to(target: float, steps: np.ndarray, accuracy: np.ndarray) -> int | No
     return int(steps[reached.argmax()]) if reached.any() else None
 
 
-def median_paths(group: Runs) -> tuple[np.ndarray, np.ndarray]:
-    """Steps `[times]` and each unit's median input `[runs, times, units]`."""
+def median_paths(group: Runs, key: str = "p50") -> tuple[np.ndarray, np.ndarray]:
+    """Steps `[times]` and each unit's median input `[runs, times, units]`.
+
+    `key` is "p50", normalized as in training, or "p50_running", as in inference.
+    """
     entries = [[e for e in log if "units" in e] for log in group.metrics]
     return (
         np.array([entry["step"] for entry in entries[0]]),
-        np.array([[entry["units"]["p50"] for entry in log] for log in entries]),
+        np.array([[entry["units"][key] for entry in log] for log in entries]),
     )
 
 
@@ -130,6 +133,9 @@ def _arm(group: Runs) -> dict[str, Any]:
         "best_accuracy": _spread(group.accuracy.max(axis=1)),
         "median_path_length": _spread(_path_lengths(group)),
     }
+    if "p50_running" in group.metrics[0][0]["units"]:
+        lengths = _path_lengths(group, "p50_running")
+        summary["median_path_length_running"] = _spread(lengths)
     population = [_accuracy(record["final"]["test_population"]) for record in group.records]
     if None not in population:
         summary["final_accuracy_algorithm_2"] = _spread(population)
@@ -156,11 +162,13 @@ def _difference(plain: Runs, normalized: Runs) -> dict[str, Any]:
     return difference
 
 
-def _path_lengths(group: Runs) -> np.ndarray:
+def _path_lengths(group: Runs, key: str = "p50") -> np.ndarray:
     """Each run's mean over units of how far the unit's median input travels once settled."""
-    steps, medians = median_paths(group)
-    travelled = np.abs(np.diff(medians[:, steps >= SETTLED], axis=1)).sum(axis=1)
-    return travelled.mean(axis=1)
+    steps, medians = median_paths(group, key)
+    settled = medians[:, steps >= SETTLED]
+    if settled.shape[1] < 2:
+        return np.array([])  # too short a run to say
+    return np.abs(np.diff(settled, axis=1)).sum(axis=1).mean(axis=1)
 
 
 def _accuracy(metrics: dict[str, Any] | None) -> float | None:

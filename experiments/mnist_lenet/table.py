@@ -51,12 +51,13 @@ def differences_text(summary: dict[str, Any]) -> str:
 
 def drift_text(summary: dict[str, Any]) -> str:
     """How far the median inputs of the last hidden layer travel, a line each arm."""
-    return "\n".join(
-        f"- {_NAMES[name]}: {arm['median_path_length']['mean']:.2f}"
-        + (f" ± {arm['median_path_length']['sd']:.2f}" if arm["median_path_length"]["sd"] else "")
-        + f" from step {SETTLED:,} on."
-        for name, arm in summary["arms"].items()
-    )
+    lines = []
+    for name, arm in summary["arms"].items():
+        line = f"- {_NAMES[name]}: {_plain(arm['median_path_length'])}"
+        if "median_path_length_running" in arm:
+            line += f"; by running statistics {_plain(arm['median_path_length_running'])}"
+        lines.append(f"{line}; from step {SETTLED:,} on.")
+    return "\n".join(lines)
 
 
 def sweep_table(summary: dict[str, Any]) -> str:
@@ -86,6 +87,13 @@ def sweep_table(summary: dict[str, Any]) -> str:
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _plain(spread: dict[str, float]) -> str:
+    if spread["mean"] is None:
+        return "too short a run to say"
+    text = f"{spread['mean']:.2f}"
+    return text if spread["sd"] is None else f"{text} ± {spread['sd']:.2f}"
 
 
 def _percent(spread: dict[str, float]) -> str:

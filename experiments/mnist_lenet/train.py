@@ -164,18 +164,24 @@ class _Functions:
         )
 
     def evaluate(self, state: TrainState, test: EvalBatches, probe: jax.Array) -> dict[str, Any]:
-        """Test metrics, and percentiles `[3, units]` and `[3]` of the last hidden input."""
+        """Test metrics, and percentiles of the input to the last hidden nonlinearity.
+
+        `units` `[3, units]` and `pooled` `[3]` are taken in training mode: normalized by the
+        moments of the probe. `running` `[units]`, with normalization alone, is the median in
+        inference mode, by the running statistics.
+        """
         variables = _variables(state)
-        _, kept = self._model.apply(
-            variables, self._prepare(probe), train=False, mutable=["intermediates"]
-        )
-        inputs = last_preactivation(self._task.arm, kept["intermediates"])
         percentiles = jnp.array(PERCENTILES, jnp.float32)
-        return {
+        inputs = self._last_inputs(variables, probe, train=True)
+        evaluation = {
             "test": self._evaluate(variables, test),
             "units": jnp.percentile(inputs, percentiles, axis=0),
             "pooled": jnp.percentile(inputs, percentiles),
         }
+        if state.batch_stats:
+            inputs = self._last_inputs(variables, probe, train=False)
+            evaluation["running"] = jnp.percentile(inputs, 50.0, axis=0)
+        return evaluation
 
     def finish(
         self, state: TrainState, indices: jax.Array, images: jax.Array, test: EvalBatches
@@ -193,6 +199,15 @@ class _Functions:
                 {"params": state.params, "batch_stats": stats}, test
             )
         return outcome
+
+    def _last_inputs(self, variables: Any, images: jax.Array, *, train: bool) -> jax.Array:
+        _, kept = self._model.apply(
+            variables,
+            self._prepare(images),
+            train=train,
+            mutable=["intermediates", "batch_stats"],
+        )
+        return last_preactivation(self._task.arm, kept["intermediates"])
 
     def _apply_eval(self, variables: Any, images: jax.Array) -> jax.Array:
         return self._model.apply(variables, images, train=False)  # type: ignore[return-value]
@@ -228,11 +243,14 @@ def _entry(
         "pooled": [number(value) for value in evaluation["pooled"]],
     }
     if not task.sweep and step % task.config.units_every == 0:
-        entry["units"] = {
-            f"p{percentile}": [round(float(value), 2) for value in row]
+        units = {
+            f"p{percentile}": _rounded(row)
             for percentile, row in zip(PERCENTILES, evaluation["units"], strict=True)
             if task.members[position].seed == 0 or percentile == 50
         }
+        if "running" in evaluation:
+            units["p50_running"] = _rounded(evaluation["running"])
+        entry["units"] = units
     return entry
 
 
@@ -243,6 +261,10 @@ def _final(outcome: dict[str, Any], state: TrainState) -> dict[str, Any]:
         "test_population": None if population is None else _json(population),
         "state_sha256": tree_sha256(_variables(state)),
     }
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), 2) for value in values]
 
 
 def _json(metrics: Metrics) -> dict[str, float | int]:

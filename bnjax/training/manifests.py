@@ -1,0 +1,166 @@
+"""The manifest of a checkpoint: what it holds, for whom, and the digests that prove it whole."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from bnjax.evidence.records import differences
+
+PyTree: TypeAlias = Any
+
+SCHEMA_VERSION = 1
+_RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "bnjax")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or must not be used for what was asked."""
+
+
+class DamageError(Exception):
+    """A checkpoint does not hold what was written; the message says what is wrong."""
+
+
+def describe(name: str, tree: PyTree, *abstract: Any) -> list[dict[str, Any]]:
+    """Returns path, shape and dtype of every leaf, as the manifest has them."""
+    leaves = []
+    allowed = (jax.Array, np.ndarray, np.generic, *abstract)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where = jax.tree_util.keystr(path)
+        if not isinstance(leaf, allowed):
+            raise TypeError(
+                f"{name}{where} must be an array, got {leaf!r} of type {type(leaf).__name__}; "
+                "convert it with np.asarray and a dtype"
+            )
+        numeric = any(jax.dtypes.issubdtype(leaf.dtype, kind) for kind in (np.number, np.bool_))
+        if not (is_key(leaf) or (numeric and leaf.dtype.isnative)):
+            raise TypeError(
+                f"{name}{where} must have a native numeric or bool dtype, got {leaf.dtype}"
+            )
+        leaves.append({"path": where, "shape": list(leaf.shape), "dtype": str(leaf.dtype)})
+        if isinstance(leaf, jax.Array) and is_key(leaf):
+            leaves[-1]["prng_impl"] = str(jax.random.key_impl(leaf))
+    return leaves
+
+
+def with_digests(
+    leaves: Iterable[Mapping[str, Any]], arrays: Iterable[np.ndarray]
+) -> list[dict[str, Any]]:
+    """Descriptions of leaves, each with the digest of its values."""
+    pairs = zip(leaves, arrays, strict=True)
+    return [{**leaf, "sha256": sha256(array)} for leaf, array in pairs]
+
+
+def sha256(array: np.ndarray) -> str:
+    """Digest of an array's values."""
+    # As bytes, because hashlib does not know the buffers of bfloat16 and its kin.
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed PRNG key."""
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a manifest and its own digest."""
+    text = json.dumps(manifest, indent=1).encode()
+    (folder / "manifest.json").write_bytes(text)
+    (folder / "manifest.sha256").write_bytes(_manifest_digest(text))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest.
+
+    Raises:
+        DamageError: if it cannot be read, or is not what was written for this step.
+        CheckpointError: if it has another schema version.
+    """
+    try:
+        text = (folder / "manifest.json").read_bytes()
+        digest = (folder / "manifest.sha256").read_bytes()
+    except OSError as error:
+        raise DamageError(f"its manifest cannot be read: {one_line(error)}") from error
+    if digest != _manifest_digest(text):
+        raise DamageError("manifest.json differs from its digest in manifest.sha256")
+    manifest = json.loads(text)
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{folder} has schema version {manifest['schema_version']}, this bnjax reads "
+            f"{SCHEMA_VERSION}; use bnjax {manifest['versions']['bnjax']}, which wrote it"
+        )
+    if str(manifest["step"]) != folder.name:
+        raise DamageError(f"its manifest is that of step {manifest['step']}")
+    return manifest
+
+
+def _manifest_digest(text: bytes) -> bytes:
+    return f"{hashlib.sha256(text).hexdigest()}  manifest.json\n".encode()
+
+
+def check_same_leaves(
+    folder: Path, stored: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]
+) -> None:
+    """Raises CheckpointError with every leaf in which a checkpoint and the target differ."""
+
+    def by_path(leaves: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        return {leaf["path"]: f"{leaf['dtype']}{leaf['shape']}" for leaf in leaves}
+
+    changed = differences(by_path(stored), by_path(wanted))
+    if changed:
+        raise CheckpointError(
+            f"{folder} does not fit the target:\n  "
+            + "\n  ".join(changed)
+            + "\nbuild the target with the code and config that saved it, or use another directory"
+        )
+
+
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Raises DamageError unless the files below `folder`/arrays are those that were written.
+
+    Orbax must not see broken files: it leaves failing tasks in its event loop, which print.
+    """
+    try:
+        found = file_digests(folder)
+    except OSError as error:
+        raise DamageError(f"its files cannot be read: {one_line(error)}") from error
+    if found != files:
+        names = {name for name, _ in found.items() ^ files.items()}
+        broken = [name if name in found else f"{name} (missing)" for name in sorted(names)]
+        raise DamageError(f"files differ from their SHA-256: {', '.join(broken)}")
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file below `folder`/arrays, by its path from `folder`."""
+    digests = {}
+    for path in sorted((folder / "arrays").rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(folder).as_posix()] = digest
+    return digests
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that matter; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _RECORDED_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # bnjax run from a clone
+            found[package] = None
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """An error's kind and text, shortened."""
+    text = " ".join(str(error).split())
+    if len(text) > 400:  # Orbax and TensorStore put the cause last
+        text = f"{text[:200]} ... {text[-200:]}"
+    return f"{type(error).__name__}: {text}"
