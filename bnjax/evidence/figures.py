@@ -72,7 +72,7 @@ def percentile_paths(axes: Axes, paths: Percentiles, *, limit: float) -> None:
     for row, width in zip(paths.unit, (1.0, 1.8, 1.0), strict=True):
         axes.plot(paths.steps, row, color=paths.color, linewidth=width)
     axes.set_title(paths.title)
-    axes.set_xlim(0, paths.steps[-1])
+    axes.set_xlim(0, max(paths.steps[-1], 1))
     axes.set_ylim(-limit, limit)
     _steps_axis(axes)
 

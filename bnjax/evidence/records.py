@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ def environment() -> dict[str, Json]:
         "device_count": len(devices),
         "processor": _processor(),
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "xla_flags": re.sub(r"=/\S*", "=(path)", os.environ.get("XLA_FLAGS", "")),
     }
 
 
@@ -50,7 +51,7 @@ def tree_sha256(tree: Any) -> str:
     """Digest of a tree of arrays: paths, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -86,14 +87,8 @@ class Run:
             self.record = record
             self._write()
             return
+        check_identity(directory, record["identity"])
         self.record = read_record(directory)
-        changed = differences(self.record["identity"], record["identity"])
-        if changed:
-            raise RecordError(
-                f"{directory} holds a run of another configuration:\n  "
-                + "\n  ".join(changed)
-                + "\nChoose another --out, or remove that folder."
-            )
         if not self.finished and self.record["environment"] != record["environment"]:
             self.record.setdefault("resumed_under", []).append(record["environment"])
             self._write()
@@ -105,7 +100,8 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after `step`; a negative step drops all."""
-        kept = [entry for entry in _read_lines(self._metrics) if entry["step"] <= step]
+        lines = _read_lines(self._metrics, torn=True) if self._metrics.exists() else []
+        kept = [entry for entry in lines if entry["step"] <= step]
         _replace(self._metrics, "".join(map(_line, kept)))
 
     def log(self, entry: Mapping[str, Json]) -> None:
@@ -123,6 +119,19 @@ class Run:
         _replace(self.directory / "record.json", json.dumps(self.record, indent=1) + "\n")
 
 
+def check_identity(directory: Path, identity: Json) -> None:
+    """Raises RecordError if the directory holds a run of another identity; changes nothing."""
+    if not (directory / "record.json").exists():
+        return
+    changed = differences(read_record(directory)["identity"], json.loads(json.dumps(identity)))
+    if changed:
+        raise RecordError(
+            f"{directory} holds a run of another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nChoose another --out, or remove that folder."
+        )
+
+
 def read_record(directory: Path) -> dict[str, Json]:
     """The record of a run.
 
@@ -132,6 +141,8 @@ def read_record(directory: Path) -> dict[str, Json]:
     path = directory / "record.json"
     try:
         record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError(f"it is no JSON object but {record!r:.80}")
     except FileNotFoundError:
         raise RecordError(f"{directory} holds no run: there is no record.json.") from None
     except ValueError as error:
@@ -147,8 +158,15 @@ def read_record(directory: Path) -> dict[str, Json]:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Json]]:
-    """The lines of a run's `metrics.jsonl`, in order of steps."""
-    return _read_lines(directory / "metrics.jsonl")
+    """The lines of a run's `metrics.jsonl`, in order of steps.
+
+    Raises:
+        RecordError: if there is no such file, or it is damaged.
+    """
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        raise RecordError(f"{path} is missing: put it back, or remove the folder and run again.")
+    return _read_lines(path)
 
 
 def differences(stored: Json, given: Json, path: str = "") -> list[str]:
@@ -169,18 +187,20 @@ def differences(stored: Json, given: Json, path: str = "") -> list[str]:
     return lines
 
 
-def _read_lines(path: Path) -> list[dict[str, Json]]:
+def _read_lines(path: Path, *, torn: bool = False) -> list[dict[str, Json]]:
+    """Parses each line; `torn` forgives the last one, in which the process may have ended."""
     entries: list[dict[str, Json]] = []
-    if not path.exists():
-        return entries
     lines = path.read_text().splitlines()
-    for position, line in enumerate(lines):
+    for position, line in enumerate(lines, start=1):
         try:
             entries.append(json.loads(line))
         except ValueError:
-            if position + 1 == len(lines):
-                break  # the process ended within a write; the step will be logged again
-            raise RecordError(f"{path}, line {position + 1} is damaged: {line[:80]!r}") from None
+            if torn and position == len(lines):
+                break  # its step will be logged again
+            raise RecordError(
+                f"{path}, line {position} is damaged: {line[:80]!r}; "
+                "put back a whole copy, or remove the folder and run again."
+            ) from None
     return entries
 
 

@@ -49,6 +49,8 @@ class Schedule(NamedTuple):
         for name in ("steps", "steps_per_dispatch", "eval_every", "sparse_eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
+        if self.checkpoint_every < 0:
+            raise ValueError(f"checkpoint_every must be >= 0, got {self.checkpoint_every}.")
         for name in ("eval_every", "sparse_eval_every", "checkpoint_every"):
             if getattr(self, name) % self.steps_per_dispatch:
                 raise ValueError(

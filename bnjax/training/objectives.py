@@ -46,6 +46,10 @@ def classification_metrics(
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integer class numbers, got {labels.dtype}.")
+    if mask is not None and (mask.dtype != bool or mask.shape != labels.shape):
+        raise ValueError(
+            f"mask must be bool {list(labels.shape)}, got {mask.dtype} {list(mask.shape)}."
+        )
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     correct = jnp.argmax(logits, -1) == labels
     counted = jnp.ones(labels.shape, bool) if mask is None else mask

@@ -29,7 +29,11 @@ def one_cpu_device_per_core() -> None:
     Raises:
         RuntimeError: if JAX has started already.
     """
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # macOS
+        cores = os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", cores)
 
 
 def default_together() -> Together:
@@ -47,6 +51,8 @@ class Members:
     def __init__(self, count: int, *, together: Together) -> None:
         if count < 1:
             raise ValueError(f"count must be >= 1, got {count}.")
+        if together not in ("map", "vmap"):
+            raise ValueError(f"together must be 'map' or 'vmap', got {together!r}.")
         devices = jax.local_devices()[:count]
         self.count = count
         self.together = together

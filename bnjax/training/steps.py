@@ -33,7 +33,7 @@ def make_train_step(apply: TrainApply, tx: optax.GradientTransformation) -> Trai
                 {"params": params, "batch_stats": state.batch_stats}, images
             )
             metrics = classification_metrics(logits, labels)
-            return metrics.loss / metrics.examples, (batch_stats, metrics)
+            return metrics.loss / metrics.examples.astype(jnp.float32), (batch_stats, metrics)
 
         gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shlex
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import one_cpu_device_per_core
 from experiments.mnist_lenet.config import PRESETS, Config
 from experiments.mnist_lenet.figures import draw
-from experiments.mnist_lenet.runs import complete, main_task, sweep_task
+from experiments.mnist_lenet.runs import check, complete, main_task, sweep_task
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
 
@@ -41,13 +43,16 @@ class Arguments:
 
 def main() -> None:
     """Reads the command line, trains, prints a table, draws the figures."""
-    arguments = _parse(sys.argv[1:])
-    one_cpu_device_per_core()
     try:
+        arguments = _parse(sys.argv[1:])
+        one_cpu_device_per_core()
         run(arguments)
     except Interrupted as stop:
         print(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {_command('--resume')}")
         sys.exit(128 + stop.signum)
+    except KeyboardInterrupt:
+        print(f"\nStopped; what was saved is kept. Go on with:\n  {_command()}")
+        sys.exit(128 + signal.SIGINT)
     except (CheckpointError, DataError, RecordError, ValueError) as error:
         sys.exit(f"error: {error}")
 
@@ -65,10 +70,17 @@ def run(arguments: Arguments) -> None:
         raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
     _refuse_dirty_results(out)
     dataset = load_dataset(config.data, data_dir=arguments.data_dir)
-    for arm in config.arms:
-        complete(main_task(config, arm, config.run_seeds(arm)), dataset, out)
-    for arm in config.arms if config.sweep else ():
-        complete(sweep_task(config, arm), dataset, out)
+    if config.batch_size > len(dataset.train.labels):
+        raise ValueError(
+            f"batch_size must be at most the {len(dataset.train.labels):,} training examples of "
+            f"{dataset.name}, got {config.batch_size}."
+        )
+    tasks = [main_task(config, arm, config.run_seeds(arm)) for arm in config.arms]
+    tasks += [sweep_task(config, arm) for arm in config.arms if config.sweep]
+    for task in tasks:
+        check(task, dataset, out)  # all of them, before hours go into the first
+    for task in tasks:
+        complete(task, dataset, out)
     summary = summarize(out)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     figures = draw(out)
@@ -85,8 +97,9 @@ def run(arguments: Arguments) -> None:
 
 def _parse(argv: list[str]) -> Arguments:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=tuple(PRESETS), default="quick")
-    preset = first.parse_known_args(argv)[0].preset
+    first.add_argument("--preset", nargs="?")  # tyro says what is wrong with it
+    given = first.parse_known_args(argv)[0].preset
+    preset: Literal["quick", "paper"] = given if given in PRESETS else "quick"
     return tyro.cli(
         Arguments,
         prog="python -m experiments.mnist_lenet",
@@ -96,9 +109,9 @@ def _parse(argv: list[str]) -> Arguments:
     )
 
 
-def _command(flag: str) -> str:
-    given = [argument for argument in sys.argv[1:] if argument != flag]
-    return " ".join(["python -m experiments.mnist_lenet", *given, flag])
+def _command(*flags: str) -> str:
+    given = [argument for argument in sys.argv[1:] if argument not in flags]
+    return shlex.join(["python", "-m", "experiments.mnist_lenet", *given, *flags])
 
 
 def _refuse_dirty_results(out: Path) -> None:

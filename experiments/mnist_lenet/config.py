@@ -133,6 +133,10 @@ def _check(config: Config) -> None:
     for name, values in (("learning_rate", (config.learning_rate,)), ("sweep", config.sweep)):
         if not all(0 < value < float("inf") for value in values):
             raise ValueError(f"{name} must be > 0 and finite, got {getattr(config, name)}.")
+    if len({f"{rate:g}" for rate in config.sweep}) < len(config.sweep):
+        raise ValueError(
+            f"sweep must name rates that differ in their first six digits, got {config.sweep}."
+        )
     if config.batch_size < 2:
         raise ValueError(
             f"batch_size must be >= 2, got {config.batch_size}: normalization needs a batch."
@@ -165,9 +169,9 @@ PRESETS = {
         steps=50_000,
         lenet_max_steps=50_000,
         sweep=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-        sweep_seeds=3,
+        sweep_seeds=2,
         lenet_max_sweep_seeds=1,
-        lenet_max_sweep_steps=10_000,
+        lenet_max_sweep_steps=5_000,
         population_batches=1_000,
         units_every=1_000,
     ),

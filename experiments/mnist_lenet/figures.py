@@ -46,8 +46,9 @@ def draw(out: Path, to: Path | None = None) -> list[Path]:
         if plain in runs and normalized in runs:
             name = "figure1.png" if plain == "mlp" else "figure1_lenet.png"
             files.append(_figure1(runs[plain], runs[normalized], to / name))
-    if (out / "sweep").exists():
-        files.append(_sweep(load_sweep(out), to / "sweep.png"))
+    sweep = load_sweep(out)
+    if any(set(pair) <= set(sweep) for pair in PAIRS):
+        files.append(_sweep(sweep, to / "sweep.png"))
     return files
 
 
@@ -73,10 +74,8 @@ def _figure1(plain: Runs, normalized: Runs, path: Path) -> Path:
         _percentiles(plain, "(b) without BN", PLAIN),
         _percentiles(normalized, "(c) with BN", NORMALIZED),
     ]
-    limit = max(np.abs(np.percentile(panel.medians, (1, 99))).max() for panel in panels)
-    limit = max(limit, *(np.abs(panel.unit).max() for panel in panels))
     for axes, panel in zip((middle, right), panels, strict=True):
-        percentile_paths(axes, panel, limit=1.05 * limit)
+        percentile_paths(axes, panel, limit=1.05 * _limit(panels))
     middle.set_ylabel("input to the last nonlinearity")
     return save(figure, path)
 
@@ -87,6 +86,13 @@ def _percentiles(group: Runs, title: str, color: str) -> Percentiles:
     rows = [[entry["units"][key][unit] for entry in entries] for key in ("p15", "p50", "p85")]
     steps, medians = median_paths(group)
     return Percentiles(title, color, steps, np.array(rows), medians[0].T)
+
+
+def _limit(panels: list[Percentiles]) -> float:
+    """The largest input that all panels show; one where a diverged run leaves none."""
+    sizes = [np.abs(np.percentile(panel.medians, (1, 99))).max() for panel in panels]
+    sizes += [np.abs(panel.unit).max() for panel in panels]
+    return max(filter(np.isfinite, sizes), default=1.0)
 
 
 def _sweep(sweep: dict[str, list[Runs]], path: Path) -> Path:

@@ -1,13 +1,15 @@
 """The run directories of the experiment: which runs there are, what is missing, what they hold."""
 
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bnjax.data import Dataset, load_dataset
-from bnjax.evidence.records import RecordError, Run, environment
+from bnjax.evidence.records import RecordError, Run, check_identity, environment
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.loop import Schedule
 from experiments.mnist_lenet.config import Config
@@ -36,6 +38,12 @@ def run_name(task: Task, member: Member) -> str:
     return f"{task.arm}-s{member.seed}"
 
 
+def check(task: Task, dataset: Dataset, out: Path) -> None:
+    """Raises RecordError if `out` holds runs of a task in another configuration."""
+    for member in task.members:
+        check_identity(out / run_name(task, member), _identity(task, member, dataset))
+
+
 def complete(task: Task, dataset: Dataset, out: Path) -> None:
     """Trains those runs of a task that `out` does not hold whole already.
 
@@ -48,31 +56,39 @@ def complete(task: Task, dataset: Dataset, out: Path) -> None:
     folders = [out / run_name(task, member) for member in task.members]
     headers = [_header(task, member, dataset, surroundings) for member in task.members]
     runs = list(map(Run, folders, headers))
-    left = [i for i, run in enumerate(runs) if not run.finished]
-    if not left:
+    if all(run.finished for run in runs):
         return
-    task = task._replace(members=tuple(task.members[i] for i in left))
-    runs = [runs[i] for i in left]
+    if not _checkpoint_folder(task, dataset, out).exists():  # none of all members together
+        left = [i for i, run in enumerate(runs) if not run.finished]
+        task = task._replace(members=tuple(task.members[i] for i in left))
+        runs = [runs[i] for i in left]
+    unfinished = {i: run for i, run in enumerate(runs) if not run.finished}
 
     def rewind(step: int) -> None:
-        for run in runs:
+        for run in unfinished.values():
             run.rewind(step or -1)  # from the beginning, step 0 will be logged again
 
-    config = {"identity": [_identity(task, member, dataset) for member in task.members]}
-    folder = out / "checkpoints" / f"{'sweep-' if task.sweep else ''}{task.arm}"
+    def log(position: int, entry: dict[str, Any]) -> None:
+        if position in unfinished:
+            unfinished[position].log(entry)
+
+    folder = _checkpoint_folder(task, dataset, out)
+    config = {"identity": _identities(task, dataset)}
     with Checkpoints(folder, config=config) as checkpoints:
         start = time.perf_counter()
         finals = train(
             task,
             dataset,
-            lambda position, entry: runs[position].log(entry),
+            log,
             begin=rewind,
             checkpoints=checkpoints,
             description=f"{'sweep ' if task.sweep else ''}{task.arm}",
         )
     seconds = round(time.perf_counter() - start, 1)
-    for run, final in zip(runs, finals, strict=True):
-        run.finish({**final, "wall_seconds": seconds, "trained_together": len(runs)})
+    for position, run in unfinished.items():
+        outcome = {"wall_seconds": seconds, "trained_together": len(runs)}
+        run.finish({**finals[position], **outcome})
+    shutil.rmtree(folder)  # so that other seeds can be added
 
 
 def task_of(record: dict[str, Any]) -> Task:
@@ -108,6 +124,17 @@ def _header(
         "environment": surroundings,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _checkpoint_folder(task: Task, dataset: Dataset, out: Path) -> Path:
+    """Where the members of a task, trained together, have their checkpoints."""
+    identities = json.dumps(_identities(task, dataset), sort_keys=True)
+    digest = hashlib.sha256(identities.encode()).hexdigest()[:8]
+    return out / "checkpoints" / f"{'sweep-' if task.sweep else ''}{task.arm}-{digest}"
+
+
+def _identities(task: Task, dataset: Dataset) -> list[dict[str, Any]]:
+    return [_identity(task, member, dataset) for member in task.members]
 
 
 def _identity(task: Task, member: Member, dataset: Dataset) -> dict[str, Any]:

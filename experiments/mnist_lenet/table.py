@@ -77,10 +77,12 @@ def sweep_table(summary: dict[str, Any]) -> str:
         cells = []
         for entries in sweep.values():
             best = max(entry["final_accuracy"]["mean"] for entry in entries)
+            cell = ""  # an arm may lack a rate
             for entry in entries:
                 if entry["learning_rate"] == rate:
                     cell = _percent(entry["final_accuracy"])
-                    cells.append(f"**{cell}**" if entry["final_accuracy"]["mean"] == best else cell)
+                    cell = f"**{cell}**" if entry["final_accuracy"]["mean"] == best else cell
+            cells.append(cell)
         lines.append(_row([f"{rate:g}", *cells]))
     return "\n".join(lines)
 

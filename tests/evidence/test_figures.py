@@ -1,0 +1,216 @@
+"""What is drawn is what was measured, and the same results give the same bytes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from made_results import EXAMPLES, LENGTHS, MEDIANS, STEPS, write_pair, write_run
+from matplotlib.colors import to_rgba
+
+from bnjax.evidence.figures import (
+    Curve,
+    Percentiles,
+    by_learning_rate,
+    learning_curves,
+    new_figure,
+    percentile_paths,
+)
+from experiments.mnist_lenet import figures
+from experiments.mnist_lenet.figures import draw, typical_unit
+from experiments.mnist_lenet.summary import load_runs
+
+X = np.array([0, 100, 2000])
+Y = np.array([[0.1, 0.5, 0.9], [0.2, 0.5, 0.8], [0.3, 0.8, 1.0]])
+
+
+def axes():
+    return new_figure((4,))[1][0]
+
+
+def points(line):
+    return np.stack(line.get_data(), axis=1)
+
+
+def band(collection):
+    """Lower and upper edge `[points, 2]` each, at ascending x."""
+    vertices = collection.get_paths()[0].vertices
+    edges = [[vertices[vertices[:, 0] == x, 1] for x in np.unique(vertices[:, 0])]]
+    return np.array([[ys.min(), ys.max()] for ys in edges[0]])
+
+
+def test_learning_curves_show_mean_and_standard_deviation():
+    """In percent; the standard deviation is that of a sample, n - 1."""
+    panel = axes()
+    learning_curves(panel, [Curve("one", "#d55e00", X, Y, dashed=True)], lowest=0.1)
+    (line,) = panel.lines
+    np.testing.assert_allclose(points(line), np.stack([X, 100 * Y.mean(0)], axis=1))
+    sd = 100 * Y.std(0, ddof=1)
+    expected = np.stack([100 * Y.mean(0) - sd, 100 * Y.mean(0) + sd], axis=1)
+    np.testing.assert_allclose(band(panel.collections[0]), expected)
+    assert (line.get_label(), line.get_linestyle(), line.get_color()) == ("one", "--", "#d55e00")
+    assert panel.get_ylim() == (10, 100)
+    assert panel.get_xlim() == (0, 2000)
+    assert panel.get_ylabel() == "test accuracy, %"
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["one"]
+
+
+def test_one_run_has_no_spread():
+    panel = axes()
+    learning_curves(panel, [Curve("one", "#d55e00", X, Y[:1])], lowest=0.1)
+    np.testing.assert_allclose(band(panel.collections[0]), 100 * Y[0][:, None] * np.ones((1, 2)))
+
+
+def test_percentile_paths_show_one_unit_over_the_medians_of_all():
+    medians = np.arange(12.0).reshape(4, 3)
+    unit = np.array([[-1.0, 0, 1], [0, 1, 2], [3, 4, 5]])
+    panel = axes()
+    percentile_paths(panel, Percentiles("(b)", "#0072b2", X, unit, medians), limit=7)
+    assert len(panel.lines) == 4 + 3
+    for line, values in zip(panel.lines, [*medians, *unit], strict=True):
+        np.testing.assert_array_equal(points(line), np.stack([X, values], axis=1))
+    assert {line.get_color() for line in panel.lines[:4]} == {"0.8"}
+    assert {line.get_color() for line in panel.lines[4:]} == {"#0072b2"}
+    np.testing.assert_allclose(band(panel.collections[0]), unit[[0, 2]].T)
+    assert panel.get_ylim() == (-7, 7)
+    assert panel.get_title() == "(b)"
+
+
+def test_learning_rates_show_the_mean_and_every_run():
+    rates = np.array([0.01, 0.1, 1.0])
+    panel = axes()
+    by_learning_rate(panel, [Curve("one", "#0072b2", rates, Y)], lowest=0.5)
+    mean, *dots = panel.lines
+    np.testing.assert_allclose(points(mean), np.stack([rates, 100 * Y.mean(0)], axis=1))
+    assert len(dots) == 3
+    for line, row in zip(dots, Y, strict=True):
+        np.testing.assert_allclose(points(line), np.stack([rates, 100 * row], axis=1))
+        assert line.get_linestyle() == "None"
+    assert panel.get_xscale() == "log"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    out = tmp_path_factory.mktemp("pair")
+    write_pair(out)
+    return out
+
+
+@pytest.fixture
+def drawn(pair, tmp_path, monkeypatch):
+    """The panels of each file that is drawn, by its name; nothing is written."""
+    panels = {}
+
+    def keep(figure, path):
+        panels[path.name] = figure.axes
+        return path
+
+    monkeypatch.setattr(figures, "save", keep)
+    files = draw(pair, tmp_path)
+    assert [path.parent for path in files] == [tmp_path] * len(files)
+    assert [path.name for path in files] == list(panels)
+    return panels
+
+
+def test_the_typical_unit_travels_a_middling_way_once_settled(pair):
+    """The median of the lengths 3, 0, 1, 9, 2 is unit 4's; red if earlier steps count."""
+    assert np.argsort(LENGTHS)[2] == 4
+    assert typical_unit(load_runs(pair)["mlp"]) == 4
+
+
+def test_the_typical_unit_is_one_of_the_first_run(pair, tmp_path):
+    out = shutil.copytree(pair, tmp_path / "out")
+    shutil.rmtree(out / "mlp-s1")
+    other = MEDIANS[:, [4, 1, 2, 3, 0]]
+    write_run(out, "mlp", 1, [20] * 5, medians=other)
+    assert typical_unit(load_runs(out)["mlp"]) == 4
+
+
+def test_the_typical_one_of_an_even_number_of_units_is_the_upper_middle(tmp_path):
+    write_run(tmp_path, "mlp", 0, [20] * 5, medians=MEDIANS[:, :4])  # lengths 3, 0, 1, 9
+    assert typical_unit(load_runs(tmp_path)["mlp"]) == 0
+
+
+def test_figure_1_shows_the_accuracies_of_both_arms(drawn):
+    left = drawn["figure1.png"][0]
+    plain, normalized = left.lines
+    means = {
+        "without BN": [20, 100, 170, 183, 194],
+        "with BN": [20, 511 / 3, 577 / 3, 195, 589 / 3],
+    }
+    for line in (plain, normalized):
+        expected = 100 * np.array(means[line.get_label()]) / EXAMPLES
+        np.testing.assert_allclose(points(line), np.stack([STEPS, expected], axis=1))
+    assert (plain.get_label(), plain.get_linestyle()) == ("without BN", "--")
+    assert left.get_title() == "(a) test accuracy, 3 seeds"
+
+
+def test_figure_1_shows_the_inputs_of_the_first_runs_units(drawn):
+    _, middle, right = drawn["figure1.png"]
+    unit = np.stack([MEDIANS[:, 4] - 1, MEDIANS[:, 4], MEDIANS[:, 4] + 2])
+    for panel, title in ((middle, "(b) without BN"), (right, "(c) with BN")):
+        assert panel.get_title() == title
+        for line, values in zip(panel.lines, [*MEDIANS.T, *unit], strict=True):
+            np.testing.assert_array_equal(points(line), np.stack([STEPS, values], axis=1))
+    assert middle.get_ylim() == right.get_ylim()
+    assert middle.lines[-1].get_color() != right.lines[-1].get_color()
+
+
+def test_the_sweep_shows_the_last_accuracies(drawn):
+    (panel,) = drawn["sweep.png"]
+    lines = {line.get_label(): line for line in panel.lines if line.get_linestyle() != "None"}
+    assert set(lines) == {"without BN", "with BN"}
+    for label, means in {"without BN": [191, 181], "with BN": [195, 185]}.items():
+        expected = 100 * np.array(means) / EXAMPLES
+        np.testing.assert_allclose(points(lines[label]), np.stack([[0.1, 1], expected], axis=1))
+    assert panel.get_title() == "after 2,000 steps"
+
+
+def test_the_same_results_give_the_same_bytes(pair, tmp_path):
+    """Red for a date or a version of the drawing's day in the file."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        draw(pair, tmp_path / name)
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert names == ["figure1.png", "sweep.png"]
+    for name in names:
+        first, second = ((tmp_path / side / name).read_bytes() for side in ("first", "second"))
+        assert first == second
+        assert first.startswith(b"\x89PNG")
+    assert not list(pair.glob("*.png"))
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_without_a_pair_there_is_no_figure(tmp_path, sweep):
+    """One arm alone, or one that is not finished, cannot be compared."""
+    write_run(tmp_path, "mlp", 0, [20] * 5)
+    write_run(tmp_path, "mlp_bn", 0, [20] * 5, finished=False)
+    if sweep:
+        write_run(tmp_path, "mlp", 0, [20] * 5, sweep_rate=0.1)
+    assert draw(tmp_path) == []
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_diverged_run_is_drawn_as_far_as_it_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "save", lambda figure, path: path)
+    lost = np.where(np.array(STEPS)[:, None] > 0, np.nan, MEDIANS)
+    write_run(tmp_path, "lenet", 0, [20] * 5, medians=lost)
+    write_run(tmp_path, "lenet_bn", 0, [20] * 5)
+    assert [path.name for path in draw(tmp_path)] == ["figure1_lenet.png"]
+
+
+def test_a_run_too_short_to_settle_is_drawn(tmp_path, monkeypatch):
+    """Units are logged at step 0 alone where a run is shorter than their distance."""
+    monkeypatch.setattr(figures, "save", lambda figure, path: path)
+    for arm in ("mlp", "mlp_bn"):
+        write_run(tmp_path, arm, 0, [20] * 5)
+        metrics = tmp_path / f"{arm}-s0" / "metrics.jsonl"
+        first, *later = map(json.loads, metrics.read_text().splitlines())
+        for entry in later:
+            del entry["units"]
+        metrics.write_text("\n".join(map(json.dumps, [first, *later])))
+    assert [path.name for path in draw(tmp_path)] == ["figure1.png"]
+
+
+def test_the_two_arms_can_be_told_apart():
+    assert to_rgba(figures.PLAIN) != to_rgba(figures.NORMALIZED)

@@ -1,0 +1,90 @@
+"""A recorded run can be repeated, and what cannot be repeated is told apart."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from bnjax.data import load_dataset
+from bnjax.evidence.records import RecordError
+from experiments.mnist_lenet.config import PRESETS
+from experiments.mnist_lenet.runs import complete, main_task
+from experiments.verify import verify
+
+CONFIG = replace(
+    PRESETS["quick"],
+    arms=("mlp_bn",),
+    seeds=3,
+    steps=20,
+    steps_per_dispatch=10,
+    eval_every=10,
+    sparse_eval_every=10,
+    checkpoint_every=0,
+    population_batches=2,
+    units_every=10,
+    probe_examples=50,
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    complete(main_task(CONFIG, "mlp_bn", range(3)), load_dataset("mnist5k"), out)
+    return out
+
+
+def _edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_run_repeats_bitwise(runs):
+    verdict = verify(runs / "mlp_bn-s1")
+    assert (verdict.agrees, verdict.bitwise) == (True, True)
+    assert "3 evaluations to step 20, final metrics and parameters: bitwise" in verdict.lines[0]
+
+
+def test_the_beginning_of_a_run_repeats_bitwise(runs):
+    verdict = verify(runs / "mlp_bn-s0", steps=10)
+    assert verdict.agrees
+    assert "2 evaluations to step 10: bitwise equal" in verdict.lines[0]
+
+
+def test_a_changed_number_is_named(runs):
+    """Red if entries were compared by step alone, or the outcome were not compared."""
+    run = runs / "mlp_bn-s2"
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    entry = json.loads(lines[1])
+    entry["test"]["correct"] += 1
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], json.dumps(entry), *lines[2:]]) + "\n")
+    digest = json.loads((run / "record.json").read_text())["final"]["state_sha256"]
+    _edit(run / "record.json", digest, "0" * 64)
+    verdict = verify(run)
+    assert not verdict.agrees
+    assert any(line.startswith("step 10: test.correct: stored") for line in verdict.lines)
+    assert any(line.startswith("final: state_sha256: stored") for line in verdict.lines)
+
+
+def test_another_environment_is_compared_within_a_tolerance(runs):
+    run = runs / "mlp_bn-s0"
+    _edit(run / "record.json", '"backend": "cpu"', '"backend": "tpu"')
+    verdict = verify(run, steps=20)
+    assert (verdict.agrees, verdict.bitwise) == (True, False)
+    assert "backend: stored 'tpu', given 'cpu'" in verdict.lines
+
+
+def test_other_data_and_unfinished_runs_are_refused(runs, tmp_path):
+    run = runs / "mlp_bn-s1"
+    record = json.loads((run / "record.json").read_text())
+    for change, message in (
+        ({"finished": False}, "not finished"),
+        ({"data": {**record["data"], "sha256": "0" * 64}}, "SHA-256"),
+    ):
+        (tmp_path / "record.json").write_text(json.dumps({**record, **change}))
+        with pytest.raises(RecordError, match=message):
+            verify(tmp_path)
+    with pytest.raises(RecordError, match="no run"):
+        verify(tmp_path / "absent")
+    with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
+        verify(run, steps=0)

@@ -1,0 +1,202 @@
+"""What is refused, while tracing, in words that name the argument, the value and the remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bnjax
+
+X = jnp.ones((4, 3))
+
+
+def train(x=X, params=None, stats=None, **settings):
+    """The whole layer, by its shape alone: errors must not need a value."""
+    features = x.shape[-1:]
+    params = bnjax.init_params(features) if params is None else params
+    stats = bnjax.init_stats(features) if stats is None else stats
+    return jax.eval_shape(
+        lambda x: bnjax.normalize_batch(x, params, stats, **settings), jnp.asarray(x)
+    )
+
+
+def infer(x=X, params=None, stats=None, **settings):
+    params = bnjax.init_params(3) if params is None else params
+    stats = bnjax.init_stats(3) if stats is None else stats
+    return bnjax.normalize_population(x, params, stats, **settings)
+
+
+BOTH = pytest.mark.parametrize("call", [train, infer])
+
+
+@BOTH
+def test_rank_one(call):
+    with pytest.raises(ValueError, match=r"x must have .* got shape \(3,\).* x\[None\]"):
+        call(X[0])
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "complex64"])
+def test_dtypes_without_a_mean(call, dtype):
+    """Images are uint8: a float32 mean of them, silently, would normalize 0..255."""
+    with pytest.raises(ValueError, match=rf"x must be floating, got {dtype}: .*astype"):
+        call(X.astype(dtype))
+
+
+@BOTH
+@pytest.mark.parametrize("key", ["scale", "bias"])
+def test_parameters_of_another_shape(call, key):
+    params = bnjax.init_params(3) | {key: jnp.ones(4)}
+    message = (
+        rf"params\['{key}'\] has shape \(4,\).*shape \(3,\): make it with init_params\(\(3,\)\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        call(params=params)
+
+
+@BOTH
+@pytest.mark.parametrize("key", ["mean", "var"])
+def test_statistics_of_another_shape(call, key):
+    """One value for all features would broadcast."""
+    stats = bnjax.init_stats(3) | {key: jnp.ones(())}
+    message = rf"stats\['{key}'\] has shape \(\).*shape \(3,\): make it with init_stats\(\(3,\)\)"
+    with pytest.raises(ValueError, match=message):
+        call(stats=stats)
+
+
+def test_a_count_of_another_shape():
+    stats = bnjax.init_stats(3) | {"count": jnp.zeros((), jnp.int32)}
+    with pytest.raises(ValueError, match=r"stats\['count'\] has shape \(\)"):
+        train(stats=stats, averaging="cumulative")
+
+
+@BOTH
+def test_unknown_keys(call):
+    with pytest.raises(ValueError, match=r"params has the keys .*gamma.*init_params"):
+        call(params={"gamma": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"stats has the keys .*momentum.*init_stats"):
+        call(stats=bnjax.init_stats(3) | {"momentum": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"stats has the keys \['mean'\].*init_stats"):
+        call(stats={"mean": jnp.zeros(3)})
+
+
+@BOTH
+@pytest.mark.parametrize("axis", [2, -3, (0, 5), ()])
+def test_an_axis_that_x_does_not_have(call, axis):
+    with pytest.raises(ValueError, match=r"axis=.* does not name axes of x, which has rank 2"):
+        call(axis=axis)
+
+
+@BOTH
+@pytest.mark.parametrize("axis", [(1, 1), (1, -1)])
+def test_an_axis_given_twice(call, axis):
+    with pytest.raises(ValueError, match=r"axis=\(1, -?1\) names an axis twice"):
+        call(axis=axis)
+
+
+def test_axis_takes_numbers_of_numpy():
+    train(axis=np.int64(-1))
+    infer(axis=[np.int64(1)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((1, 3), -1), ((1, 1, 1, 3), -1), ((1, 3, 1, 1), 1), ((1, 2, 2, 3), (1, 2, 3)), ((0, 3), -1)],
+)
+@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+def test_a_batch_of_one_value(shape, axis, impl):
+    """Its output would be `bias` whatever x, its gradient zero: Flax trains on silently."""
+    axes = (axis,) if isinstance(axis, int) else axis
+    features = tuple(shape[a] for a in axes)
+    params, stats = bnjax.init_params(features), bnjax.init_stats(features)
+    with pytest.raises(ValueError, match=r"x of shape .* one value per feature.* larger batch"):
+        train(jnp.ones(shape), params, stats, axis=axis, impl=impl)
+    bnjax.normalize_population(jnp.ones(shape), params, stats, axis=axis)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 3), (1, 2, 1, 3)])
+def test_two_values_are_a_batch(shape):
+    """One example is enough where there are positions."""
+    y, _ = train(jnp.ones(shape))
+    assert y.shape == shape
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1, 1.5, float("nan")])
+def test_decay(decay):
+    """1.0 would freeze the statistics; torch's momentum 0.1 is 0.9 here."""
+    with pytest.raises(ValueError, match=rf"decay must be in \[0, 1\), got {decay}.*1 - m"):
+        train(decay=decay)
+
+
+@BOTH
+@pytest.mark.parametrize("epsilon", [0, 0.0, -1e-5, float("nan")])
+def test_epsilon(call, epsilon):
+    with pytest.raises(ValueError, match=f"epsilon must be > 0, got {epsilon}"):
+        call(epsilon=epsilon)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "choices"),
+    [
+        ("averaging", "debiased", "'ema', 'ema_debiased', 'cumulative'"),
+        ("running_var", "population", "'unbiased', 'biased'"),
+        ("impl", "pallas", "'fused', 'autodiff'"),
+    ],
+)
+def test_unknown_choices(name, value, choices):
+    with pytest.raises(ValueError, match=f"{name} must be one of {choices}, got '{value}'"):
+        train(**{name: value})
+
+
+def test_init_stats_of_an_unknown_average():
+    with pytest.raises(ValueError, match=r"averaging must be one of .* got 'mean'"):
+        bnjax.init_stats(3, averaging="mean")
+
+
+@pytest.mark.parametrize("averaging", ["ema_debiased", "cumulative"])
+def test_an_average_without_its_count(averaging):
+    message = rf"averaging='{averaging}' needs stats\['count'\].*init_stats\(.*averaging="
+    with pytest.raises(ValueError, match=message):
+        train(averaging=averaging)
+    moments = bnjax.batch_moments(X, (0,))
+    with pytest.raises(ValueError, match=message):
+        bnjax.update_stats(bnjax.init_stats(3), moments, averaging=averaging)
+
+
+def test_update_stats_checks_its_own_arguments():
+    moments, stats = bnjax.batch_moments(X, (0,)), bnjax.init_stats(3)
+    with pytest.raises(ValueError, match="decay must be"):
+        bnjax.update_stats(stats, moments, decay=1.0)
+    with pytest.raises(ValueError, match="running_var must be"):
+        bnjax.update_stats(stats, moments, running_var="sample")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_a_mask_of_weights(dtype):
+    with pytest.raises(ValueError, match=rf"mask must be bool, got {dtype}: .*astype\(bool\)"):
+        train(mask=jnp.ones((4, 1), dtype))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3,), (5, 1), (2, 4), (4, 3, 1), ()])
+def test_a_mask_of_another_shape(shape):
+    """(3,) would broadcast over features, where flags of examples were meant."""
+    with pytest.raises(
+        ValueError, match=r"mask of shape .* does not fit x .*\(examples, 1, \.\.\.\)"
+    ):
+        train(mask=jnp.ones(shape, bool))
+
+
+def test_groups_without_an_axis():
+    with pytest.raises(ValueError, match=r"axis_index_groups=.* needs axis_name"):
+        train(axis_index_groups=[[0, 1]])
+
+
+def test_groups_of_different_sizes():
+    with pytest.raises(ValueError, match=r"axis_index_groups must be of one size, got \[\[0\]"):
+        train(axis_name="data", axis_index_groups=[[0], [1, 2]])
+
+
+def test_an_axis_name_that_is_not_bound():
+    """Ignoring it would silently normalize each device's batch by itself."""
+    with pytest.raises(NameError, match="unbound axis name: data"):
+        train(axis_name="data")

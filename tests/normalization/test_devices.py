@@ -1,0 +1,334 @@
+"""One batch on eight devices is one batch: against float64, which knows of no devices.
+
+Gradients are taken on each device, of a loss that sums over all: dx is the device's own, dscale
+and dbias are to be summed, where JAX's types do not say that they are.
+"""
+
+import itertools
+import re
+from functools import partial
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tolerances import PARALLEL, assert_close
+
+import bnjax
+
+DEVICES, ROWS, FEATURES = 8, 4, 4
+EPSILON, DECAY = 1e-3, 0.75
+PARTIAL_SUMS = {"vmap", "pmap", "shard_map"}
+
+
+def mesh(*shape: int) -> jax.sharding.Mesh:
+    return jax.make_mesh(shape, ("data", "model")[: len(shape)], (AxisType.Auto,) * len(shape))
+
+
+def make(masked: bool) -> cases.Case:
+    """[devices, rows, features]. Counts differ by device, the fourth one holds nothing but NaN."""
+    rng = np.random.default_rng(5)
+    shape = (DEVICES, ROWS, FEATURES)
+    device = np.arange(DEVICES).reshape(-1, 1, 1)
+    clean = jnp.asarray(device / 4 + rng.normal(size=shape), jnp.float32)
+    mask, x = None, clean
+    if masked:
+        kept = np.array([4, 1, 3, 0, 4, 2, 1, 4]).reshape(-1, 1, 1)
+        mask = jnp.asarray(np.arange(ROWS).reshape(1, -1, 1) < kept)
+        x = jnp.where(mask, x, jnp.nan)
+    params = {
+        "scale": jnp.asarray(rng.uniform(0.5, 2, FEATURES), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=FEATURES), jnp.float32),
+    }
+    stats = {
+        "mean": jnp.asarray(rng.normal(size=FEATURES), jnp.float32),
+        "var": jnp.asarray(rng.uniform(0.5, 2, FEATURES), jnp.float32),
+    }
+    weights = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return cases.Case(x, clean, mask, params, stats, weights, -1)
+
+
+def layer(x, weights, mask, params, stats, **settings):
+    """y, new statistics, dx and the parameters' gradients, on one device."""
+
+    def f(x, params):
+        return bnjax.normalize_batch(
+            x, params, stats, mask=mask, epsilon=EPSILON, decay=DECAY, **settings
+        )
+
+    y, pullback, new = jax.vjp(f, x, params, has_aux=True)
+    dx, dparams = pullback(weights)
+    return y, new, dx, dparams
+
+
+def run(how: str, case: cases.Case, **settings):
+    """The layer on all devices; statistics as each one has them, gradients summed over them."""
+    f = partial(layer, **settings)
+    arguments = (case.x, case.weights, case.mask, case.params, case.stats)
+    if how in ("vmap", "pmap"):
+        mapped = {"vmap": lambda *a, **k: jax.jit(jax.vmap(*a, **k)), "pmap": jax.pmap}[how]
+        masked = None if case.mask is None else 0
+        each = mapped(f, axis_name="data", in_axes=(0, 0, masked, None, None))
+        y, stats, dx, dparams = each(*arguments)
+    elif how == "shard_map":  # no types: each device returns what it has
+
+        def untyped(x, weights, mask, params, stats):
+            flat = None if mask is None else mask[0]
+            out = f(x[0], weights[0], flat, params, stats)
+            return jax.tree.map(lambda leaf: leaf[None], out)
+
+        specs = (P("data"), P("data"), P("data"), P(), P())
+        each = jax.shard_map(
+            untyped, mesh=mesh(DEVICES), in_specs=specs, out_specs=P("data"), check_vma=False
+        )
+        y, stats, dx, dparams = jax.jit(each)(*arguments)
+    else:  # shard_map with types: P() is granted to what is the same on all devices only
+        specs = (P("data"), P("data"), P("data"), P(), P())
+        each = jax.shard_map(
+            f, mesh=mesh(DEVICES), in_specs=specs, out_specs=(P("data"), P(), P("data"), P())
+        )
+        rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), arguments[:3])
+        y, stats, dx, dparams = jax.jit(each)(*rows, *arguments[3:])
+    if how in PARTIAL_SUMS:
+        dparams = jax.tree.map(lambda leaf: np.sum(np.float64(leaf), axis=0), dparams)
+    return y, stats, dx, dparams
+
+
+def rows_of(array) -> np.ndarray | None:
+    return None if array is None else np.asarray(array).reshape(-1, array.shape[-1])
+
+
+def assert_one_batch(case, y, dx, dparams, stats=None):
+    """What belongs to `case` is what one device would have made of it."""
+    x, mask, weights = rows_of(case.x), rows_of(case.mask), rows_of(case.weights)
+    batch = reference.forward(x, **case.params, epsilon=EPSILON, mask=mask)
+    expected = reference.backward(weights, x, case.params["scale"], epsilon=EPSILON, mask=mask)
+    assert_close(rows_of(y), batch.y, PARALLEL, "y")
+    assert_close(rows_of(dx), expected.dx, PARALLEL, "dx")
+    if dparams is not None:
+        assert_close(dparams["scale"], expected.dscale, PARALLEL, "dscale")
+        assert_close(dparams["bias"], expected.dbias, PARALLEL, "dbias")
+    if stats is not None:
+        new = {"mean": batch.mean, "var": reference.running_variance(batch, "unbiased")}
+        for key, value in new.items():
+            each = np.asarray(stats[key]).reshape(-1, FEATURES)
+            np.testing.assert_array_equal(each, each[:1].repeat(len(each), 0), "replicas differ")
+            assert_close(each[0], reference.ema([value], case.stats[key], DECAY), PARALLEL, key)
+
+
+@pytest.mark.parametrize(
+    ("impl", "masked"), [("fused", False), ("fused", True), ("autodiff", True)]
+)
+@pytest.mark.parametrize("how", ["vmap", "pmap", "shard_map", "typed shard_map"])
+def test_one_batch_over_eight_devices(how, impl, masked):
+    """Red for a mean of means, a mean of variances, m of one device in m/(m-1), or one lost sum."""
+    case = make(masked)
+    y, stats, dx, dparams = run(how, case, axis_name="data", impl=impl)
+    assert_one_batch(case, y, dx, dparams, stats)
+
+
+@pytest.mark.parametrize("how", ["vmap", "pmap", "shard_map", "typed shard_map"])
+def test_one_batch_for_each_device(how):
+    """Without axis_name. Red if gradients of replicated parameters are not summed by their type."""
+    case = make(masked=False)
+    if how == "typed shard_map":
+        with pytest.raises(ValueError, match="out_specs"):  # the statistics do differ
+            run(how, case)
+        return
+    y, stats, dx, dparams = run(how, case)
+    total = {"scale": 0.0, "bias": 0.0}
+    for device in range(DEVICES):
+        own = case._replace(x=case.x[device], weights=case.weights[device])
+        own_stats = {key: value[device] for key, value in stats.items()}
+        assert_one_batch(own, y[device], dx[device], None, own_stats)
+        expected = reference.backward(own.weights, own.x, own.params["scale"], epsilon=EPSILON)
+        total["scale"] += expected.dscale
+        total["bias"] += expected.dbias
+    assert_close(dparams["scale"], total["scale"], PARALLEL)
+    assert_close(dparams["bias"], total["bias"], PARALLEL)
+
+
+@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_one_batch_for_each_group_of_devices(how, impl):
+    """Red if the sums of the backward pass, or the count, ignore the groups."""
+    case = make(masked=True)
+    groups = [[0, 2, 4, 6], [1, 3, 5, 7]]
+    y, stats, dx, _ = run(how, case, axis_name="data", axis_index_groups=groups, impl=impl)
+    for group in map(np.array, groups):
+        own = case._replace(x=case.x[group], mask=case.mask[group], weights=case.weights[group])
+        own_stats = {key: value[group] for key, value in stats.items()}
+        assert_one_batch(own, y[group], dx[group], None, own_stats)
+
+
+def test_parameters_gradients_of_groups_sum_to_the_whole():
+    case = make(masked=False)
+    groups = [[0, 1, 2, 3], [4, 5, 6, 7]]
+    _, _, _, dparams = run("pmap", case, axis_name="data", axis_index_groups=groups)
+    halves = [
+        reference.backward(
+            rows_of(case.weights[half]),
+            rows_of(case.x[half]),
+            case.params["scale"],
+            epsilon=EPSILON,
+        )
+        for half in (slice(0, 4), slice(4, 8))
+    ]
+    assert_close(dparams["scale"], halves[0].dscale + halves[1].dscale, PARALLEL)
+    assert_close(dparams["bias"], halves[0].dbias + halves[1].dbias, PARALLEL)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_jit_over_a_sharded_array_is_one_batch(masked):
+    """No axis_name: the compiler places the sums."""
+    case = make(masked)
+    sharded = NamedSharding(mesh(DEVICES), P("data"))
+    arrays = [case.x, case.weights, case.mask]
+    x, weights, mask = (
+        None if a is None else jax.device_put(a.reshape(-1, a.shape[-1]), sharded) for a in arrays
+    )
+    y, stats, dx, dparams = jax.jit(layer)(x, weights, mask, case.params, case.stats)
+    assert len(y.sharding.device_set) == DEVICES
+    assert_one_batch(case, y, dx, dparams, stats)
+
+
+MESHES = {
+    # where x and the parameters live, and what shares a batch
+    "batch over both axes": (P(("data", "model")), P(), ("data", "model")),
+    "a batch for each column": (P(("data", "model")), P(), "data"),
+    "a batch for each device": (P(("data", "model")), P(), None),
+    "features over the second axis": (P("data", "model"), P("model"), "data"),
+    "features over the second axis, a batch for each device": (
+        P("data", "model"),
+        P("model"),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "impl", "check_vma"),
+    [
+        *itertools.product(MESHES, ["fused"], [True, False]),
+        *itertools.product(
+            ["a batch for each column", "features over the second axis"], ["autodiff"], [True]
+        ),
+    ],
+)
+def test_gradients_through_a_mesh_of_two_axes(where, impl, check_vma):
+    """The gradient of the whole shard_map, from outside: all sums are JAX's and ours together.
+
+    Red if cotangents are summed over too few or too many axes.
+    """
+    case = make(masked=False)
+    x, weights = (a.reshape(-1, FEATURES) for a in (case.x, case.weights))
+    spec, params_spec, axis_name = MESHES[where]
+
+    def loss(x, params):
+        def each(x, params, weights):
+            y, _ = bnjax.batch_transform(x, params, epsilon=EPSILON, axis_name=axis_name, impl=impl)
+            return jax.lax.psum(jnp.sum(weights * y), ("data", "model"))
+
+        sharded = jax.shard_map(
+            each,
+            mesh=mesh(4, 2),
+            in_specs=(spec, params_spec, spec),
+            out_specs=P(),
+            check_vma=check_vma,
+        )
+        return sharded(x, params, weights)
+
+    dx, dparams = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, case.params)
+
+    parts = {  # rows by the batch they belong to
+        ("data", "model"): [slice(None)],
+        "data": [slice(None)],
+        None: [slice(i, i + 8) for i in range(0, 32, 8)],
+    }[axis_name]
+    if where == "a batch for each column":  # of devices; a device holds four rows
+        parts = [np.arange(32).reshape(4, 2, 4)[:, column].ravel() for column in (0, 1)]
+    if where == "a batch for each device":
+        parts = [slice(i, i + 4) for i in range(0, 32, 4)]
+    expected = [
+        reference.backward(weights[part], x[part], case.params["scale"], epsilon=EPSILON)
+        for part in parts
+    ]
+    for part, of_part in zip(parts, expected, strict=True):
+        assert_close(dx[part], of_part.dx, PARALLEL, "dx")
+    assert_close(dparams["scale"], sum(of_part.dscale for of_part in expected), PARALLEL, "dscale")
+    assert_close(dparams["bias"], sum(of_part.dbias for of_part in expected), PARALLEL, "dbias")
+
+
+def test_second_derivatives_through_a_shared_batch():
+    """Sums over devices have derivatives as well: both ways of computing them agree."""
+    case = make(masked=True)
+    x = jnp.nan_to_num(case.x)
+
+    def hessian_vector(impl):
+        def gradient(x):
+            def loss(x):
+                y, _ = bnjax.batch_transform(
+                    x, case.params, mask=case.mask[0], axis_name="data", impl=impl
+                )
+                return jnp.sum(case.weights[0] * y**2)
+
+            return jax.grad(loss)(x)
+
+        product = jax.vmap(
+            lambda x, v: jax.jvp(gradient, (x,), (v,))[1], axis_name="data", axis_size=DEVICES
+        )
+        return jax.jit(product)(x, case.weights)
+
+    fused, autodiff = hessian_vector("fused"), hessian_vector("autodiff")
+    assert np.abs(autodiff).max() > 0.01
+    assert_close(fused, np.float64(autodiff), {"rtol": 1e-4, "atol": 1e-4})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sums_over_devices_are_few(masked):
+    """Two forward, one after the other by the nature of two passes, and one backward."""
+    case = make(masked)
+
+    def sums(f, *arguments):
+        count = len(arguments)
+        each = jax.shard_map(
+            f, mesh=mesh(DEVICES), in_specs=(P("data"),) * count, out_specs=P("data")
+        )
+        program = jax.jit(each).lower(*arguments).compile().as_text()
+        return len(re.findall(r"= .* all-reduce(?:-start)?\(", program))
+
+    def forward(x, mask):
+        return bnjax.batch_transform(x, {}, mask=mask, axis_name="data")[0]
+
+    def backward(x, mask, weights):
+        return jax.vjp(lambda x: forward(x, mask), x)[1](weights)[0]
+
+    x, mask, weights = (
+        None if a is None else a.reshape(-1, a.shape[-1]) for a in (case.x, case.mask, case.weights)
+    )
+    assert sums(forward, x, mask) == 2
+    assert sums(backward, x, mask, weights) == 3
+
+
+def test_one_example_on_each_device_is_a_batch_of_eight():
+    """The check for a batch of one counts all devices that share it, and those only."""
+    x = make(masked=False).x[:, :1]
+    stats = bnjax.init_stats(FEATURES)
+
+    def train(x, **settings):
+        return bnjax.normalize_batch(x, {}, stats, epsilon=EPSILON, **settings)[0]
+
+    y = jax.pmap(partial(train, axis_name="data"), axis_name="data")(x)
+    expected = reference.forward(rows_of(x), None, None, epsilon=EPSILON).y
+    assert_close(rows_of(y), expected, PARALLEL)
+    with pytest.raises(ValueError, match="one value per feature"):
+        jax.pmap(train, axis_name="data")(x)
+    with pytest.raises(ValueError, match="one value per feature"):
+        jax.pmap(
+            partial(train, axis_name="data", axis_index_groups=[[i] for i in range(8)]),
+            axis_name="data",
+        )(x)

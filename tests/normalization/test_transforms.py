@@ -1,0 +1,153 @@
+"""Under JAX's transformations: one trace, one value, no second update, little memory."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tolerances
+from tolerances import assert_close
+
+import bnjax
+
+IMPLS = ("fused", "autodiff")
+
+
+def test_jit_traces_once_for_all_batches():
+    traces = 0
+
+    @jax.jit
+    def step(x, params, stats):
+        nonlocal traces
+        traces += 1
+        return bnjax.normalize_batch(x, params, stats, averaging="ema_debiased")
+
+    case = cases.make("dense")
+    stats = bnjax.init_stats(5, averaging="ema_debiased")
+    for shift in range(4):
+        _, stats = step(case.x + shift, case.params, stats)
+    assert traces == 1
+    np.testing.assert_array_equal(stats["count"], np.full(5, 4))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_vmap_over_members_of_an_ensemble(impl):
+    """Each member has parameters and statistics of its own, and a batch of its own."""
+    members = [cases.make("dense"), cases.make("dense")]
+    members[1] = members[1]._replace(
+        x=3 * members[1].x + 1, params=jax.tree.map(lambda p: p + 1, members[1].params)
+    )
+    stats = bnjax.init_stats(5)
+
+    def member(x, params, weights):
+        def loss(x, params):
+            y, new = bnjax.normalize_batch(x, params, stats, impl=impl)
+            return jnp.sum(weights * y), (y, new)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, params)
+
+    inputs = [(m.x, m.params, m.weights) for m in members]
+    together = jax.jit(jax.vmap(member))(*jax.tree.map(lambda *a: jnp.stack(a), *inputs))
+    for index, arguments in enumerate(inputs):
+        alone = jax.jit(member)(*arguments)
+        one = jax.tree.map(lambda leaf, i=index: leaf[i], together)
+        jax.tree.map(lambda a, b: assert_close(a, b, tolerances.PARALLEL), one, alone)
+    assert np.abs(together[1][0][0] - together[1][0][1]).max() > 0.1
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_checkpoint_updates_the_statistics_once(impl):
+    """Recomputation in the backward pass must not show: values bitwise, gradients to rounding."""
+    case = cases.make("channels_last")
+    stats = bnjax.init_stats(5, averaging="cumulative")
+
+    def layer(x, params):
+        return bnjax.normalize_batch(x, params, stats, averaging="cumulative", impl=impl)
+
+    def loss(layer):
+        def of(x, params):
+            y, new = layer(x, params)
+            return jnp.sum(case.weights * jnp.tanh(y)), new
+
+        return jax.jit(jax.grad(of, argnums=(0, 1), has_aux=True))(case.x, case.params)
+
+    grads, new = loss(layer)
+    again, recomputed = loss(jax.checkpoint(layer))
+    jax.tree.map(np.testing.assert_array_equal, recomputed, new)
+    jax.tree.map(lambda a, b: assert_close(a, b, tolerances.PARALLEL), again, grads)
+    np.testing.assert_array_equal(new["count"], np.ones(5))
+
+
+@pytest.mark.parametrize("averaging", ["ema", "ema_debiased", "cumulative"])
+def test_scan_equals_the_loop(averaging):
+    """Statistics are the carry: bitwise as in a Python loop over the compiled step."""
+    x = jnp.stack([cases.make("dense").x + shift for shift in range(5)])
+    stats = bnjax.init_stats(5, averaging=averaging)
+
+    @jax.jit
+    def step(stats, x):
+        y, stats = bnjax.normalize_batch(x, {}, stats, averaging=averaging)
+        return stats, y
+
+    scanned, ys = jax.lax.scan(step, stats, x)
+    for batch, expected in zip(x, ys, strict=True):
+        stats, y = step(stats, batch)
+        np.testing.assert_array_equal(y, expected)
+    jax.tree.map(np.testing.assert_array_equal, scanned, stats)
+
+
+def test_eval_shape_allocates_nothing():
+    x = jax.ShapeDtypeStruct((64, 32, 32, 16), jnp.bfloat16)
+    params = jax.eval_shape(lambda: bnjax.init_params(16))
+    stats = jax.eval_shape(lambda: bnjax.init_stats(16, averaging="cumulative"))
+
+    def step(x, params, stats):
+        return bnjax.normalize_batch(x, params, stats, averaging="cumulative")
+
+    y, new = jax.eval_shape(step, x, params, stats)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert new == stats
+    y = jax.eval_shape(bnjax.normalize_population, x, params, stats)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+
+
+def residual_bytes(dtype, impl, masked=False) -> tuple[int, int]:
+    """What the backward pass keeps, and the number of elements of x."""
+    x = jax.ShapeDtypeStruct((32, 8, 8, 16), dtype)
+    params = jax.eval_shape(lambda: bnjax.init_params(16))
+    mask = jnp.ones((32, 1, 1, 1), bool) if masked else None
+
+    def pullback(x, params):
+        return jax.vjp(lambda *a: bnjax.batch_transform(*a, mask=mask, impl=impl)[0], x, params)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pullback, x, params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in kept), x.size
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(jnp.bfloat16, 2), (jnp.float32, 4)])
+def test_the_fused_backward_pass_keeps_its_input_alone(dtype, width):
+    """And 8 numbers a feature. Autodiff keeps float32 copies: at least 4 bytes an element more."""
+    kept, elements = residual_bytes(dtype, "fused")
+    assert width * elements <= kept <= width * elements + 8 * 4 * 16
+    kept, elements = residual_bytes(dtype, "autodiff")
+    assert kept >= 8 * elements
+
+
+def test_a_mask_costs_the_backward_pass_one_byte_an_element():
+    kept, elements = residual_bytes(jnp.bfloat16, "fused", masked=True)
+    assert kept <= 3 * elements + 8 * 4 * 16
+
+
+def test_no_tracer_leaks():
+    case = cases.make("dense", mask="nan")
+
+    def step(x, params, stats):
+        def loss(x, params):
+            y, new = bnjax.normalize_batch(x, params, stats, mask=case.mask)
+            return jnp.sum(case.weights * y), new
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, params)
+
+    with jax.checking_leaks():
+        grads, _ = jax.jit(step)(case.x, case.params, case.stats)
+    assert np.isfinite(grads[0]).all()

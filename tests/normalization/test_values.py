@@ -1,0 +1,157 @@
+"""Outputs and moved statistics against NumPy float64, at any offset, mask, dtype and layout."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import tolerances
+from cases import infer, train
+from tolerances import assert_close
+
+import bnjax
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1e3])
+@pytest.mark.parametrize(
+    ("dtype", "layout", "mask"),
+    [
+        *(("float32", *pair) for pair in cases.LAYOUTS_AND_MASKS),
+        ("bfloat16", "dense", "none"),
+        ("bfloat16", "channels_first", "nan"),
+        ("bfloat16", "per_activation", "position"),
+    ],
+)
+def test_training_and_inference_match_float64(dtype, layout, mask, offset):
+    """Red for a one-pass variance, a variance in bfloat16, a mask left out of either sum."""
+    case = cases.make(layout, mask=mask, offset=offset, dtype=dtype)
+    settings = {"axis": case.axis, "epsilon": 1e-3}
+    y, stats = train(case.x, case.params, case.stats, mask=case.mask, decay=0.75, **settings)
+    inferred = infer(case.clean, case.params, stats, **settings)
+
+    batch = reference.forward(case.x, **case.params, mask=case.mask, **settings)
+    mean = reference.ema([batch.mean], case.stats["mean"], 0.75)
+    new_var = reference.running_variance(batch, "unbiased")
+    var = reference.ema([new_var], case.stats["var"], 0.75)
+    population = reference.population(case.clean, **case.params, mean=mean, var=var, **settings)
+
+    assert y.dtype == inferred.dtype == case.x.dtype
+    assert_close(y, batch.y, tolerances.output(dtype, offset), "y")
+    assert_close(stats["mean"], mean, tolerances.mean(offset), "mean")
+    assert_close(stats["var"], var, tolerances.variance(), "var")
+    assert_close(inferred, population, tolerances.output(dtype, offset), "inference")
+
+
+@pytest.mark.parametrize("offset", [1e3, 3e4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_large_batch_far_from_zero(masked, offset):
+    """The mean is as good as rounded once, the variance right to 1e-6.
+
+    Red if the mean of the first pass stays as it is, or the square of its error in the variance.
+    """
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(offset + rng.normal(size=(2000, 50, 3)), jnp.float32)
+    mask = jnp.asarray(rng.random((2000, 50, 1)) < 0.5) if masked else None
+    params, stats = bnjax.init_params(3), bnjax.init_stats(3)
+    y, stats = train(x, params, stats, decay=0.0, running_var="biased", mask=mask)
+    batch = reference.forward(x, None, None, mask=mask)
+    rounding = {"rtol": 0.8 * tolerances.UNIT["float32"], "atol": 0}
+    assert_close(stats["mean"], batch.mean, rounding, "mean")
+    assert_close(stats["var"], batch.var, {"rtol": 1e-6, "atol": 0}, "var")
+    assert_close(y, batch.y, tolerances.output("float32", offset), "y")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -3e4])
+@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+def test_a_constant_feature_gives_bias(impl, value):
+    """1/sqrt(epsilon) multiplies whatever the mean is off by."""
+    x = jnp.full((37, 2), value, jnp.float32)
+    params = {"scale": jnp.array([2.0, -1.0]), "bias": jnp.array([0.5, -3.0])}
+    y, stats = train(x, params, bnjax.init_stats(2), impl=impl, decay=0.0)
+    assert_close(y, np.tile(params["bias"], (37, 1)), {"rtol": 0, "atol": 1e-6})
+    assert_close(stats["mean"], [np.float32(value)] * 2, {"rtol": 2e-7, "atol": 0})
+    assert_close(stats["var"], [0, 0], {"rtol": 0, "atol": 1e-12 * (1 + value**2)})
+
+
+@pytest.mark.parametrize("keys", [("scale",), ("bias",), ()])
+def test_scale_and_bias_may_be_absent(keys):
+    case = cases.make("dense")
+    params = {key: case.params[key] for key in keys}
+    y, _ = train(case.x, params, case.stats)
+    batch = reference.forward(case.x, params.get("scale"), params.get("bias"))
+    assert_close(y, batch.y, tolerances.output("float32"))
+    y = infer(case.x, params, case.stats)
+    population = reference.population(case.x, params.get("scale"), params.get("bias"), **case.stats)
+    assert_close(y, population, tolerances.output("float32"))
+
+
+def test_per_feature_axes_are_sorted():
+    """axis=(3, 1) names the same features, of the same shape, as axis=(1, 3)."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 3, 2, 5)), jnp.float32)
+    params, stats = bnjax.init_params((3, 5)), bnjax.init_stats((3, 5))
+    y, new = train(x, params, stats, axis=(3, 1))
+    batch = reference.forward(x, None, None, axis=(1, 3))
+    assert new["mean"].shape == (3, 5)
+    assert_close(y, batch.y, tolerances.output("float32"))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_dtype_is_that_of_the_output_alone(dtype):
+    """Rounding a bfloat16 input's result twice, or the input to float16, would show."""
+    case = cases.make("dense", dtype="bfloat16")
+    y, stats = train(case.x, case.params, case.stats, dtype=dtype)
+    inferred = infer(case.x, case.params, stats, dtype=dtype)
+    assert y.dtype == inferred.dtype == dtype
+    batch = reference.forward(case.x, **case.params)
+    assert_close(y, batch.y, {"rtol": float(jnp.finfo(dtype).eps) / 2, "atol": 1e-6})
+
+
+def test_float64_stays_float64(x64):
+    case = cases.make("channels_last", mask="nan", offset=1e3, dtype="float64")
+    y, stats = train(case.x, case.params, case.stats, mask=case.mask)
+    batch = reference.forward(case.x, **case.params, mask=case.mask)
+    assert y.dtype == stats["mean"].dtype == jnp.float64
+    assert_close(y, batch.y, {"rtol": 1e-10, "atol": 1e-10})
+    inferred = infer(case.clean, case.params, case.stats)
+    population = reference.population(case.clean, **case.params, **case.stats)
+    assert_close(inferred, population, tolerances.EXACT)
+
+
+@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nan_and_infinity_in_masked_places_give_bias(dtype, impl):
+    """Red if they are replaced by a mean that was rounded to bfloat16."""
+    case = cases.make("dense", mask="nan", offset=1e3, dtype=dtype)
+    y, _ = train(case.x, case.params, case.stats, mask=case.mask, impl=impl)
+    bias = jnp.broadcast_to(case.params["bias"].astype(dtype)[None], y.shape)
+    np.testing.assert_array_equal(y[~case.mask], bias[~case.mask])
+
+
+def test_an_unmasked_nan_is_not_hidden():
+    case = cases.make("dense", mask="example")
+    y, stats = train(case.x.at[0, 0].set(jnp.nan), case.params, case.stats, mask=case.mask)
+    assert np.isnan(y[:, 0]).all()
+    assert np.isnan(stats["mean"][0])
+    assert np.isfinite(y[:, 1:]).all()
+
+
+def test_moments_are_the_batchs_own():
+    """`batch_transform` returns the biased variance and the count behind each mean."""
+    case = cases.make("per_activation", mask="position")
+    transform = jax.jit(bnjax.batch_transform, static_argnames="axis")
+    _, moments = transform(case.x, case.params, mask=case.mask, axis=case.axis)
+    batch = reference.forward(case.x, None, None, mask=case.mask, axis=case.axis)
+    assert len(np.unique(batch.count)) > 1
+    np.testing.assert_array_equal(moments.size, batch.count)
+    assert_close(moments.mean, batch.mean, tolerances.mean())
+    assert_close(moments.var, batch.var, tolerances.variance())
+    _, dense = transform(case.x, case.params, axis=case.axis)
+    assert dense.size == 12
+
+
+def test_inference_takes_a_single_example():
+    case = cases.make("channels_last")
+    one = infer(case.x[:1], case.params, case.stats)
+    np.testing.assert_array_equal(one, infer(case.x, case.params, case.stats)[:1])

@@ -1,0 +1,436 @@
+"""The Linen module: what Flax's BatchNorm does, where that is right, by the same names.
+
+Flax is compared with at use_fast_variance=False, near zero, and with finite masks on one device:
+elsewhere it is known to be wrong, and `tests/normalization` compares with float64.
+"""
+
+import dataclasses
+import itertools
+
+import flax.errors
+import flax.linen as nn
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from tolerances import PARALLEL, assert_close
+
+import bnjax
+from bnjax.linen import BatchNorm, batch_moments
+
+KEY = jax.random.key(0)
+CLOSE = {"rtol": 2e-6, "atol": 2e-6}
+"""Two float32 computations near zero; a biased for an unbiased variance is off by 1e-2."""
+
+SETTINGS = {
+    "default": ((16, 5), {}),
+    "convolution": ((4, 3, 2, 5), {"momentum": 0.9, "epsilon": 1e-3}),
+    "channels first": ((4, 5, 3, 2), {"axis": 1}),
+    "per activation": ((8, 2, 3, 2), {"axis": (1, 2, 3)}),
+    "axes in any order": ((8, 2, 3, 4), {"axis": (3, 1)}),
+    "no scale": ((16, 5), {"use_scale": False}),
+    "no bias": ((16, 5), {"use_bias": False}),
+    "neither": ((16, 5), {"use_scale": False, "use_bias": False}),
+}
+
+
+@pytest.fixture
+def promotion():
+    """Flax itself relies on implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def inputs(shape, steps=3, dtype=jnp.float32) -> list[jax.Array]:
+    rng = np.random.default_rng(4)
+    return [jnp.asarray(t / 2 + (1 + t / 4) * rng.normal(size=shape), dtype) for t in range(steps)]
+
+
+def pair(**settings):
+    """The same layer, ours and Flax's."""
+    return BatchNorm(**settings), nn.BatchNorm(use_fast_variance=False, **settings)
+
+
+def step(layer, variables, x, **call):
+    """Output, gradients through random weights, and the variables after the step."""
+    weights = jnp.asarray(np.random.default_rng(9).normal(size=x.shape), jnp.float32)
+
+    def f(params, x):
+        y, updates = layer.apply(
+            variables | {"params": params}, x, False, mutable=["batch_stats"], **call
+        )
+        return jnp.sum(weights * y), (y, updates)
+
+    params = variables.get("params", {})
+    grads, (y, updates) = jax.grad(f, argnums=(0, 1), has_aux=True)(params, x)
+    return y, grads, variables | updates
+
+
+step = jax.jit(step, static_argnums=0)
+
+
+def described(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+def assert_trees_close(ours, theirs, tolerance):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(lambda a, b: assert_close(a, np.float64(b), tolerance), ours, theirs)
+
+
+# --- the same names, trees and shapes ---------------------------------------------------------
+
+
+def test_constructor_is_flaxs_and_more():
+    """Names, order and defaults, so that positional arguments mean the same."""
+    ours, theirs = (
+        [(f.name, f.default) for f in dataclasses.fields(layer) if f.name not in ("parent", "name")]
+        for layer in (BatchNorm, nn.BatchNorm)
+    )
+    assert ours[: len(theirs)] == theirs
+    assert [name for name, _ in ours[len(theirs) :]] == ["averaging", "running_var", "impl"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_variables_are_flaxs(setting, param_dtype, promotion):
+    shape, settings = SETTINGS[setting]
+    ours, theirs = (
+        jax.eval_shape(lambda layer=layer: layer.init(KEY, jnp.ones(shape), False))
+        for layer in pair(param_dtype=param_dtype, **settings)
+    )
+    assert ours == theirs
+    assert jax.tree.leaves(ours)
+
+
+def test_initial_values_are_flaxs():
+    initializers = {
+        "scale_init": nn.initializers.normal(1.0),
+        "bias_init": nn.initializers.uniform(2.0),
+    }
+    ours, theirs = (layer.init(KEY, jnp.ones((4, 5)), False) for layer in pair(**initializers))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_checkpoints_of_flax_load():
+    x = inputs((16, 5))[0]
+    ours, theirs = pair(use_running_average=True)
+    saved = theirs.init(KEY, x)
+    saved["batch_stats"]["mean"] += 3.0
+    loaded = flax.serialization.from_bytes(ours.init(KEY, x), flax.serialization.to_bytes(saved))
+    assert_trees_close(ours.apply(loaded, x), theirs.apply(saved, x), CLOSE)
+
+
+# --- the same numbers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_training_and_inference_are_flaxs(setting):
+    """Output, gradients and statistics over three steps, then inference."""
+    shape, settings = SETTINGS[setting]
+    ours, theirs = pair(**settings)
+    our_variables = their_variables = theirs.init(KEY, jnp.ones(shape), False)
+    for x in inputs(shape):
+        y, grads, our_variables = step(ours, our_variables, x)
+        expected, expected_grads, their_variables = step(theirs, their_variables, x)
+        assert_trees_close(y, expected, CLOSE)
+        assert_trees_close(grads, expected_grads, {"rtol": 1e-5, "atol": 1e-5})
+    assert_trees_close(our_variables, their_variables, CLOSE)
+    assert np.abs(our_variables["batch_stats"]["mean"]).max() > 0.01
+    x = inputs(shape)[0]
+    y = ours.apply(our_variables, x, use_running_average=True)
+    assert_trees_close(y, theirs.apply(their_variables, x, use_running_average=True), CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("x_dtype", "param_dtype", "dtype"),
+    [
+        *itertools.product([jnp.bfloat16], [jnp.float32, jnp.bfloat16], [None, jnp.bfloat16]),
+        (jnp.float32, jnp.bfloat16, None),
+        (jnp.float32, jnp.float32, jnp.bfloat16),
+        (jnp.bfloat16, jnp.float32, jnp.float32),
+    ],
+)
+def test_output_dtypes_are_flaxs(x_dtype, param_dtype, dtype, promotion):
+    x = inputs((16, 5), 1, x_dtype)[0]
+
+    def outputs(layer):
+        variables = layer.init(KEY, x, False)
+        y, updates = layer.apply(variables, x, False, mutable=["batch_stats"])
+        return y, layer.apply(variables | updates, x, True), updates
+
+    ours, theirs = (
+        jax.jit(outputs, static_argnums=0)(layer)
+        for layer in pair(dtype=dtype, param_dtype=param_dtype)
+    )
+    assert described(ours) == described(theirs)
+    for y, expected in zip(ours[:2], theirs[:2], strict=True):
+        one_rounding = {"rtol": float(jnp.finfo(y.dtype).eps), "atol": 2e-6}
+        assert_close(y, np.float64(expected), one_rounding)
+    assert_trees_close(ours[2], theirs[2], CLOSE)
+
+
+def test_without_parameters_the_output_has_the_inputs_dtype():
+    """Strict promotion needs no `dtype` where there is nothing to promote."""
+    layer = BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
+    x = inputs((16, 5), 1, jnp.bfloat16)[0]
+    assert layer.init_with_output(KEY, x)[0].dtype == jnp.bfloat16
+
+
+def test_dtype_settles_promotion():
+    """A bfloat16 model with float32 parameters, under strict promotion."""
+    layer = BatchNorm(use_running_average=False, dtype=jnp.bfloat16)
+    x = inputs((16, 5), 1, jnp.bfloat16)[0]
+    variables = layer.init(KEY, x)
+    y, _ = layer.apply(variables, x, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert_close(y, reference.forward(x, None, None).y, {"rtol": 2.0**-8, "atol": 1e-5})
+
+
+@pytest.mark.parametrize("mask_shape", [(16, 1), (16, 5)])
+def test_finite_masks_are_flaxs(mask_shape):
+    x = inputs((16, 5))[0]
+    mask = jnp.asarray(np.random.default_rng(0).random(mask_shape) < 0.6)
+    ours, theirs = pair()
+    variables = theirs.init(KEY, x, False)
+    y, grads, after = step(ours, variables, x, mask=mask)
+    expected, expected_grads, expected_after = step(theirs, variables, x, mask=mask)
+    assert_trees_close(y, expected, CLOSE)
+    assert_trees_close(grads, expected_grads, {"rtol": 1e-5, "atol": 1e-5})
+    assert_trees_close(after, expected_after, CLOSE)
+
+
+def test_a_masked_nan_does_not_leak():
+    """Where Flax gives NaN gradients."""
+    x = inputs((16, 5))[0].at[3].set(jnp.nan)
+    mask = jnp.ones((16, 1), bool).at[3].set(False)
+    layer = BatchNorm()
+    y, grads, after = step(layer, layer.init(KEY, x, False), x, mask=mask)
+    kept = np.delete(np.float64(x), 3, 0)
+    assert_close(np.delete(y, 3, 0), reference.forward(kept, None, None).y, CLOSE)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, grads, after)))
+
+
+@pytest.mark.parametrize("groups", [None, [[0, 1, 2, 3], [4, 5, 6, 7]]])
+def test_axis_name_under_pmap_is_flaxs(groups):
+    """The layer is initialized outside of pmap, where the axis does not exist."""
+    x = inputs((8, 4, 5), 1)[0]
+    ours, theirs = pair(use_running_average=False, axis_name="data", axis_index_groups=groups)
+    variables = ours.init(KEY, x[0])
+
+    def train(layer):
+        def each(x):
+            return layer.apply(variables, x, mutable=["batch_stats"])
+
+        return jax.pmap(each, axis_name="data")(x)
+
+    assert_trees_close(train(ours), train(theirs), PARALLEL)
+
+
+def test_a_layer_used_twice_updates_its_statistics_twice():
+    class Twice(nn.Module):
+        layer: type
+
+        @nn.compact
+        def __call__(self, x):
+            norm = self.layer(use_running_average=False, momentum=0.5, name="norm")
+            return norm(2 * norm(x) + 1)
+
+    x = inputs((16, 5))[0]
+    variables = Twice(BatchNorm).init(KEY, x)
+    ours, theirs = (
+        Twice(layer).apply(variables, x, mutable=["batch_stats"])[1]
+        for layer in (BatchNorm, nn.BatchNorm)
+    )
+    assert_trees_close(ours, theirs, CLOSE)
+
+
+# --- what is ours -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("averaging", "shape"),
+    [("ema", (16, 5)), ("ema_debiased", (1, 5)), ("cumulative", (1, 1, 1, 5))],
+)
+def test_initialization_moves_no_statistics(averaging, shape):
+    """It needs neither a batch nor the mapped axis, and normalizes by the initial statistics."""
+    layer = BatchNorm(use_running_average=False, axis_name="data", averaging=averaging)
+    x = 3 + jnp.ones(shape)
+    y, variables = layer.init_with_output(KEY, x)
+    expected = bnjax.init_stats(5, averaging=averaging)
+    assert set(variables) == {"params", "batch_stats"}
+    jax.tree.map(np.testing.assert_array_equal, variables["batch_stats"], expected)
+    np.testing.assert_allclose(y, x, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("averaging", "running_var"),
+    [("ema", "unbiased"), ("ema_debiased", "biased"), ("cumulative", "unbiased")],
+)
+def test_averages_through_several_applications(averaging, running_var):
+    layer = BatchNorm(momentum=0.8, averaging=averaging, running_var=running_var)
+    xs = inputs((16, 5), 4)
+    variables = layer.init(KEY, xs[0], True)
+    for x in xs:
+        _, _, variables = step(layer, variables, x)
+    seen = [reference.forward(x, None, None) for x in xs]
+    means = [batch.mean for batch in seen]
+    variances = [reference.running_variance(batch, running_var) for batch in seen]
+    average = {
+        "ema": lambda values, initial: reference.ema(values, initial, 0.8),
+        "ema_debiased": lambda values, _: reference.ema_debiased(values, 0.8),
+        "cumulative": lambda values, _: np.mean(values, axis=0),
+    }[averaging]
+    stats = variables["batch_stats"]
+    assert_close(stats["mean"], average(means, 0), CLOSE)
+    assert_close(stats["var"], average(variances, 1), CLOSE)
+    y = layer.apply(variables, xs[0], True)
+    expected = reference.population(xs[0], None, None, average(means, 0), average(variances, 1))
+    assert_close(y, expected, PARALLEL)
+
+
+def test_flaxs_default_variance_is_biased():
+    """`bnjax.normalize_batch` defaults to the paper's unbiased one; this module to Flax's."""
+    x = jnp.array([[0.0], [1.0], [2.0], [5.0]])
+    layer = BatchNorm(momentum=0.9)
+    _, _, variables = step(layer, layer.init(KEY, x, False), x)
+    assert_close(variables["batch_stats"]["var"], [1.25], CLOSE)
+
+
+@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+def test_impl_reaches_the_layer(impl):
+    x = inputs((16, 5))[0]
+    layer = BatchNorm(use_running_average=False, impl=impl)
+    variables = layer.init(KEY, x)
+
+    def f(x):
+        return layer.apply(variables, x, mutable=["batch_stats"])[0]
+
+    if impl == "autodiff":
+        jax.jvp(f, (x,), (x,))
+    else:
+        with pytest.raises(TypeError, match="custom_vjp"):
+            jax.jvp(f, (x,), (x,))
+
+
+def test_inference_changes_nothing():
+    x = inputs((16, 5))[0]
+    layer = BatchNorm(use_running_average=True)
+    variables = layer.init(KEY, x)
+    _, updates = layer.apply(variables, x, mutable=True)
+    jax.tree.map(np.testing.assert_array_equal, updates, dict(variables))
+    assert layer.apply(variables, x[:1]).shape == (1, 5)
+
+
+def test_remat_updates_the_statistics_once():
+    class Model(nn.Module):
+        layer: type
+
+        @nn.compact
+        def __call__(self, x, running):
+            return nn.tanh(self.layer(averaging="cumulative", name="norm")(x, running))
+
+    x = inputs((16, 5))[0]
+    plain, remat = Model(BatchNorm), Model(nn.remat(BatchNorm, static_argnums=2))
+    variables = plain.init(KEY, x, False)
+    results = [step(model, variables, x) for model in (plain, remat)]
+    assert_trees_close(*results, CLOSE)
+    jax.tree.map(np.testing.assert_array_equal, *(result[2]["batch_stats"] for result in results))
+
+
+def test_batch_moments_of_one_layer():
+    x = inputs((16, 5))[0]
+    layer = BatchNorm(use_running_average=False)
+    variables = layer.init(KEY, x)
+    moments = batch_moments(layer, variables, x)
+    batch = reference.forward(x, None, None)
+    assert isinstance(moments, bnjax.Moments)
+    assert_close(moments.mean, batch.mean, CLOSE)
+    assert_close(moments.var, batch.var, CLOSE)
+    np.testing.assert_array_equal(np.broadcast_to(moments.size, (5,)), batch.count)
+
+
+def test_population_stats_take_the_place_of_counted_ones():
+    """They have no count, and inference needs none; training does, and says so."""
+    x = inputs((16, 5))[0]
+    layer = BatchNorm(averaging="ema_debiased")
+    variables = layer.init(KEY, x, True)
+    stats = bnjax.population_stats(
+        lambda batch: batch_moments(layer, variables, batch, False), x[None], running_var="biased"
+    )
+    y = layer.apply(variables | {"batch_stats": stats}, x, True)
+    assert_close(y, reference.forward(x, None, None).y, CLOSE)
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """A layer two levels down."""
+
+    settings: tuple = ()
+
+    @nn.compact
+    def __call__(self, x, **call):
+        return Block(self.settings, name="block")(x, **call)
+
+
+class Block(nn.Module):
+    settings: tuple
+
+    @nn.compact
+    def __call__(self, x, **call):
+        return BatchNorm(**dict(self.settings), name="norm")(x, **call)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "message"),
+    [
+        ({}, (1, 5), "one value per feature"),
+        ({"momentum": 1.0}, (16, 5), r"decay must be in \[0, 1\), got 1.0"),
+        ({"epsilon": 0.0}, (16, 5), "epsilon must be > 0"),
+        ({"impl": "fast"}, (16, 5), "impl must be one of"),
+        ({"running_var": "sample"}, (16, 5), "running_var must be one of"),
+    ],
+)
+def test_errors_name_the_layer(settings, shape, message):
+    variables = Net().init(KEY, jnp.ones((2, 5)), use_running_average=True)
+    net = Net(tuple(settings.items()))
+    with pytest.raises(ValueError, match=rf"BatchNorm at block/norm: .*{message}"):
+        net.apply(variables, jnp.ones(shape), use_running_average=False, mutable=["batch_stats"])
+
+
+def test_errors_at_initialization_name_the_layer():
+    with pytest.raises(ValueError, match=r"BatchNorm at block/norm: axis=7 does not name"):
+        Net((("axis", 7),)).init(KEY, jnp.ones((2, 5)), use_running_average=False)
+    with pytest.raises(ValueError, match=r"BatchNorm at block/norm: averaging must be one of"):
+        Net((("averaging", "mean"),)).init(KEY, jnp.ones((2, 5)), use_running_average=False)
+    with pytest.raises(ValueError, match=r"BatchNorm at \(top\): x must have an axis"):
+        BatchNorm(use_running_average=False).init(KEY, jnp.ones(5))
+
+
+def test_integers_are_refused(promotion):
+    with pytest.raises(ValueError, match=r"BatchNorm at \(top\): x must be floating, got int32"):
+        BatchNorm(use_running_average=False).init(KEY, jnp.ones((4, 5), jnp.int32))
+
+
+def test_the_mode_has_no_default():
+    with pytest.raises(ValueError, match=r"block/norm: .*use_running_average.* must be passed"):
+        Net().init(KEY, jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match=r"use_running_average.* passed just once"):
+        BatchNorm(use_running_average=True).init(KEY, jnp.ones((2, 5)), False)
+
+
+def test_narrow_reductions_are_refused():
+    with pytest.raises(ValueError, match=r"force_float32_reductions=False is refused.*`dtype`"):
+        BatchNorm(force_float32_reductions=False).init(KEY, jnp.ones((2, 5)), True)
+
+
+def test_training_without_mutable_statistics_is_refused():
+    """Or the update would be lost: Flax says which collection."""
+    x = inputs((16, 5))[0]
+    layer = BatchNorm(use_running_average=False)
+    with pytest.raises(flax.errors.ModifyScopeVariableError, match="batch_stats"):
+        layer.apply(layer.init(KEY, x), x)

@@ -1,0 +1,214 @@
+"""Notebooks run from top to bottom in a fresh kernel, and are committed as they ran.
+
+`python tests/test_notebooks.py` runs them again and writes their outputs into the files.
+"""
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+REMEDY = "run `python tests/test_notebooks.py` to write the outputs anew"
+LIMIT = 400_000  # bytes a file
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def run(path, folder):
+    """The notebook after a run in a fresh kernel, on CPU, without network, in an empty folder."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        coalesce_streams=True,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    apart = {"IPYTHONDIR": str(folder), "JAX_PLATFORMS": "cpu", "PIP_NO_INDEX": "1"}
+    return client.execute(env=os.environ | apart)
+
+
+def write(path, notebook):
+    """Writes a notebook that ran: images in 64 colours, without what differs between machines."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{number}", {}
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", ()):
+                output.data["image/png"] = fewer_colours(output.data["image/png"])
+    nbformat.write(notebook, path)
+
+
+def fewer_colours(png):
+    """A figure of lines and text looks the same, at a third of the size. Both in base64."""
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(64)
+    small = io.BytesIO()
+    image.save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode() + "\n"
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def streams(notebook, name):
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return [o.text for o in outputs if o.output_type == "stream" and o.name == name]
+
+
+def output_kinds(notebook):
+    """What each cell puts out: the stream's name or the media types, not the contents."""
+    return [
+        [(o.output_type, o.get("name"), sorted(o.get("data", ()))) for o in cell.outputs]
+        for cell in code_cells(notebook)
+    ]
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.slow
+@every_notebook
+def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    executed = run(path, tmp_path)
+    assert not streams(executed, "stderr")
+    committed = nbformat.read(path, as_version=4)
+    assert output_kinds(executed) == output_kinds(committed), REMEDY
+
+
+@every_notebook
+def test_is_committed_as_it_ran(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1)), REMEDY
+    assert any(cell.outputs for cell in cells), REMEDY
+    kinds = {output.output_type for cell in cells for output in cell.outputs}
+    assert "error" not in kinds
+    assert not streams(notebook, "stderr"), REMEDY
+
+
+@every_notebook
+def test_file_is_small_and_names_no_machine(path):
+    assert path.stat().st_size < LIMIT, REMEDY
+    notebook = nbformat.read(path, as_version=4)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}, REMEDY
+    assert notebook.metadata.kernelspec.name == "python3", REMEDY
+    assert set(notebook.metadata.language_info) == {"name"}, REMEDY
+    for cell in notebook.cells:
+        assert not cell.metadata, REMEDY  # times of execution among them
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop("image/png", None)  # base64, which spells any word
+    paths = r"(/(work|tmp|root|home|Users|usr|opt|var|mnt|content)\b[\w./-]*|[A-Z]:\\\\)"
+    assert not re.findall(paths, json.dumps(notebook))
+
+
+@every_notebook
+def test_no_cell_installs_jax(path):
+    for cell in code_cells(nbformat.read(path, as_version=4)):
+        assert not re.search(r"^\s*[%!]", cell.source.replace("%matplotlib inline", ""), re.M)
+        for line in cell.source.splitlines():
+            assert not re.search(r"install.*\b(jax|jaxlib|flax)\b(?! is missing)", line), line
+
+
+class Pip:
+    """Stands in for `subprocess.run` and for what is installed; keeps the commands."""
+
+    def __init__(self, monkeypatch, missing):
+        self.commands, self.constraints, self.missing = [], [], set(missing)
+        known = metadata.version
+
+        def version(package):
+            if package in self.missing:
+                raise metadata.PackageNotFoundError(package)
+            return known(package)
+
+        monkeypatch.setattr(metadata, "version", version)
+        monkeypatch.setattr(subprocess, "run", self.run)
+
+    def run(self, command, check):
+        assert check
+        assert command[:4] == [sys.executable, "-m", "pip", "install"]
+        self.commands.append(command[4:])
+        if "--constraint" in command:
+            file = command[command.index("--constraint") + 1]
+            self.constraints += Path(file).read_text().splitlines()
+        self.missing -= {"bnjax"} if "--no-deps" in command else set(command)
+
+
+def run_setup(path):
+    exec(code_cells(nbformat.read(path, as_version=4))[0].source, {"__name__": "__main__"})
+
+
+@every_notebook
+def test_setup_installs_nothing_where_all_is_there(path, monkeypatch, capsys):
+    pip = Pip(monkeypatch, ())
+    run_setup(path)
+    assert pip.commands == []
+    assert f"jax {metadata.version('jax')}" in capsys.readouterr().out
+
+
+@every_notebook
+def test_setup_installs_what_is_missing_and_keeps_jax(path, monkeypatch, tmp_path):
+    pip = Pip(monkeypatch, {"bnjax", "tyro", "tqdm"})
+    monkeypatch.chdir(tmp_path)
+    run_setup(path)
+    small, own = pip.commands
+    assert small[-2:] == ["tqdm", "tyro"]
+    assert {f"{name}=={metadata.version(name)}" for name in ("jax", "jaxlib", "flax")} <= set(
+        pip.constraints
+    )
+    assert own[:-1] == ["--quiet", "--no-deps"]
+    assert own[-1].startswith("git+https://")
+
+
+@every_notebook
+def test_setup_installs_from_the_clone_around_it(path, monkeypatch):
+    pip = Pip(monkeypatch, {"bnjax"})
+    monkeypatch.chdir(path.parent)
+    run_setup(path)
+    assert pip.commands == [["--quiet", "--no-deps", str(path.parents[1])]]
+
+
+@every_notebook
+def test_setup_warns_on_colab_without_accelerator(path, monkeypatch, capsys):
+    Pip(monkeypatch, ())
+    run_setup(path)
+    assert "WARNING" not in capsys.readouterr().out
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    run_setup(path)
+    assert "WARNING: JAX runs on this Colab's CPU" in capsys.readouterr().out
+
+
+@every_notebook
+def test_setup_refuses_to_go_on_without_jax(path, monkeypatch):
+    pip = Pip(monkeypatch, {"jax"})
+    with pytest.raises(RuntimeError, match="install the JAX that fits your device"):
+        run_setup(path)
+    assert pip.commands == []
+
+
+if __name__ == "__main__":
+    for notebook_path in NOTEBOOKS:
+        with tempfile.TemporaryDirectory() as empty:
+            write(notebook_path, run(notebook_path, empty))

@@ -1,0 +1,230 @@
+"""The loop's timetable, its sums, and what a signal leaves behind; programs here only count."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from bnjax.training.loop import Interrupted, Program, Progress, Schedule, fit
+from bnjax.training.objectives import Metrics
+
+EVERY_TEN = Schedule(
+    steps=43,
+    steps_per_dispatch=5,
+    eval_every=10,
+    dense_until=20,
+    sparse_eval_every=20,
+    checkpoint_every=15,
+)
+
+
+def zero(members=2):
+    return Metrics(*(np.zeros(members, dtype) for dtype in (np.float32, np.int32, np.int32)))
+
+
+class Trace:
+    """A counting program, and all that the loop asks of it.
+
+    A step adds its number to the state and its number times (1, 10) to the members' losses.
+    """
+
+    def __init__(self, at=lambda trace, step: None):
+        self.at = at
+        self.dispatches = []
+        self.entries = []
+        self.saved = {}
+
+    def train(self, state, indices):
+        assert indices[0] == state["step"]
+        self.dispatches.append(len(indices))
+        step = state["step"] + len(indices)
+        self.at(self, step)
+        loss = indices.sum() * np.array([1, 10], np.float32)
+        count = np.full(2, len(indices), np.int32)
+        total = state["total"] + int(indices.sum())
+        return {"step": step, "total": total}, Metrics(loss, count, 2 * count)
+
+    def record(self, step, sums, evaluation):
+        self.entries.append((step, sums.loss.tolist(), sums.examples.tolist(), evaluation))
+
+    def save(self, step, progress):
+        assert step not in self.saved
+        self.saved[step] = progress
+
+    def fit(self, schedule, *, start=None, first_step=0, checkpoints=True):
+        program = Program(
+            train=self.train,
+            evaluate=lambda state: {"total": state["total"]},
+            indices=lambda first, steps: np.arange(first, first + steps),
+            snapshot=dict,
+        )
+        return fit(
+            program,
+            start or Progress({"step": 0, "total": 0}, zero()),
+            schedule,
+            first_step=first_step,
+            record=self.record,
+            checkpoints=self if checkpoints else None,
+            description="counting",
+            members=2,
+        )
+
+
+def test_evaluations_and_their_sums():
+    """Before the first step, at the dense and the sparse distance, and after the last step.
+
+    Red if sums are not set back, or the last, shorter dispatch is lost.
+    """
+    trace = Trace()
+    state = trace.fit(EVERY_TEN)
+    assert state == {"step": 43, "total": sum(range(43))}
+    assert trace.dispatches == [5] * 8 + [3]
+    expected = [(0, [0, 0], [0, 0], {"total": 0})]
+    for before, step in ((0, 10), (10, 20), (20, 40), (40, 43)):
+        loss = sum(range(before, step))
+        examples = 2 * (step - before)
+        evaluation = {"total": sum(range(step))}
+        expected.append((step, [loss, 10 * loss], [examples] * 2, evaluation))
+    assert trace.entries == expected
+
+
+def test_a_run_shorter_than_a_dispatch():
+    trace = Trace()
+    trace.fit(EVERY_TEN._replace(steps=3))
+    assert trace.dispatches == [3]
+    assert [entry[0] for entry in trace.entries] == [0, 3]
+
+
+def test_checkpoints_come_at_their_distance_and_at_the_end():
+    trace = Trace()
+    trace.fit(EVERY_TEN)
+    assert sorted(trace.saved) == [15, 30, 43]
+    state, sums = trace.saved[15]
+    assert state == {"step": 15, "total": sum(range(15))}
+    assert sums.loss.tolist() == [sum(range(10, 15)), 10 * sum(range(10, 15))]
+    assert trace.saved[43].sums.loss.tolist() == [0, 0]  # they went into the last evaluation
+
+
+def test_no_checkpoints_but_the_last_one_at_distance_zero():
+    trace = Trace()
+    trace.fit(EVERY_TEN._replace(checkpoint_every=0))
+    assert sorted(trace.saved) == [43]
+
+
+def test_nothing_is_left_to_do_at_the_end():
+    trace = Trace()
+    end = {"step": 43, "total": 1}
+    assert trace.fit(EVERY_TEN, start=Progress(end, zero()), first_step=43) == end
+    assert (trace.dispatches, trace.entries, trace.saved) == ([], [], {})
+
+
+def send(number, *, when, times=1):
+    def at(trace, step):
+        if step == when:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+    return at
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", [5, 15, 20, 43])
+def test_a_signal_saves_and_resuming_loses_nothing(number, when):
+    """15 is a checkpoint's step, 20 an evaluation's, 43 the last."""
+    whole, first = Trace(), Trace(send(number, when=when))
+    whole.fit(EVERY_TEN)
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted, match=f"stopped at step {when} by {number.name}") as stop:
+        first.fit(EVERY_TEN)
+    assert (stop.value.step, stop.value.signum) == (when, number)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert max(first.saved) == when
+
+    second = Trace()
+    state = second.fit(EVERY_TEN, start=first.saved[when], first_step=when)
+    assert state == {"step": 43, "total": sum(range(43))}
+    assert first.entries + second.entries == whole.entries
+    assert first.dispatches + second.dispatches == whole.dispatches
+
+
+def test_a_signal_without_checkpoints_stops_as_well():
+    trace = Trace(send(signal.SIGINT, when=10))
+    with pytest.raises(Interrupted):
+        trace.fit(EVERY_TEN, checkpoints=False)
+    assert trace.dispatches == [5, 5]
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    trace = Trace(send(signal.SIGINT, when=10, times=2))
+    with pytest.raises(KeyboardInterrupt):
+        trace.fit(EVERY_TEN)
+    assert trace.saved == {}
+
+
+def test_a_second_signal_acts_as_it_did_before():
+    """SIGTERM after Ctrl-C: a handler that the caller had set is called."""
+    heard = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+
+    def at(trace, step):
+        if step == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with pytest.raises(Interrupted) as stop:
+            Trace(at).fit(EVERY_TEN)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert stop.value.signum == signal.SIGINT
+    assert heard == [signal.SIGTERM]
+
+
+def test_an_error_in_a_step_gives_the_handlers_back():
+    def fail(trace, step):
+        raise FloatingPointError("step 5")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(FloatingPointError):
+        Trace(fail).fit(EVERY_TEN)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_in_a_thread_leaves_signals_alone():
+    """Python lets only the main thread set handlers."""
+    trace = Trace()
+    results = []
+    thread = threading.Thread(target=lambda: results.append(trace.fit(EVERY_TEN)))
+    thread.start()
+    thread.join()
+    assert results == [{"step": 43, "total": sum(range(43))}]
+
+
+def test_the_bar_counts_the_steps_of_all_members(capsys):
+    Trace().fit(EVERY_TEN)
+    bar = capsys.readouterr().err
+    assert "counting: 100%" in bar
+    assert "86.0/86.0" in bar
+    assert "step/s" in bar
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"steps_per_dispatch": 0}, "steps_per_dispatch must be >= 1, got 0"),
+        ({"eval_every": 0}, "eval_every must be >= 1, got 0"),
+        ({"sparse_eval_every": -20}, "sparse_eval_every must be >= 1, got -20"),
+        ({"checkpoint_every": -15}, "checkpoint_every must be >= 0, got -15"),
+        ({"eval_every": 12}, "eval_every=12 must be a multiple of steps_per_dispatch=5"),
+        ({"sparse_eval_every": 8}, "sparse_eval_every=8 must be a multiple of"),
+        ({"checkpoint_every": 7}, "checkpoint_every=7 must be a multiple of"),
+    ],
+)
+def test_a_schedule_that_does_not_work_is_refused_before_the_first_step(change, message):
+    trace = Trace()
+    with pytest.raises(ValueError, match=message):
+        trace.fit(EVERY_TEN._replace(**change))
+    assert (trace.dispatches, trace.entries) == ([], [])

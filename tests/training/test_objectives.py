@@ -1,0 +1,138 @@
+"""Losses and counts against NumPy float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnjax.training.objectives import Metrics, check_labels, classification_metrics
+
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # float32 sums of a few terms of size one
+
+
+def cross_entropy(logits, labels):
+    """Of each example, in nats: log of the softmax's denominator minus the label's logit."""
+    logits = np.asarray(logits, np.float64)
+    top = logits.max(1)
+    log_sum = top + np.log(np.exp(logits - top[:, None]).sum(1))
+    return log_sum - logits[np.arange(len(labels)), labels]
+
+
+def draw(n=9, classes=4):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, classes)).astype(np.float32), rng.integers(0, classes, n, np.int32)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_sums_equal_float64(dtype):
+    """Red for a mean in the place of a sum, or a loss computed in bfloat16."""
+    logits, labels = draw()
+    logits = jnp.asarray(logits, dtype)
+    metrics = jax.jit(classification_metrics)(logits, jnp.asarray(labels))
+    assert (metrics.loss.dtype, metrics.correct.dtype, metrics.examples.dtype) == (
+        jnp.float32,
+        jnp.int32,
+        jnp.int32,
+    )
+    np.testing.assert_allclose(metrics.loss, cross_entropy(logits, labels).sum(), **CLOSE)
+    right = np.asarray(logits, np.float64).argmax(1) == labels
+    assert 0 < right.sum() < len(labels)
+    assert metrics.correct == right.sum()
+    assert metrics.examples == len(labels)
+
+
+def test_what_is_masked_does_not_count():
+    """NaN and infinity on padding included."""
+    logits, labels = draw()
+    mask = np.array([True, False] * 4 + [True])
+    bad = np.where(mask[:, None], logits, np.array([np.nan, np.inf, -np.inf, 0], np.float32))
+    metrics = classification_metrics(*map(jnp.asarray, (bad, labels, mask)))
+    losses = cross_entropy(logits[mask], labels[mask])
+    np.testing.assert_allclose(metrics.loss, losses.sum(), **CLOSE)
+    assert metrics.correct == (logits[mask].argmax(1) == labels[mask]).sum()
+    assert metrics.examples == 5
+
+
+def test_an_empty_mask_gives_zero():
+    logits, labels = map(jnp.asarray, draw())
+    metrics = classification_metrics(logits, labels, jnp.zeros(9, bool))
+    assert tuple(map(float, metrics)) == (0, 0, 0)
+
+
+def test_extreme_logits():
+    """Red without the shift by the largest logit: exp(1e4) is infinite."""
+    logits = jnp.array([[1e4, 0, -1e4], [1e4, 0, -1e4], [-1e4, -1e4, -1e4]], jnp.float32)
+    labels = jnp.array([0, 2, 1], jnp.int32)
+    metrics = classification_metrics(logits, labels)
+    np.testing.assert_allclose(metrics.loss, 0 + 2e4 + np.log(3), rtol=1e-6)
+    assert metrics.correct == 1  # of equal logits the first counts as the largest
+
+
+def test_gradient_is_softmax_minus_one_hot():
+    logits, labels = draw()
+    gradient = jax.grad(lambda logits: classification_metrics(logits, jnp.asarray(labels)).loss)(
+        jnp.asarray(logits)
+    )
+    exp = np.exp(logits.astype(np.float64))
+    expected = exp / exp.sum(1, keepdims=True) - np.eye(4)[labels]
+    np.testing.assert_allclose(gradient, expected, **CLOSE)
+
+
+def test_zero_is_the_sum_over_nothing():
+    logits, labels = map(jnp.asarray, draw())
+    metrics = classification_metrics(logits, labels)
+    total = jax.tree.map(jnp.add, Metrics.zero(), metrics)
+    for after, before in zip(total, metrics, strict=True):
+        assert after == before
+        assert after.dtype == before.dtype
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ((4,), (4,), r"got \(4,\) and \(4,\)"),
+        ((4, 3), (5,), r"got \(4, 3\) and \(5,\)"),
+        ((4, 3), (4, 1), r"got \(4, 3\) and \(4, 1\)"),
+    ],
+)
+def test_shapes_are_checked_while_tracing(logits, labels, message):
+    arguments = jnp.zeros(logits), jnp.zeros(labels, jnp.int32)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(classification_metrics, *arguments)
+
+
+def test_labels_must_be_integers():
+    with pytest.raises(ValueError, match=r"labels must be integer class numbers, got float32"):
+        jax.eval_shape(classification_metrics, jnp.zeros((4, 3)), jnp.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((4, 1), bool), r"mask must be bool \[4\], got bool \[4, 1\]"),
+        (np.ones(3, bool), r"mask must be bool \[4\], got bool \[3\]"),
+        (np.ones(4, np.float32), r"mask must be bool \[4\], got float32 \[4\]"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(mask, message):
+    """[n, 1] would broadcast and count n examples n times."""
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(
+            classification_metrics, jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), jnp.asarray(mask)
+        )
+
+
+def test_labels_of_all_classes_are_fine():
+    check_labels(np.arange(10, dtype=np.int32), 10)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 10, 11], r"labels must be in 0\.\.9, got 10 at position 2: count .* from zero"),
+        ([0, -1], r"labels must be in 0\.\.9, got -1 at position 1"),
+    ],
+)
+def test_labels_out_of_range_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_labels(np.array(labels), 10)
