@@ -171,7 +171,7 @@ PRESETS = {
         sweep=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
         sweep_seeds=2,
         lenet_max_sweep_seeds=1,
-        lenet_max_sweep_steps=5_000,
+        lenet_max_sweep_steps=2_000,
         population_batches=1_000,
         units_every=1_000,
     ),
