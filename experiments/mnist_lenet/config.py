@@ -127,7 +127,7 @@ def _check(config: Config) -> None:
         raise ValueError(f"arms must name one or more arms, each once, got {config.arms}.")
     for item in fields(config):
         value = getattr(config, item.name)
-        least = 0 if item.name in ("checkpoint_every", "dense_until") else 1
+        least = {"checkpoint_every": 0, "dense_until": 0, "probe_examples": 2}.get(item.name, 1)
         if isinstance(value, int) and value < least:
             raise ValueError(f"{item.name} must be >= {least}, got {value}.")
     for name, values in (("learning_rate", (config.learning_rate,)), ("sweep", config.sweep)):
