@@ -458,15 +458,15 @@ def test_a_seed_gives_the_same_numbers_alone_and_among_others():
 
 @pytest.mark.slow
 def test_normalization_learns_faster():
-    """1,000 steps on the packaged digits: 10 % without, more than 90 % with; seen: below 12, 93."""
+    """After 1,000 steps on the packaged digits; seen over four seeds: 48 to 57 %, 88 to 90 %."""
     dataset = load_dataset("mnist5k")
     config = Config(steps=1_000, eval_every=500, sparse_eval_every=500, checkpoint_every=0)
     accuracy = {}
     for arm in ("mlp", "mlp_bn"):
         _, finals = logs(config, arm, [0, 1], dataset)
         accuracy[arm] = [final["test"]["correct"] / final["test"]["examples"] for final in finals]
-    assert min(accuracy["mlp_bn"]) > 0.90
-    assert min(accuracy["mlp_bn"]) > max(accuracy["mlp"]) + 0.05
+    assert min(accuracy["mlp_bn"]) > 0.85
+    assert min(accuracy["mlp_bn"]) > max(accuracy["mlp"]) + 0.15
 
 
 @pytest.mark.slow
@@ -506,7 +506,7 @@ def test_lenet_trains_through_the_command(tmp_path, cli, arm):
 
 # --- Interruption ----------------------------------------------------------------------------
 
-LONG = TINY | {"steps": 3_000, "eval_every": 50, "dense_until": 3_000, "sparse_eval_every": 50}
+LONG = TINY | {"steps": 1_000, "eval_every": 50, "sparse_eval_every": 50}
 LONG |= {"checkpoint_every": 100, "units_every": 100, "seeds": 2, "arms": "mlp_bn"}
 NAMES = ("mlp_bn-s0", "mlp_bn-s1")
 
@@ -553,7 +553,7 @@ def test_an_interrupted_run_resumes_bitwise(uninterrupted, tmp_path, number):
     assert ended.code == 128 + number, ended.err
     assert "Traceback" not in ended.err
     step = int(re.search(r"Stopped at step ([\d,]+); saved\.", ended.out)[1].replace(",", ""))
-    assert 50 <= step < 3_000
+    assert 50 <= step < 1_000
     advice = ended.out.strip().splitlines()[-1].strip()
     assert advice.startswith("python -m experiments.mnist_lenet ")
     assert advice.endswith(f"--out '{out}' --resume")
