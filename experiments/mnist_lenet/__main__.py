@@ -84,11 +84,11 @@ def run(arguments: Arguments) -> None:
     summary = summarize(out)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     figures = draw(out)
+    drift = drift_text(summary)
     parts = [
         arms_table(summary),
         differences_text(summary),
-        "Path of the median input to the last hidden nonlinearity, mean over units:",
-        drift_text(summary),
+        drift and f"Path of the median input to the last nonlinearity, mean over units:\n\n{drift}",
         sweep_table(summary),
         "Written: " + ", ".join(str(path) for path in [out / "summary.json", *figures]),
     ]

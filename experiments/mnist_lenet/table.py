@@ -50,9 +50,11 @@ def differences_text(summary: dict[str, Any]) -> str:
 
 
 def drift_text(summary: dict[str, Any]) -> str:
-    """How far the median inputs of the last hidden layer travel, a line each arm."""
+    """How far the median inputs of the last hidden layer travel, a line each arm long enough."""
     lines = []
     for name, arm in summary["arms"].items():
+        if arm["median_path_length"]["mean"] is None:
+            continue
         line = f"- {_NAMES[name]}: {_plain(arm['median_path_length'])}"
         if "median_path_length_running" in arm:
             line += f"; by running statistics {_plain(arm['median_path_length_running'])}"
@@ -92,8 +94,6 @@ def _row(cells: list[str]) -> str:
 
 
 def _plain(spread: dict[str, float]) -> str:
-    if spread["mean"] is None:
-        return "too short a run to say"
     text = f"{spread['mean']:.2f}"
     return text if spread["sd"] is None else f"{text} ± {spread['sd']:.2f}"
 

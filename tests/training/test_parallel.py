@@ -100,6 +100,14 @@ def test_members_are_split_over_the_devices(count, devices, each):
     np.testing.assert_array_equal(members.fetch(placed), np.arange(count))
 
 
+@pytest.mark.parametrize(("together", "loops"), [("map", True), ("vmap", False)])
+def test_a_device_maps_or_vmaps_its_members(together, loops):
+    members = Members(10, together=together)
+    double = members.compile(lambda x: 2 * x, per_member=1)
+    program = str(jax.make_jaxpr(double)(members.place(np.arange(10.0, dtype=np.float32))))
+    assert ("scan[" in program) == loops
+
+
 def test_shared_data_lies_whole_on_each_device():
     shared = Members(3, together="map").share({"images": np.arange(5)})["images"]
     assert len(shared.addressable_shards) == 3
