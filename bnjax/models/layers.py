@@ -78,9 +78,8 @@ def patch_convolution(
 ) -> jax.Array:
     """A stride-one 2-D convolution as one matrix product over patches, for `nn.Conv`.
 
-    XLA's CPU backend runs the gradient of LeNet's convolutions about five times slower than this
-    (measured: 51 against 245 training steps a second on 2 cores). The price is memory: every
-    input value is copied once for each position of the kernel.
+    XLA's CPU backend runs the gradient of LeNet's convolutions several times slower than this.
+    The price is memory: every input value is copied once for each position of the kernel.
 
     Args:
         lhs: images `[n, h, w, c]`.

@@ -23,7 +23,7 @@ class Config:
     seeds: int = 4
     """Runs of each arm, with seeds 0, 1, ...; a seed sets weights and data order."""
     lenet_max_seeds: int = 2
-    """At most so many runs of the LeNet arms, which cost 30 times more."""
+    """At most so many runs of the LeNet arms, which cost far more."""
     steps: int = 3_000
     """Training steps. Stated: 50,000."""
     lenet_max_steps: int = 1_000
@@ -43,7 +43,7 @@ class Config:
     """At most so many training steps of the LeNet arms in the sweep."""
     weight_std: float = 0.1
     """Standard deviation of the MLP's initial weights. Stated: small random Gaussian values;
-    open: how small. At 0.03 the arm without normalization stays at chance for 5,000 steps."""
+    open: how small. Smaller ones lengthen the plateau of the arm without normalization."""
     threshold: float = 0.5
     """Fraction of full intensity above which a pixel is one. Stated: binary; open: where."""
     decay: float = 0.99
