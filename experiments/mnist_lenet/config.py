@@ -26,7 +26,7 @@ class Config:
     """At most so many runs of the LeNet arms, which cost far more."""
     steps: int = 3_000
     """Training steps. Stated: 50,000."""
-    lenet_max_steps: int = 1_000
+    lenet_max_steps: int = 600
     """At most so many training steps of the LeNet arms."""
     batch_size: int = 60
     """Examples per step. Stated: 60."""
