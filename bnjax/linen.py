@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from bnjax.normalization import batch_norm as core
+from bnjax.normalization import arguments
+from bnjax.normalization.batch_norm import init_stats
+from bnjax.normalization.fused import Activation
+from bnjax.normalization.groups import BatchChoice
 from bnjax.normalization.moments import Moments
+from bnjax.normalization.switches import normalize
 
 Variables = Any
 
@@ -21,6 +25,9 @@ class BatchNorm(nn.Module):
     load. What differs: moments are exact at any offset, masks cannot leak NaN, a batch of one
     value per feature raises, and the backward pass is the closed form. As in Flax,
     initialization moves no statistics; its output is normalized by the initial ones.
+
+    Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
+    Whether scale and bias are trained and decayed is for the optimizer to say.
 
     Attributes:
         use_running_average: normalize by the statistics (inference) or by the batch (training);
@@ -41,6 +48,11 @@ class BatchNorm(nn.Module):
         averaging: of the statistics, see `bnjax.normalize_batch`; `"ema"` as in Flax.
         running_var: `"biased"` as in Flax, or `"unbiased"` as in the paper.
         impl: `"fused"`, or `"autodiff"` for forward mode.
+        activation: None, `"relu"` or `"sigmoid"`, applied last and, in the backward pass, for free.
+        batch: what is normalized together in training: `"all"`, `"device"` or k examples.
+        update_statistics: None: exactly where the batch normalizes, as in Flax. False: never; the
+            batch then normalizes without any `batch_stats`. True: always; where the statistics
+            normalize, the batch moves them afterwards. Here or in the call.
     """
 
     use_running_average: bool | None = None
@@ -57,9 +69,12 @@ class BatchNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
-    averaging: core.Averaging = "ema"
-    running_var: core.RunningVar = "biased"
-    impl: core.Impl = "fused"
+    averaging: arguments.Averaging = "ema"
+    running_var: arguments.RunningVar = "biased"
+    impl: arguments.Impl = "fused"
+    activation: Activation | None = None
+    batch: BatchChoice = "all"
+    update_statistics: bool | None = None
 
     @nn.compact
     def __call__(
@@ -68,6 +83,7 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         *,
         mask: jax.Array | None = None,
+        update_statistics: bool | None = None,
     ) -> jax.Array:
         """Normalizes `x`.
 
@@ -75,6 +91,7 @@ class BatchNorm(nn.Module):
             x: floating, rank 2 or more.
             use_running_average: overrides the attribute, which must then be None.
             mask: bool, of the rank of `x`, sizes equal or one: what counts in the batch's moments.
+            update_statistics: overrides the attribute, which must then be None.
 
         Returns:
             An array of the shape of `x`.
@@ -83,67 +100,75 @@ class BatchNorm(nn.Module):
             ValueError: as `bnjax.normalize_batch`, with this layer's path.
         """
         try:
-            return self._normalize(x, use_running_average, mask)
+            return self._normalize(x, use_running_average, mask, update_statistics)
         except ValueError as error:
             path = "/".join(self.scope.path) if self.scope else ""
             raise ValueError(f"BatchNorm at {path or '(top)'}: {error}") from error
 
     def _normalize(
-        self, x: jax.Array, use_running_average: bool | None, mask: jax.Array | None
+        self,
+        x: jax.Array,
+        use_running_average: bool | None,
+        mask: jax.Array | None,
+        update_statistics: bool | None,
     ) -> jax.Array:
         if not self.force_float32_reductions:
             raise ValueError(
                 "force_float32_reductions=False is refused: a variance summed in a narrower type "
                 "is wrong. Leave it True; `dtype` sets the type of the output."
             )
-        core.check_update(self.momentum, self.averaging, self.running_var)
-        use_running_average = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
-        axes = core.feature_axes(x.ndim, self.axis)
+        running, update = self._switches(use_running_average, update_statistics)
+        axes = arguments.feature_axes(x.ndim, self.axis)
         shape = tuple(x.shape[a] for a in axes)
         params = {}
         if self.use_scale:
             params["scale"] = self.param("scale", self.scale_init, shape, self.param_dtype)
         if self.use_bias:
             params["bias"] = self.param("bias", self.bias_init, shape, self.param_dtype)
-        inference = use_running_average and not self.is_initializing()
         variables = {
             key: self.variable("batch_stats", key, lambda value=value: value)
-            for key, value in core.init_stats(shape, averaging=self.averaging).items()
-            if key != "count" or not inference  # which needs no count: population_stats has none
+            for key, value in init_stats(shape, averaging=self.averaging).items()
+            if self.is_initializing() or update or (running and key != "count")
         }
-        stats = {key: variable.value for key, variable in variables.items()}
-        dtype = self.dtype or jnp.result_type(x, *params.values())
-
-        if use_running_average or self.is_initializing():
-            return core.normalize_population(
-                x, params, stats, axis=self.axis, epsilon=self.epsilon, dtype=dtype
-            )
-        y, moments = core.batch_transform(
+        y, stats, moments = normalize(
             x,
             params,
+            {key: variable.value for key, variable in variables.items()},
+            use_running_average=running,
+            update_statistics=update,
             axis=self.axis,
+            decay=self.momentum,
             epsilon=self.epsilon,
+            averaging=self.averaging,
+            running_var=self.running_var,
+            activation=self.activation,
+            batch=self.batch,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             impl=self.impl,
-            dtype=dtype,
+            dtype=jnp.result_type(x, *params.values()) if self.dtype is None else self.dtype,
         )
-        stats = core.update_stats(
-            stats,
-            moments,
-            decay=self.momentum,
-            averaging=self.averaging,
-            running_var=self.running_var,
-        )
-        for key, value in stats.items():
+        for key, value in (stats or {}).items():
             variables[key].value = value
-        if self.is_mutable_collection("batch_moments"):
+        if moments is not None and self.is_mutable_collection("batch_moments"):
             size = jnp.broadcast_to(moments.size, shape)  # so that nn.scan and nn.vmap can stack it
             self.put_variable("batch_moments", "moments", moments._replace(size=size))
         return y
+
+    def _switches(
+        self, use_running_average: bool | None, update_statistics: bool | None
+    ) -> tuple[bool, bool]:
+        """Whether the statistics normalize, and whether the batch updates them."""
+        running = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        update = self.update_statistics
+        if update_statistics is not None:
+            update = nn.merge_param("update_statistics", update, update_statistics)
+        if self.is_initializing():
+            return True, False
+        return running, not running if update is None else update
 
 
 def batch_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Any:

@@ -9,9 +9,10 @@ import numpy as np
 
 import bnjax
 
-SETTINGS = ("axis", "decay", "epsilon", "averaging", "running_var", "impl", "dtype")
-train = jax.jit(bnjax.normalize_batch, static_argnames=SETTINGS)
-infer = jax.jit(bnjax.normalize_population, static_argnames=("axis", "epsilon", "dtype"))
+SETTINGS = ("axis", "epsilon", "activation", "dtype")
+TRAIN_SETTINGS = (*SETTINGS, "decay", "averaging", "running_var", "batch", "impl")
+train = jax.jit(bnjax.normalize_batch, static_argnames=TRAIN_SETTINGS)
+infer = jax.jit(bnjax.normalize_population, static_argnames=SETTINGS)
 
 
 class Layout(NamedTuple):

@@ -77,6 +77,18 @@ def running_variance(batch: Batch, running_var: str) -> np.ndarray:
     return batch.var * batch.count / np.maximum(batch.count - 1, 1)
 
 
+def pooled(batches: Sequence[Batch], running_var: str) -> dict[str, np.ndarray]:
+    """One mean and variance of batches that are normalized apart: the variance within them.
+
+    Unbiased, M2 is divided by N - G: each of the G batches that hold a value costs one degree.
+    """
+    count = sum(batch.count for batch in batches)
+    mean = sum(batch.count * batch.mean for batch in batches) / count
+    m2 = sum(batch.count * batch.var for batch in batches)
+    spent = sum(batch.count > 0 for batch in batches) if running_var == "unbiased" else 0
+    return {"mean": mean, "var": m2 / (count - spent)}
+
+
 def ema(values, initial, decay: float) -> np.ndarray:
     """decay^n initial + (1 - decay) sum_t decay^(n-t) value_t, not by recursion."""
     values = np.asarray(values, np.float64)

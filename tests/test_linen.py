@@ -5,6 +5,7 @@ elsewhere it is known to be wrong, and `tests/normalization` compares with float
 """
 
 import dataclasses
+import inspect
 import itertools
 
 import flax.errors
@@ -26,6 +27,7 @@ CLOSE = {"rtol": 2e-6, "atol": 2e-6}
 
 SETTINGS = {
     "default": ((16, 5), {}),
+    "small batch": ((3, 5), {"momentum": 0.5}),
     "convolution": ((4, 3, 2, 5), {"momentum": 0.9, "epsilon": 1e-3}),
     "channels first": ((4, 5, 3, 2), {"axis": 1}),
     "per activation": ((8, 2, 3, 2), {"axis": (1, 2, 3)}),
@@ -90,7 +92,20 @@ def test_constructor_is_flaxs_and_more():
         for layer in (BatchNorm, nn.BatchNorm)
     )
     assert ours[: len(theirs)] == theirs
-    assert [name for name, _ in ours[len(theirs) :]] == ["averaging", "running_var", "impl"]
+    assert dict(ours[len(theirs) :]) == {
+        "averaging": "ema",
+        "running_var": "biased",
+        "impl": "fused",
+        "activation": None,
+        "batch": "all",
+        "update_statistics": None,
+    }
+    ours, theirs = (
+        [p.replace(annotation=p.empty) for p in inspect.signature(f.__call__).parameters.values()]
+        for f in (BatchNorm, nn.BatchNorm)
+    )
+    assert ours[: len(theirs)] == theirs
+    assert [p.name for p in ours[len(theirs) :]] == ["update_statistics"]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -114,13 +129,16 @@ def test_initial_values_are_flaxs():
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_checkpoints_of_flax_load():
+@pytest.mark.parametrize("direction", ["from Flax", "to Flax"])
+def test_checkpoints_move_both_ways(direction):
     x = inputs((16, 5))[0]
-    ours, theirs = pair(use_running_average=True)
-    saved = theirs.init(KEY, x)
+    source, target = pair(use_running_average=True)[:: 1 if direction == "to Flax" else -1]
+    saved = source.init(KEY, x)
     saved["batch_stats"]["mean"] += 3.0
-    loaded = flax.serialization.from_bytes(ours.init(KEY, x), flax.serialization.to_bytes(saved))
-    assert_trees_close(ours.apply(loaded, x), theirs.apply(saved, x), CLOSE)
+    saved["params"]["scale"] *= 2.0
+    loaded = flax.serialization.from_bytes(target.init(KEY, x), flax.serialization.to_bytes(saved))
+    jax.tree.map(np.testing.assert_array_equal, loaded, dict(saved))
+    assert_trees_close(target.apply(loaded, x), source.apply(saved, x), CLOSE)
 
 
 # --- the same numbers -------------------------------------------------------------------------

@@ -1,7 +1,11 @@
 """Networks as Flax Linen modules; normalization and activation are arguments of each."""
 
+from bnjax.models.bn_inception import BNInception
+from bnjax.models.googlenet import GoogLeNet
+from bnjax.models.inception import Logits
+from bnjax.models.inception_v3 import InceptionV3
 from bnjax.models.layers import scaled_tanh
 from bnjax.models.lenet import LeNet5
 from bnjax.models.mlp import MLP
 
-__all__ = ["MLP", "LeNet5", "scaled_tanh"]
+__all__ = ["MLP", "BNInception", "GoogLeNet", "InceptionV3", "LeNet5", "Logits", "scaled_tanh"]

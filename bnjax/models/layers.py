@@ -1,19 +1,27 @@
 """What the models share: normalization and activation as arguments, pooling, convolution."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Dtype
 from jax import lax
+
+from bnjax.linen import BatchNorm
 
 Norm = Callable[..., nn.Module]
 """Makes a normalization layer, `norm(use_running_average=..., name=...)`, for example
-`functools.partial(bnjax.linen.BatchNorm, momentum=0.99)`."""
+`functools.partial(bnjax.linen.BatchNorm, momentum=0.99)`. A model with a `dtype` adds `dtype=`."""
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = Callable[..., jax.Array]
+Padding = Literal["SAME", "SYMMETRIC", "VALID"]
+"""Of a convolution. With a stride, `"SAME"` (TensorFlow) pads more at the bottom and right where
+`"SYMMETRIC"` (Caffe, torch) pads all sides alike; without one, they are the same."""
 
 
 class NormActivation(nn.Module):
@@ -33,10 +41,158 @@ class NormActivation(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `x` to an array of its shape; `train` says whose moments normalize."""
-        if self.norm is not None:
-            x = self.norm(use_running_average=not train, name="norm")(x)
-        self.sow("intermediates", "preactivation", x)
-        return self.activation(x)
+        return _normalize_and_activate(self, x, self.norm, self.activation, train)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, normalization, nonlinearity; the convolution has a bias only without `norm`.
+
+    The nonlinearity's input is kept as `preactivation` in the collection `intermediates`, if
+    mutable.
+
+    Attributes:
+        features: channels out, before `width` scales them.
+        kernel: height and width.
+        strides: in both directions.
+        padding: see `Padding`.
+        norm: makes the normalization; None for none.
+        activation: the nonlinearity.
+        width: factor on `features`.
+        depth_multiplier: if not 0, the convolution is separable: each input channel to so many
+            maps by kernels of their own, then those to `features` by a 1x1 convolution.
+        kernel_init: of the weights.
+        bias_init: of the biases.
+        dtype: of the computation and the output; by default what input and parameters promote to.
+        param_dtype: of the parameters; `norm` has its own.
+    """
+
+    features: int
+    kernel: tuple[int, int]
+    strides: int = 1
+    padding: Padding = "SAME"
+    depth_multiplier: int = 0
+    norm: Norm | None = None
+    activation: Activation = nn.relu
+    width: float = 1.0
+    kernel_init: Initializer = nn.initializers.he_normal()
+    bias_init: Initializer = nn.initializers.zeros
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[n, h, w, c]` to `[n, h', w', features]`; `train` says whose moments normalize."""
+        conv = partial(
+            nn.Conv,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        kernel, strides = self.kernel, self.strides
+        if self.depth_multiplier:
+            x = conv(
+                self.depth_multiplier * x.shape[-1],
+                kernel,
+                strides,
+                padding=explicit_padding(self.padding, kernel),
+                feature_group_count=x.shape[-1],
+                use_bias=False,
+                name="depthwise",
+            )(x)
+            kernel, strides = (1, 1), 1
+        x = conv(
+            scaled(self.features, self.width),
+            kernel,
+            strides,
+            padding=explicit_padding(self.padding, kernel),
+            use_bias=self.norm is None,
+            name="conv",
+        )(x)
+        return _normalize_and_activate(self, x, self.norm, self.activation, train, self.dtype)
+
+
+class DenseNorm(nn.Module):
+    """Dense layer, normalization, nonlinearity: `ConvNorm` for features without positions.
+
+    Attributes:
+        features: units, before `width` scales them.
+        norm: makes the normalization; None for none, and a bias in its place.
+        activation: the nonlinearity.
+        width: factor on `features`.
+        kernel_init: of the weights.
+        bias_init: of the biases.
+        dtype: of the computation and the output; by default what input and parameters promote to.
+        param_dtype: of the parameters; `norm` has its own.
+    """
+
+    features: int
+    norm: Norm | None = None
+    activation: Activation = nn.relu
+    width: float = 1.0
+    kernel_init: Initializer = nn.initializers.he_normal()
+    bias_init: Initializer = nn.initializers.zeros
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[n, c]` to `[n, features]`; `train` says whose moments normalize."""
+        x = nn.Dense(
+            scaled(self.features, self.width),
+            use_bias=self.norm is None,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="dense",
+        )(x)
+        return _normalize_and_activate(self, x, self.norm, self.activation, train, self.dtype)
+
+
+def _normalize_and_activate(
+    module: nn.Module,
+    x: jax.Array,
+    norm: Norm | None,
+    activation: Activation,
+    train: bool,
+    dtype: Dtype | None = None,
+) -> jax.Array:
+    """The one place where a normalization meets its nonlinearity, inside `module`.
+
+    Where bnjax's batch normalization can apply it, it does: the backward pass then keeps one
+    array for both.
+    """
+    if norm is not None:
+        options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        watched = module.is_mutable_collection("intermediates")
+        if activation in _FUSED and not watched and getattr(norm, "func", norm) is BatchNorm:
+            options["activation"] = _FUSED[activation]
+            activation = _identity
+        x = norm(use_running_average=not train, name="norm", **options)(x)
+    module.sow("intermediates", "preactivation", x)
+    return activation(x)
+
+
+_FUSED: dict[Activation, Literal["relu", "sigmoid"]] = {nn.relu: "relu", nn.sigmoid: "sigmoid"}
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def scaled(features: int, width: float) -> int:
+    """`features` times `width`, rounded half up, one at least."""
+    return max(1, math.floor(features * width + 0.5))
+
+
+def explicit_padding(
+    padding: Padding, kernel: tuple[int, int]
+) -> Literal["SAME", "VALID"] | list[tuple[int, int]]:
+    """`padding` in the terms of `nn.Conv`; the kernel's sizes are odd."""
+    if padding == "SYMMETRIC":
+        return [(size // 2, size // 2) for size in kernel]
+    return padding
 
 
 def scaled_tanh(x: jax.Array) -> jax.Array:
@@ -44,12 +200,55 @@ def scaled_tanh(x: jax.Array) -> jax.Array:
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 
-def average_pool(x: jax.Array) -> jax.Array:
-    """The mean of each 2x2 window of `[n, h, w, c]`.
+def average_pool(
+    x: jax.Array,
+    window: tuple[int, int] = (2, 2),
+    strides: tuple[int, int] = (2, 2),
+    padding: Literal["SAME", "VALID"] = "VALID",
+    *,
+    count_include_pad: bool = False,
+) -> jax.Array:
+    """The mean of each window of `[n, h, w, c]`; by default of 2x2 ones, stride 2.
 
-    Flax's divides by an integer array, which strict dtype promotion refuses.
+    Flax's divides by an integer array, which strict dtype promotion refuses, and counts padding.
+
+    Args:
+        x: floating.
+        window: height and width.
+        strides: of the window.
+        padding: as in TensorFlow.
+        count_include_pad: at the border, whether the zeros around the image count as values
+            (torch's default) or the mean is over the image's own values (TensorFlow, Keras).
     """
-    return nn.pooling.pool(x, 0.0, lax.add, (2, 2), (2, 2), "VALID") / 4
+    total = nn.pooling.pool(x, 0.0, lax.add, window, strides, padding)
+    if padding == "VALID" or count_include_pad:
+        return total / math.prod(window)
+    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+    return total / nn.pooling.pool(ones, 0.0, lax.add, window, strides, padding)
+
+
+def local_response_normalization(
+    x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> jax.Array:
+    """Divides by (k + alpha / size * (sum of x^2 over `size` neighbouring channels)) ^ beta.
+
+    In float32 at least, whatever the dtype of `x`: the sum would vanish beside `k`.
+
+    Args:
+        x: channels last.
+        size: channels in the sum, odd; those beyond the first and the last count as zero.
+        alpha: divided by `size`, as in Caffe and torch; in AlexNet's paper it is not.
+        beta: exponent.
+        k: keeps the divisor from zero.
+
+    Returns:
+        An array of the shape and dtype of `x`.
+    """
+    wide = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    ones = (1,) * (x.ndim - 1)
+    border = [(0, 0)] * (x.ndim - 1) + [(size // 2, size // 2)]
+    total = lax.reduce_window(jnp.square(wide), 0.0, lax.add, (*ones, size), (1,) * x.ndim, border)
+    return (wide * (k + alpha / size * total) ** -beta).astype(x.dtype)
 
 
 class Subsample(nn.Module):

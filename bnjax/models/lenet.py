@@ -60,7 +60,7 @@ class LeNet5(nn.Module):
         x = self._pool(x, "S2")  # [n, 14, 14, 6]
         x = self._convolution(x, 16, 0, "C3", train)  # [n, 10, 10, 16]
         x = self._pool(x, "S4")  # [n, 5, 5, 16]
-        x = x.reshape(len(x), -1)  # [n, 400]
+        x = x.reshape(x.shape[0], -1)  # [n, 400]
         for units, name in ((120, "C5"), (84, "F6")):
             x = nn.Dense(
                 units, use_bias=self.norm is None, kernel_init=self.kernel_init, name=name

@@ -1,8 +1,7 @@
 """Batch normalization as pure functions. Imports JAX alone: lift the folder out and use it."""
 
+from bnjax.normalization.arguments import Params, Stats
 from bnjax.normalization.batch_norm import (
-    Params,
-    Stats,
     batch_transform,
     init_params,
     init_stats,
@@ -10,19 +9,53 @@ from bnjax.normalization.batch_norm import (
     normalize_population,
     update_stats,
 )
+from bnjax.normalization.converters import (
+    Converted,
+    from_flax,
+    from_haiku,
+    from_keras,
+    from_torch,
+    to_torch,
+)
+from bnjax.normalization.folding import as_affine, fold
 from bnjax.normalization.moments import Moments, batch_moments
 from bnjax.normalization.population import population_stats
+from bnjax.normalization.whitening import (
+    Covariance,
+    batch_covariance,
+    init_whitening_stats,
+    whiten_batch,
+    whiten_population,
+    whitening_transform,
+)
+from bnjax.normalization.whitening_matrix import inverse_sqrt, whitening_matrix
 
 __all__ = [
+    "Converted",
+    "Covariance",
     "Moments",
     "Params",
     "Stats",
+    "as_affine",
+    "batch_covariance",
     "batch_moments",
     "batch_transform",
+    "fold",
+    "from_flax",
+    "from_haiku",
+    "from_keras",
+    "from_torch",
     "init_params",
     "init_stats",
+    "init_whitening_stats",
+    "inverse_sqrt",
     "normalize_batch",
     "normalize_population",
     "population_stats",
+    "to_torch",
     "update_stats",
+    "whiten_batch",
+    "whiten_population",
+    "whitening_matrix",
+    "whitening_transform",
 ]

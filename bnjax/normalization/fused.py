@@ -2,11 +2,11 @@
 
 Autodiff through the moments keeps several float32 copies of the activations. The closed form
 (Ioffe & Szegedy 2015, section 3, chain rule collected) needs only `x` itself and two numbers per
-feature, and one sum over devices.
+feature, and one sum over devices. An activation joins in: its derivative is recomputed from `x`.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,31 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bnjax.normalization.moments import Moments, batch_moments, precision
+from bnjax.normalization.sums import pair_of_sums
+
+Activation = Literal["relu", "sigmoid"]
 
 
-class Batch(NamedTuple):
-    """What "the batch" is; static, hence hashable.
+class Transform(NamedTuple):
+    """What is computed; static, hence hashable.
 
     Attributes:
         axes: the axes that moments average over.
         axis_name: mapped axes that share the batch.
         axis_index_groups: groups of devices that share a batch each.
+        shards: parts of the batch that devices hold, where `jit` divides it.
+        epsilon: added to the variance.
+        activation: applied last.
+        dtype: of the output.
     """
 
     axes: tuple[int, ...]
     axis_name: str | tuple[str, ...] | None
     axis_index_groups: tuple[tuple[int, ...], ...] | None
+    shards: int
+    epsilon: float
+    activation: Activation | None
+    dtype: DTypeLike
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,7 +55,20 @@ class Batch(NamedTuple):
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
+            shards=self.shards,
         )
+
+    def output(
+        self,
+        x: jax.Array,
+        mean: jax.Array,
+        rstd: jax.Array,
+        scale: jax.Array | None,
+        bias: jax.Array | None,
+    ) -> jax.Array:
+        """The activation of the affine map, rounded once."""
+        z = affine(x, mean, rstd, scale, bias, self.axes)
+        return activate(z, self.activation).astype(self.dtype)
 
 
 def affine(
@@ -64,6 +88,13 @@ def affine(
     return y if bias is None else y + jnp.expand_dims(bias.astype(y.dtype), axes)
 
 
+def activate(z: jax.Array, activation: Activation | None) -> jax.Array:
+    """`z` itself, or its activation."""
+    if activation is None:
+        return z
+    return jax.nn.relu(z) if activation == "relu" else jax.nn.sigmoid(z)
+
+
 def finite_where_masked(
     x: jax.Array, mask: jax.Array | None, mean: jax.Array, axes: tuple[int, ...]
 ) -> jax.Array:
@@ -81,12 +112,12 @@ def normalize_autodiff(
     scale: jax.Array | None,
     bias: jax.Array | None,
     mask: jax.Array | None,
-    batch: Batch,
-    epsilon: float,
-    dtype: DTypeLike,
+    transform: Transform,
 ) -> tuple[jax.Array, Moments]:
     """The definition, differentiated by JAX: any order, forward or reverse."""
-    y, moments, _ = _definition(x, scale, bias, mask, batch, epsilon, dtype)
+    # Converted once: autodiff then adds the gradients of all its uses before it rounds.
+    x = x.astype(precision(x.dtype))
+    y, moments, _ = _definition(x, scale, bias, mask, transform)
     return y, jax.tree.map(lax.stop_gradient, moments)
 
 
@@ -95,35 +126,25 @@ def _definition(
     scale: jax.Array | None,
     bias: jax.Array | None,
     mask: jax.Array | None,
-    batch: Batch,
-    epsilon: float,
-    dtype: DTypeLike,
+    transform: Transform,
 ) -> tuple[jax.Array, Moments, jax.Array]:
     """`y`, the moments and 1/sqrt(var + epsilon), all of them differentiable."""
-    # Converted once: autodiff then adds the gradients of all its uses before it rounds.
-    x = x.astype(precision(x.dtype))
-    moments = batch.moments(x, mask)
-    x = finite_where_masked(x, mask, moments.mean, batch.axes)
-    rstd = lax.rsqrt(moments.var + epsilon)
-    y = affine(x, moments.mean, rstd, scale, bias, batch.axes)
-    return y.astype(dtype), moments, rstd
+    moments = transform.moments(x, mask)
+    x = finite_where_masked(x, mask, moments.mean, transform.axes)
+    rstd = lax.rsqrt(moments.var + transform.epsilon)
+    return transform.output(x, moments.mean, rstd, scale, bias), moments, rstd
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalize_fused(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
     mask: jax.Array | None,
-    batch: Batch,
-    epsilon: float,
-    dtype: DTypeLike,
+    transform: Transform,
 ) -> tuple[jax.Array, Moments]:
     """The same values; reverse mode by the closed form."""
-    return normalize_autodiff(x, scale, bias, mask, batch, epsilon, dtype)
-
-
-Sums = dict[str, jax.Array]
+    return _forward(x, scale, bias, mask, transform)[0]
 
 
 class _Residuals(NamedTuple):
@@ -131,7 +152,7 @@ class _Residuals(NamedTuple):
     scale: jax.Array | None
     bias: jax.Array | None
     mask: jax.Array | None
-    mean: jax.Array
+    minus_mean: jax.Array
     rstd: jax.Array
     size: jax.Array
 
@@ -141,63 +162,91 @@ def _forward(
     scale: jax.Array | None,
     bias: jax.Array | None,
     mask: jax.Array | None,
-    batch: Batch,
-    epsilon: float,
-    dtype: DTypeLike,
+    transform: Transform,
 ) -> tuple[tuple[jax.Array, Moments], _Residuals]:
-    y, moments, rstd = _definition(x, scale, bias, mask, batch, epsilon, dtype)
-    # The residuals keep their gradient: second derivatives pass through them.
-    residuals = _Residuals(x, scale, bias, mask, moments.mean, rstd, moments.size)
+    y, moments, rstd = _definition(x, scale, bias, mask, transform)
+    # The residuals keep their gradient: second derivatives pass through them. The mean's sign is
+    # changed so that XLA cannot merge the backward pass's x + (-mean) with the x - mean above:
+    # it would then keep what follows from it, float32 or a mask, from one pass to the other.
+    residuals = _Residuals(x, scale, bias, mask, -moments.mean, rstd, moments.size)
     return (y, jax.tree.map(lax.stop_gradient, moments)), residuals
 
 
 def _backward(
-    batch: Batch,
-    epsilon: float,
-    dtype: DTypeLike,
-    residuals: _Residuals,
-    cotangents: tuple[jax.Array, Moments],
+    transform: Transform, residuals: _Residuals, cotangents: tuple[jax.Array, Moments]
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, None]:
-    """Dx = scale rstd (dy - (sum dy + xhat sum dy xhat) / m), the sums being dbias and dscale.
+    """Dx = scale rstd (dz - (sum dz + xhat sum dz xhat) / m), the sums being dbias and dscale.
 
-    Statistics carry no gradient: the moments' cotangents are dropped.
+    Here z is the activation's input. Statistics carry no gradient: the moments' cotangents are
+    dropped.
     """
-    x, scale, bias, mask, mean, rstd, size = residuals
-    axes = batch.axes
-    dy = cotangents[0].astype(mean.dtype)
-    xhat = affine(finite_where_masked(x, mask, mean, axes), mean, rstd, None, None, axes)
+    x, scale, bias, mask, minus_mean, rstd, size = residuals
+    axes = transform.axes
+    dtype = rstd.dtype
+    factor = rstd if scale is None else rstd * scale.astype(dtype)
+    shift = jnp.zeros_like(factor) if bias is None else bias.astype(dtype)
+    features = (minus_mean, factor, shift)
+    masked_x = (x,) if mask is None else (x, mask)
 
-    sums = {"bias": dy.sum(axes), "scale": (dy * xhat).sum(axes)}
+    def over(feature: jax.Array) -> jax.Array:
+        return jnp.expand_dims(feature, axes)
+
+    def centre_and_dz(
+        features: tuple[jax.Array, ...], dy: jax.Array, x: jax.Array, *mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """X - mean, and the gradient with respect to the activation's input."""
+        minus_mean, factor, shift = map(over, features)
+        centred = x.astype(dtype) + minus_mean
+        if mask:
+            centred = jnp.where(mask[0] | jnp.isfinite(x), centred, 0)
+        dy = dy.astype(dtype)
+        if transform.activation == "relu":
+            return centred, jnp.where(centred * factor > -shift, dy, 0)
+        if transform.activation == "sigmoid":
+            y = jax.nn.sigmoid(centred * factor + shift)
+            return centred, dy * (y * (1 - y))
+        return centred, dy
+
+    def terms(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        centred, dz = centre_and_dz(features, *arrays)
+        return dz, dz * centred
+
+    dbias, dscale = pair_of_sums(terms, (cotangents[0], *masked_x), axes)
+    # The barrier keeps XLA from writing out what both the sums and dx are computed from.
+    *features, dbias, dscale = lax.optimization_barrier((*features, dbias, dscale))
+    centred, dz = centre_and_dz(tuple(features), cotangents[0], *masked_x)
+    sums = [dbias, dscale * rstd]
     if mask is not None:
-        dy = jnp.where(mask | jnp.isfinite(x), dy, 0)  # elsewhere y is `bias`, whatever x
-        sums["mean"] = dy.sum(axes)
-    shared = _across(sums, batch)
-    mean_sum = shared["bias" if mask is None else "mean"]
-    correction = jnp.expand_dims(mean_sum, axes) + xhat * jnp.expand_dims(shared["scale"], axes)
-    correction /= jnp.expand_dims(jnp.broadcast_to(jnp.maximum(size, 1), mean.shape), axes)
+        dz = jnp.where(mask | jnp.isfinite(x), dz, 0)  # elsewhere z is `bias`, whatever x
+        sums.append(dz.sum(axes))
+    local = jnp.stack(sums)
+    shared = _across(local, transform)
+
+    count = jnp.maximum(size, 1)
+    slope = over(shared[1] * rstd / count)
+    correction = over(shared[0 if mask is None else 2] / count) + centred * slope
     if mask is not None:
         correction = jnp.where(mask, correction, 0)
-    factor = rstd if scale is None else rstd * scale.astype(rstd.dtype)
-    dx = (dy - correction) * jnp.expand_dims(factor, axes)
+    dx = (dz - correction) * over(factor)
 
-    def gradient(key: str, parameter: jax.Array | None) -> jax.Array | None:
+    def gradient(row: int, parameter: jax.Array | None) -> jax.Array | None:
         if parameter is None:
             return None
-        missing = _missing_axes(parameter, sums[key])
-        if batch.axis_index_groups is None and missing.issuperset(batch.names):
-            total = _sum_over(missing.difference(batch.names), shared[key])
+        missing = _missing_axes(parameter, local)
+        if transform.axis_index_groups is None and missing.issuperset(transform.names):
+            total = _sum_over(missing.difference(transform.names), shared[row])
         else:
-            total = _sum_over(missing, sums[key])
+            total = _sum_over(missing, local[row])
         return total.astype(parameter.dtype)
 
     dx = _sum_over(_missing_axes(x, dx), dx)
-    return dx.astype(x.dtype), gradient("scale", scale), gradient("bias", bias), None
+    return dx.astype(x.dtype), gradient(1, scale), gradient(0, bias), None
 
 
-def _across(values: Sums, batch: Batch) -> Sums:
-    if batch.axis_name is None:
+def _across(values: jax.Array, transform: Transform) -> jax.Array:
+    if transform.axis_name is None:
         return values
-    return lax.psum(values, batch.axis_name, axis_index_groups=batch.axis_index_groups)
+    return lax.psum(values, transform.axis_name, axis_index_groups=transform.axis_index_groups)
 
 
 def _missing_axes(primal: jax.Array, cotangent: jax.Array) -> frozenset[str]:

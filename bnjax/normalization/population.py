@@ -1,16 +1,26 @@
 """Population statistics from many batches, after training (Algorithm 2 of the 2015 paper)."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.batch_norm import RunningVar, update_stats
-from bnjax.normalization.moments import Moments
+from bnjax.normalization.arguments import (
+    RunningVar,
+    Stats,
+    check_update,
+)
+from bnjax.normalization.batch_norm import (
+    update_stats,
+)
+from bnjax.normalization.moments import Moments, merge, pool
 
 Tree = Any
+
+Estimator = Literal["batchwise", "weighted", "pooled"]
+"""What many batches are taken to say: see `population_stats`."""
 
 
 def population_stats(
@@ -18,59 +28,173 @@ def population_stats(
     batches: Tree,
     *,
     running_var: RunningVar = "unbiased",
+    estimator: Estimator = "batchwise",
+    axis_name: str | Sequence[str] | None = None,
 ) -> Tree:
-    """E[x] and Var[x] for every layer at once, with the parameters frozen.
+    """E[x] and Var[x] for every layer at once, with the parameters frozen ("precise BN").
 
-    E[x] is the mean of the batches' means, Var[x] the mean of their variances, times m/(m-1) if
-    `"unbiased"`. The variance between the batches' means is left out, as in the paper. Training
-    statistics are neither read nor changed.
+    Training statistics are neither read nor changed. Layers run in training mode: each one sees
+    what the layers below made of the same batch, normalized by that batch's moments. With one
+    layer, or with the layers below frozen, `"pooled"` is exact for the examples given; deeper
+    down it describes activations in training mode, which differ from those at inference the more
+    the smaller the batches are.
+
+    The estimators, for batches i with means E_i, biased variances V_i and m_i values:
+
+    - `"batchwise"`: the mean of E_i, and the mean of V_i, times m_i/(m_i-1) if `"unbiased"`, as
+      Algorithm 2 has it. A batch counts once, however small. The variance between the batches'
+      means is left out: harmless if batches are drawn at random, too small if they are sorted.
+    - `"weighted"`: the same means, weighted by m_i: for batches of unequal sizes.
+    - `"pooled"`: mean and variance of all values, the sum of m_i (V_i + (E_i - E)^2) over the
+      sum of m_i = m, times m/(m-1) if `"unbiased"`. The batches' borders do not matter.
+
+    Batches without a value for a feature (masked as a whole) do not count for it. Of batches that
+    are normalized in groups, V_i is the variance within the groups and m_i the size of a group.
 
     Args:
         batch_moments: pure function from one batch to a tree whose nodes are `Moments`, one for
             each normalization layer, for example `bnjax.linen.batch_moments` of a model.
         batches: tree of arrays `[batches, ...]`; scanned, so memory holds one batch's activations.
+            Under `jit` the examples of each batch may be sharded; nothing else is needed then.
         running_var: as in `normalize_batch`.
+        estimator: `"batchwise"`, `"weighted"` or `"pooled"`.
+        axis_name: mapped axes (`pmap`, `shard_map`, `vmap`) over whose devices the batches are
+            divided, each device having whole batches of its own. All of them get the same
+            statistics. None if the layers share each batch over the devices already.
 
     Returns:
         The tree with `{"mean", "var"}` in the place of each `Moments`: a `batch_stats` to
         evaluate with.
 
     Raises:
-        ValueError: if there is no batch, or the function returns no `Moments`.
+        ValueError: if there is no batch, or the function returns no `Moments`; for a bad choice.
     """
+    check_choices(estimator, running_var)
     lengths = {len(leaf) for leaf in jax.tree.leaves(batches)}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
             f"batches must share a leading axis of one or more batches, got lengths {lengths}."
         )
     first = jax.tree.map(lambda leaf: leaf[0], batches)
-    shapes = jax.eval_shape(batch_moments, first)
-    nodes, _ = jax.tree.flatten(shapes, is_leaf=_is_moments)
+    start = start_estimate(jax.eval_shape(batch_moments, first), estimator)
+
+    def visit(estimate: Tree, batch: Tree) -> tuple[Tree, None]:
+        moments = batch_moments(batch)
+        return add_batch(estimate, moments, estimator=estimator, running_var=running_var), None
+
+    estimate, _ = lax.scan(visit, start, batches)
+    population = finish_estimate(
+        estimate, estimator=estimator, running_var=running_var, axis_name=axis_name
+    )
+    return jax.tree.map(
+        lambda moments: {"mean": moments.mean, "var": moments.var}, population, is_leaf=_is_moments
+    )
+
+
+def check_choices(estimator: str, running_var: str) -> None:
+    """Raises ValueError unless these are choices that `population_stats` offers."""
+    if estimator not in get_args(Estimator):
+        names = ", ".join(map(repr, get_args(Estimator)))
+        raise ValueError(f"estimator must be one of {names}, got {estimator!r}.")
+    check_update(0.0, "cumulative", running_var)
+
+
+def start_estimate(moments: Tree, estimator: Estimator) -> Tree:
+    """The estimate from no batch.
+
+    Args:
+        moments: tree of `Moments`, of arrays or of their shapes.
+        estimator: as in `population_stats`.
+
+    Returns:
+        The tree with `mean`, `var` and `count` in the place of each `Moments`; what is counted are
+        batches if `"batchwise"`, otherwise values.
+
+    Raises:
+        ValueError: if the tree has other nodes than `Moments`, or none.
+    """
+    nodes, structure = jax.tree.flatten(moments, is_leaf=_is_moments)
     if not nodes or not all(map(_is_moments, nodes)):
         raise ValueError(
             "batch_moments must return a tree of Moments, one for each normalization layer, got "
-            f"{jax.tree.structure(shapes)}."
+            f"{jax.tree.structure(moments)}."
         )
 
-    def start(moments: Moments) -> dict[str, jax.Array]:
-        zeros = jnp.zeros(moments.mean.shape, moments.mean.dtype)
-        return {"mean": zeros, "var": zeros, "count": jnp.zeros(zeros.shape, jnp.int32)}
+    def zeros(node: Moments) -> Stats:
+        count = jnp.int32 if estimator == "batchwise" else node.mean.dtype
+        mean = jnp.zeros_like(node.mean)  # of a shape: typed as varying over what it varies over
+        return {"mean": mean, "var": mean, "count": jnp.zeros_like(node.mean, count)}
 
-    def visit(stats: Tree, batch: Tree) -> tuple[Tree, None]:
-        return jax.tree.map(
-            lambda moments, old: update_stats(
-                old, moments, averaging="cumulative", running_var=running_var
-            ),
-            batch_moments(batch),
-            stats,
-            is_leaf=_is_moments,
-        ), None
+    return jax.tree.unflatten(structure, map(zeros, nodes))
 
-    stats, _ = lax.scan(visit, jax.tree.map(start, shapes, is_leaf=_is_moments), batches)
-    return jax.tree.map(
-        lambda _, new: {"mean": new["mean"], "var": new["var"]}, shapes, stats, is_leaf=_is_moments
-    )
+
+def add_batch(
+    estimate: Tree, moments: Tree, *, estimator: Estimator, running_var: RunningVar
+) -> Tree:
+    """The estimate from one batch more, whose moments are given."""
+
+    def add(new: Moments, old: Stats) -> Stats:
+        if estimator == "batchwise":
+            return update_stats(old, new, averaging="cumulative", running_var=running_var)
+        mean, var, size = jax.tree.map(lax.stop_gradient, new)
+        if estimator == "weighted" and running_var == "unbiased":
+            var = _unbiased(var, size)
+        pairs = ((old["mean"], mean), (old["var"], var), (old["count"], size))
+        parts = (jnp.stack([a, jnp.broadcast_to(b, a.shape)]) for a, b in pairs)
+        mean, var, count = _combine(Moments(*parts), estimator)
+        return {"mean": mean, "var": var, "count": count}
+
+    return jax.tree.map(add, moments, estimate, is_leaf=_is_moments)
+
+
+def finish_estimate(
+    estimate: Tree,
+    *,
+    estimator: Estimator,
+    running_var: RunningVar,
+    axis_name: str | Sequence[str] | None = None,
+) -> Tree:
+    """The estimate as a tree of `Moments`, joined over the devices along `axis_name`.
+
+    `var` is biased or unbiased as asked for, `size` is the number of batches or values behind it:
+    features where it is zero have seen nothing.
+    """
+
+    def finish(stats: Stats) -> Moments:
+        mean = stats["mean"]
+        moments = Moments(mean, stats["var"], stats["count"].astype(mean.dtype))
+        if axis_name is not None:
+            moments = _combine(_gather(moments, axis_name), estimator)
+        if estimator == "pooled" and running_var == "unbiased":
+            moments = moments._replace(var=_unbiased(moments.var, moments.size))
+        return moments
+
+    return jax.tree.map(finish, estimate, is_leaf=_is_stats)
+
+
+def _combine(parts: Moments, estimator: Estimator) -> Moments:
+    """One estimate from several, stacked on a leading axis, each by its size."""
+    if estimator == "pooled":
+        return merge(parts)
+    return pool(parts)._replace(size=parts.size.sum(0))
+
+
+def _gather(moments: Moments, axis_name: str | Sequence[str]) -> Moments:
+    """Those of all devices, on a leading axis; for JAX's types, the same ones everywhere."""
+    names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
+    packed = jnp.stack(moments)
+    to = "invarying" if jax.typeof(packed).manual_axis_type.varying else "varying"
+    packed = lax.all_gather(packed, names, to=to)
+    return Moments(*(packed[:, i] for i in range(len(moments))))
+
+
+def _unbiased(var: jax.Array, size: jax.Array) -> jax.Array:
+    return var * (size / jnp.maximum(size - 1, 1))
 
 
 def _is_moments(node: Any) -> bool:
     return isinstance(node, Moments)
+
+
+def _is_stats(node: Any) -> bool:
+    return isinstance(node, dict) and node.keys() == {"mean", "var", "count"}

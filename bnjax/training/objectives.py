@@ -1,11 +1,16 @@
 """Losses and metrics as sums over examples; the one division comes last, on the host."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+Objective = Callable[..., tuple[jax.Array, "Metrics"]]
+"""`objective(outputs, labels, mask=None) -> (loss, metrics)`: what to minimize, summed over the
+examples that count, and the metrics, which need not be it."""
 
 
 class Metrics(NamedTuple):
@@ -40,16 +45,7 @@ def classification_metrics(
     Raises:
         ValueError: while tracing, if shapes or dtypes do not fit.
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"logits must be [n, classes] and labels [n], got {logits.shape} and {labels.shape}."
-        )
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integer class numbers, got {labels.dtype}.")
-    if mask is not None and (mask.dtype != bool or mask.shape != labels.shape):
-        raise ValueError(
-            f"mask must be bool {list(labels.shape)}, got {mask.dtype} {list(mask.shape)}."
-        )
+    _check_classification(logits, labels, mask)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     correct = jnp.argmax(logits, -1) == labels
     counted = jnp.ones(labels.shape, bool) if mask is None else mask
@@ -58,6 +54,81 @@ def classification_metrics(
         (correct & counted).sum(dtype=jnp.int32),
         counted.sum(dtype=jnp.int32),
     )
+
+
+def smoothed_cross_entropy(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None, *, smoothing: float
+) -> jax.Array:
+    """Cross-entropy with label smoothing (Szegedy et al. 2015, 1512.00567, section 7), summed.
+
+    The label's distribution is mixed with the uniform one: q'(k) = (1 - e) [k = label] + e/K, so
+    that a label keeps 1 - e + e/K of K classes.
+
+    Args:
+        logits: `[n, classes]`.
+        labels: int `[n]`, in `range(classes)`.
+        mask: bool `[n]`; what is False does not count, its gradient is zero, NaN included.
+        smoothing: e, in [0, 1); 0.1 in the paper.
+
+    Returns:
+        The sum in nats, float32.
+
+    Raises:
+        ValueError: while tracing, for a bad `smoothing`, or shapes or dtypes that do not fit.
+    """
+    _check_smoothing("smoothing", smoothing)
+    _check_classification(logits, labels, mask)
+    if mask is not None:
+        logits = jnp.where(mask[:, None], logits, 0)
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    of_label = jnp.take_along_axis(logs, labels[:, None], 1)[:, 0]
+    loss = -((1 - smoothing) * of_label + smoothing * logs.mean(1))
+    return (loss if mask is None else jnp.where(mask, loss, 0)).sum()
+
+
+def classification_objective(
+    *, label_smoothing: float = 0.0, auxiliary_weights: Sequence[float] = ()
+) -> Objective:
+    """Cross-entropy of a classifier and, where it has them, of its side heads.
+
+    The metrics are those of the main logits with plain labels, so that runs compare that minimize
+    different things.
+
+    Args:
+        label_smoothing: of all heads, as in the released Inception-v3 code; 0.1 there.
+        auxiliary_weights: of the side heads' losses, which are added to the main one: (0.3, 0.3)
+            for GoogLeNet, (0.4,) for Inception-v3 (the released code; the paper has no number).
+
+    Returns:
+        An `Objective`; its outputs are logits `[n, classes]`, or a pair of those and a tuple of the
+        side heads', such as `bnjax.models.Logits`. It raises ValueError, while tracing, if the
+        heads are not as many as the weights.
+    """
+    _check_smoothing("label_smoothing", label_smoothing)
+    weights = tuple(auxiliary_weights)
+
+    def objective(
+        outputs: Any, labels: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, Metrics]:
+        main, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, ())
+        if len(auxiliary) != len(weights):
+            raise ValueError(
+                f"auxiliary_weights={weights} must be one for each side head, of which the network "
+                f"returns {len(auxiliary)}."
+            )
+
+        def loss(logits: jax.Array) -> jax.Array:
+            return smoothed_cross_entropy(logits, labels, mask, smoothing=label_smoothing)
+
+        # A weighted sum of sums over the same examples, hence of means.
+        total = sum(
+            (w * loss(head) for w, head in zip(weights, auxiliary, strict=True)), loss(main)
+        )
+        return total, jax.tree.map(
+            jax.lax.stop_gradient, classification_metrics(main, labels, mask)
+        )
+
+    return objective
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
@@ -73,3 +144,21 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
             f"labels must be in 0..{classes - 1}, got {int(labels[where])} at position {where}: "
             "count classes from zero."
         )
+
+
+def _check_classification(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> None:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits must be [n, classes] and labels [n], got {logits.shape} and {labels.shape}."
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integer class numbers, got {labels.dtype}.")
+    if mask is not None and (mask.dtype != bool or mask.shape != labels.shape):
+        raise ValueError(
+            f"mask must be bool {list(labels.shape)}, got {mask.dtype} {list(mask.shape)}."
+        )
+
+
+def _check_smoothing(name: str, smoothing: float) -> None:
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {smoothing}; the paper has 0.1.")

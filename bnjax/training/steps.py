@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bnjax.training.objectives import Metrics, classification_metrics
+from bnjax.training.accumulation import Loss
+from bnjax.training.objectives import Metrics, Objective, classification_metrics
 from bnjax.training.state import TrainState
 
 Variables = Any
-TrainApply = Callable[[Variables, jax.Array], tuple[jax.Array, Any]]
-"""Variables and images to logits and new `batch_stats`."""
+TrainApply = Callable[[Variables, jax.Array], tuple[Any, Any]]
+"""Variables and images to what the objective takes (logits) and new `batch_stats`."""
 
 EvalApply = Callable[[Variables, jax.Array], jax.Array]
 """Variables and images to logits."""
@@ -22,25 +23,47 @@ Batch = tuple[jax.Array, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(apply: TrainApply, tx: optax.GradientTransformation) -> TrainStep:
-    """A step on one batch `(images, labels)`: the mean cross-entropy's gradient, one update."""
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, Metrics]:
+    """The objective of `make_train_step` by default; arguments of `classification_metrics`."""
+    metrics = classification_metrics(logits, labels, mask)
+    return metrics.loss, metrics
+
+
+def make_train_step(
+    apply: TrainApply, tx: optax.GradientTransformation, objective: Objective = cross_entropy
+) -> TrainStep:
+    """A step on one batch `(images, labels)`: the mean objective's gradient, one update."""
+    loss = make_loss(apply, objective)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        images, labels = batch
+        def mean(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            total, (batch_stats, metrics) = loss(params, state.batch_stats, batch)
+            return total / metrics.examples.astype(jnp.float32), (batch_stats, metrics)
 
-        def loss(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            logits, batch_stats = apply(
-                {"params": params, "batch_stats": state.batch_stats}, images
-            )
-            metrics = classification_metrics(logits, labels)
-            return metrics.loss / metrics.examples.astype(jnp.float32), (batch_stats, metrics)
-
-        gradient, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)
+        gradient, (batch_stats, metrics) = jax.grad(mean, has_aux=True)(state.params)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return train_step
+
+
+def make_loss(apply: TrainApply, objective: Objective = cross_entropy) -> Loss:
+    """The summed loss of a batch `(images, labels)`, as `make_accumulating_step` takes it.
+
+    A third array of the batch is a mask bool `[n]` of the examples that the objective counts;
+    normalization counts all of them.
+    """
+
+    def loss(params: Any, batch_stats: Any, batch: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        images, labels, *mask = batch
+        outputs, batch_stats = apply({"params": params, "batch_stats": batch_stats}, images)
+        total, metrics = objective(outputs, labels, *mask)
+        return total, (batch_stats, metrics)
+
+    return loss
 
 
 def scan_steps(

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -12,7 +12,8 @@ from bnjax.data import DataError, load_dataset
 from bnjax.evidence.records import environment
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import one_cpu_device_per_core
-from experiments.benchmarks import mnist
+from bnjax.training.topologies import MissingCompilerError
+from experiments.benchmarks import batch_norm, compiled, memory, mnist, train_step
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -34,24 +35,79 @@ def run_mnist(
     one_cpu_device_per_core()
     _prepare(out)
     result = mnist.measure(config, load_dataset(config.data, data_dir=data_dir))
-    text = mnist.table(result)
-    (out / "mnist.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "mnist.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\nWritten: {out / 'mnist.json'}, {out / 'mnist.md'}")
+    _write(out, result, mnist.table(result))
+
+
+def run_batch_norm(
+    config: Annotated[batch_norm.Config, tyro.conf.arg(name="")] = batch_norm.Config(),  # noqa: B008
+    out: Path = Path("runs/benchmarks"),
+) -> None:
+    """One layer, forward and backward: time, memory, accuracy, collectives; beside every peer.
+
+    Args:
+        config: what to measure.
+        out: Where batch_norm.json and batch_norm.md are written.
+    """
+    if config.keep_memory:
+        memory.restart_keeping_memory()
+    _prepare(out)
+    result = batch_norm.measure(config)
+    _write(out, result, batch_norm.table(result))
+
+
+def run_train_step(
+    config: Annotated[train_step.Config, tyro.conf.arg(name="")] = train_step.Config(),  # noqa: B008
+    out: Path = Path("runs/benchmarks"),
+) -> None:
+    """A train step of a narrow BN-Inception: what normalization adds to it.
+
+    Args:
+        config: what to measure.
+        out: Where train_step.json and train_step.md are written.
+    """
+    if config.keep_memory:
+        memory.restart_keeping_memory()
+    _prepare(out)
+    result = train_step.measure(config)
+    _write(out, result, train_step.table(result))
+
+
+def run_compiled(
+    config: Annotated[compiled.Config, tyro.conf.arg(name="")] = compiled.Config(),  # noqa: B008
+    out: Path = Path("runs/benchmarks"),
+) -> None:
+    """A BN-Inception step compiled for TPUs and GPUs that are not here: bytes, memory, collectives.
+
+    Args:
+        config: what to compile.
+        out: Where compiled.json and compiled.md are written.
+    """
+    jax.config.update("jax_platforms", "cpu")  # chips are compiled for, none is used
+    _prepare(out)
+    result = compiled.measure(config)
+    _write(out, result, compiled.table(result))
 
 
 def main() -> None:
     """Reads the command line and runs one benchmark."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"mnist": run_mnist},
+            {
+                "batch_norm": run_batch_norm,
+                "compiled": run_compiled,
+                "mnist": run_mnist,
+                "train_step": run_train_step,
+            },
             prog="python -m experiments.benchmarks",
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except Interrupted as stop:
         print("\nStopped; nothing is written.", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    except (DataError, ValueError) as error:
+    except KeyboardInterrupt:
+        print("\nStopped; nothing is written.", file=sys.stderr)
+        sys.exit(130)
+    except (DataError, MissingCompilerError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -70,6 +126,13 @@ def _prepare(out: Path) -> None:
         raise ValueError(
             f"--out {out} cannot be made ({error.strerror}): give a folder that you may write."
         ) from error
+
+
+def _write(out: Path, result: dict[str, Any], text: str) -> None:
+    data, document = (out / f"{result['benchmark']}{suffix}" for suffix in (".json", ".md"))
+    data.write_text(json.dumps(result, indent=1) + "\n")
+    document.write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\nWritten: {data}, {document}")
 
 
 if __name__ == "__main__":

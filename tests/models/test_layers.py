@@ -1,8 +1,9 @@
-"""What the models share: normalization before the nonlinearity, subsampling, convolution."""
+"""What the models share: normalization before the nonlinearity, pooling, convolution."""
 
 from functools import partial
 
 import flax.linen as nn
+import inception_reference
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,16 @@ from jax import lax
 
 from bnjax.linen import BatchNorm
 from bnjax.models import scaled_tanh
-from bnjax.models.layers import NormActivation, Subsample, patch_convolution
+from bnjax.models.layers import (
+    ConvNorm,
+    DenseNorm,
+    NormActivation,
+    Subsample,
+    average_pool,
+    local_response_normalization,
+    patch_convolution,
+    scaled,
+)
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 PADDINGS = ["VALID", "SAME", 2, ((0, 3), (2, 1))]
@@ -135,3 +145,162 @@ def test_patch_convolution_honours_the_precision():
     images = jnp.zeros((1, 6, 6, 2))
     text = str(jax.make_jaxpr(conv.init_with_output)(jax.random.key(0), images))
     assert "Precision.HIGHEST" in text
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("shape", [(2, 5, 6, 3), (1, 4, 4, 1)])
+@pytest.mark.parametrize(("window", "strides"), [(3, 1), (3, 2), (5, 3), (2, 2)])
+@pytest.mark.parametrize(
+    ("padding", "count"), [("VALID", False), ("SAME", False), ("SAME", True)], ids=str
+)
+def test_average_pool_against_float64(shape, window, strides, padding, count):
+    x = np.random.default_rng(0).normal(size=shape)
+    if padding == "VALID" and window > min(shape[1:3]):
+        shape = (shape[0], 7, 6, shape[3])
+        x = np.random.default_rng(0).normal(size=shape)
+    y = average_pool(
+        jnp.asarray(x), (window,) * 2, (strides,) * 2, padding, count_include_pad=count
+    )
+    expected = inception_reference.average_pool(
+        x, window, strides, padding, count_include_pad=count
+    )
+    np.testing.assert_allclose(y, expected, **EXACT)
+
+
+def test_average_pool_of_ones_shows_the_border_rule():
+    """TensorFlow and Keras average the image's own values, torch counts the zeros around it."""
+    ones = jnp.ones((1, 4, 4, 1))
+    real = average_pool(ones, (3, 3), (1, 1), "SAME")
+    counted = average_pool(ones, (3, 3), (1, 1), "SAME", count_include_pad=True)
+    np.testing.assert_array_equal(real, ones)
+    np.testing.assert_allclose(counted[0, 0, :, 0], [4 / 9, 6 / 9, 6 / 9, 4 / 9], rtol=1e-6)
+    np.testing.assert_allclose(counted[0, 1, :, 0], [6 / 9, 1, 1, 6 / 9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [False, True])
+def test_average_pool_keeps_bfloat16(count):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6, 3)), jnp.bfloat16)
+    y = average_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=count)
+    assert y.dtype == jnp.bfloat16
+    expected = inception_reference.average_pool(
+        np.asarray(x, np.float64), 3, 1, "SAME", count_include_pad=count
+    )
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=0, atol=2**-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("options", [{}, {"size": 3, "alpha": 2.0, "beta": 0.5, "k": 2.0}], ids=str)
+@pytest.mark.parametrize("channels", [1, 4, 9])
+def test_local_response_normalization_against_float64(options, channels):
+    """Red if alpha is not divided by the size, or the window is not centred."""
+    x = 10 * np.random.default_rng(0).normal(size=(2, 3, channels))
+    y = local_response_normalization(jnp.asarray(x), **options)
+    expected = inception_reference.local_response_normalization(x, **options)
+    np.testing.assert_allclose(y, expected, **EXACT)
+    assert abs(x / expected - 1).max() > 1e-4  # it is no identity
+
+
+def test_local_response_normalization_by_hand():
+    x = jnp.array([[3.0, 4.0, 0.0]])
+    y = local_response_normalization(x, size=3, alpha=3.0, beta=1.0, k=0.0)
+    np.testing.assert_allclose(y, [[3 / 25, 4 / 25, 0]], rtol=1e-6)
+
+
+def test_local_response_normalization_of_bfloat16_sums_in_float32():
+    """Red if the sum is bfloat16: beside k = 1, it is lost."""
+    x = jnp.full((1, 8), 6.15625, jnp.bfloat16)
+    y = local_response_normalization(x)
+    assert y.dtype == jnp.bfloat16
+    expected = inception_reference.local_response_normalization(np.full((1, 8), 6.15625))
+    half = 2**-6  # of a step of bfloat16 from 4 to 8
+    assert abs(expected - 6.15625).max() > half
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=0, atol=half)
+
+
+def make_variables(layer, x):
+    rng = np.random.default_rng(0)
+    abstract = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, train=False))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype), abstract
+    )
+
+
+@pytest.mark.parametrize("norm", [None, BatchNorm], ids=["plain", "norm"])
+@pytest.mark.parametrize("multiplier", [0, 2], ids=["dense", "separable"])
+@pytest.mark.parametrize("padding", ["SAME", "SYMMETRIC", "VALID"])
+def test_conv_norm_by_the_reference(norm, multiplier, padding):
+    """A kernel and an image that are not square, stride 2, where the paddings differ."""
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 8, 9, 2)), jnp.float32)
+    layer = ConvNorm(5, (3, 5), 2, padding, depth_multiplier=multiplier, norm=norm)
+    variables = make_variables(layer, x)
+    params = variables["params"]
+    assert set(params) == {"conv"} | ({"norm"} if norm else set()) | (
+        {"depthwise"} if multiplier else set()
+    )
+    assert set(params["conv"]) == {"kernel"} | (set() if norm else {"bias"})
+
+    y, kept = jax.jit(partial(layer.apply, train=False, mutable=["intermediates"]))(variables, x)
+    expected, strides, at = np.asarray(x, np.float64), 2, padding
+    if multiplier:
+        kernel = np.asarray(params["depthwise"]["kernel"])
+        assert kernel.shape == (3, 5, 1, 4)
+        expected = inception_reference.depthwise(expected, kernel, 2, padding)
+        strides, at = 1, "SAME"
+    kernel = np.asarray(params["conv"]["kernel"])
+    expected = inception_reference.convolve(expected, kernel, strides, at)
+    if norm:
+        stats = variables["batch_stats"]["norm"]
+        expected = (expected - np.asarray(stats["mean"])) / np.sqrt(stats["var"] + 1e-5)
+        expected = expected * np.asarray(params["norm"]["scale"]) + np.asarray(
+            params["norm"]["bias"]
+        )
+    else:
+        expected = expected + np.asarray(params["conv"]["bias"])
+    np.testing.assert_allclose(y, np.maximum(expected, 0), rtol=1e-4, atol=1e-4)
+    (seen,) = kept["intermediates"]["preactivation"]
+    np.testing.assert_allclose(seen, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [None, BatchNorm], ids=["plain", "norm"])
+def test_dense_norm_is_dense_then_norm_then_activation(norm):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)), jnp.float32)
+    layer = DenseNorm(8, norm=norm, activation=jnp.tanh, width=0.5)
+    variables = make_variables(layer, x)
+    assert set(variables["params"]["dense"]) == {"kernel"} | (set() if norm else {"bias"})
+    y, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    expected = np.asarray(x, np.float64) @ np.asarray(variables["params"]["dense"]["kernel"])
+    assert expected.shape == (6, 4)
+    if norm:
+        expected = (expected - expected.mean(0)) / np.sqrt(expected.var(0) + 1e-5)
+        params = variables["params"]["norm"]
+        expected = expected * np.asarray(params["scale"]) + np.asarray(params["bias"])
+    else:
+        expected = expected + np.asarray(variables["params"]["dense"]["bias"])
+    np.testing.assert_allclose(y, np.tanh(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("features", "width", "expected"),
+    [(64, 0.25, 16), (10, 0.25, 3), (96, 1.0, 96), (16, 1 / 32, 1), (8, 0.01, 1), (3, 1.5, 5)],
+)
+def test_scaled_rounds_half_up_and_leaves_a_channel(features, width, expected):
+    assert scaled(features, width) == expected
+
+
+def test_a_norm_gets_a_dtype_only_from_a_model_that_has_one():
+    """So that a factory for a layer without that argument serves float32 models."""
+    given = []
+
+    def norm(**arguments):
+        given.append(arguments)
+        return BatchNorm(**arguments)
+
+    for dtype in (None, jnp.bfloat16):
+        layer = ConvNorm(2, (1, 1), norm=norm, dtype=dtype)
+        jax.eval_shape(
+            lambda layer=layer: layer.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)), train=True)
+        )
+    assert given == [
+        {"use_running_average": False, "name": "norm"},
+        {"use_running_average": False, "name": "norm", "dtype": jnp.bfloat16},
+    ]

@@ -141,6 +141,7 @@ def test_epsilon(call, epsilon):
         ("averaging", "debiased", "'ema', 'ema_debiased', 'cumulative'"),
         ("running_var", "population", "'unbiased', 'biased'"),
         ("impl", "pallas", "'fused', 'autodiff'"),
+        ("activation", "swish", "'relu', 'sigmoid'"),
     ],
 )
 def test_unknown_choices(name, value, choices):

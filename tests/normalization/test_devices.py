@@ -1,105 +1,32 @@
-"""One batch on eight devices is one batch: against float64, which knows of no devices.
+"""One batch on eight devices is one batch: against float64, which knows of no devices."""
 
-Gradients are taken on each device, of a loss that sums over all: dx is the device's own, dscale
-and dbias are to be summed, where JAX's types do not say that they are.
-"""
-
+import contextlib
 import itertools
 import re
 from functools import partial
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from jax.sharding import AxisType, NamedSharding
+from eight_devices import (
+    DECAY,
+    DEVICES,
+    EPSILON,
+    FEATURES,
+    JITTED,
+    MAPPED,
+    make,
+    mesh,
+    rows_of,
+    run,
+)
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tolerances import PARALLEL, assert_close
 
 import bnjax
-
-DEVICES, ROWS, FEATURES = 8, 4, 4
-EPSILON, DECAY = 1e-3, 0.75
-PARTIAL_SUMS = {"vmap", "pmap", "shard_map"}
-
-
-def mesh(*shape: int) -> jax.sharding.Mesh:
-    return jax.make_mesh(shape, ("data", "model")[: len(shape)], (AxisType.Auto,) * len(shape))
-
-
-def make(masked: bool) -> cases.Case:
-    """[devices, rows, features]. Counts differ by device, the fourth one holds nothing but NaN."""
-    rng = np.random.default_rng(5)
-    shape = (DEVICES, ROWS, FEATURES)
-    device = np.arange(DEVICES).reshape(-1, 1, 1)
-    clean = jnp.asarray(device / 4 + rng.normal(size=shape), jnp.float32)
-    mask, x = None, clean
-    if masked:
-        kept = np.array([4, 1, 3, 0, 4, 2, 1, 4]).reshape(-1, 1, 1)
-        mask = jnp.asarray(np.arange(ROWS).reshape(1, -1, 1) < kept)
-        x = jnp.where(mask, x, jnp.nan)
-    params = {
-        "scale": jnp.asarray(rng.uniform(0.5, 2, FEATURES), jnp.float32),
-        "bias": jnp.asarray(rng.normal(size=FEATURES), jnp.float32),
-    }
-    stats = {
-        "mean": jnp.asarray(rng.normal(size=FEATURES), jnp.float32),
-        "var": jnp.asarray(rng.uniform(0.5, 2, FEATURES), jnp.float32),
-    }
-    weights = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    return cases.Case(x, clean, mask, params, stats, weights, -1)
-
-
-def layer(x, weights, mask, params, stats, **settings):
-    """y, new statistics, dx and the parameters' gradients, on one device."""
-
-    def f(x, params):
-        return bnjax.normalize_batch(
-            x, params, stats, mask=mask, epsilon=EPSILON, decay=DECAY, **settings
-        )
-
-    y, pullback, new = jax.vjp(f, x, params, has_aux=True)
-    dx, dparams = pullback(weights)
-    return y, new, dx, dparams
-
-
-def run(how: str, case: cases.Case, **settings):
-    """The layer on all devices; statistics as each one has them, gradients summed over them."""
-    f = partial(layer, **settings)
-    arguments = (case.x, case.weights, case.mask, case.params, case.stats)
-    if how in ("vmap", "pmap"):
-        mapped = {"vmap": lambda *a, **k: jax.jit(jax.vmap(*a, **k)), "pmap": jax.pmap}[how]
-        masked = None if case.mask is None else 0
-        each = mapped(f, axis_name="data", in_axes=(0, 0, masked, None, None))
-        y, stats, dx, dparams = each(*arguments)
-    elif how == "shard_map":  # no types: each device returns what it has
-
-        def untyped(x, weights, mask, params, stats):
-            flat = None if mask is None else mask[0]
-            out = f(x[0], weights[0], flat, params, stats)
-            return jax.tree.map(lambda leaf: leaf[None], out)
-
-        specs = (P("data"), P("data"), P("data"), P(), P())
-        each = jax.shard_map(
-            untyped, mesh=mesh(DEVICES), in_specs=specs, out_specs=P("data"), check_vma=False
-        )
-        y, stats, dx, dparams = jax.jit(each)(*arguments)
-    else:  # shard_map with types: P() is granted to what is the same on all devices only
-        specs = (P("data"), P("data"), P("data"), P(), P())
-        each = jax.shard_map(
-            f, mesh=mesh(DEVICES), in_specs=specs, out_specs=(P("data"), P(), P("data"), P())
-        )
-        rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), arguments[:3])
-        y, stats, dx, dparams = jax.jit(each)(*rows, *arguments[3:])
-    if how in PARTIAL_SUMS:
-        dparams = jax.tree.map(lambda leaf: np.sum(np.float64(leaf), axis=0), dparams)
-    return y, stats, dx, dparams
-
-
-def rows_of(array) -> np.ndarray | None:
-    return None if array is None else np.asarray(array).reshape(-1, array.shape[-1])
 
 
 def assert_one_batch(case, y, dx, dparams, stats=None):
@@ -123,7 +50,7 @@ def assert_one_batch(case, y, dx, dparams, stats=None):
 @pytest.mark.parametrize(
     ("impl", "masked"), [("fused", False), ("fused", True), ("autodiff", True)]
 )
-@pytest.mark.parametrize("how", ["vmap", "pmap", "shard_map", "typed shard_map"])
+@pytest.mark.parametrize("how", MAPPED)
 def test_one_batch_over_eight_devices(how, impl, masked):
     """Red for a mean of means, a mean of variances, m of one device in m/(m-1), or one lost sum."""
     case = make(masked)
@@ -131,7 +58,7 @@ def test_one_batch_over_eight_devices(how, impl, masked):
     assert_one_batch(case, y, dx, dparams, stats)
 
 
-@pytest.mark.parametrize("how", ["vmap", "pmap", "shard_map", "typed shard_map"])
+@pytest.mark.parametrize("how", MAPPED)
 def test_one_batch_for_each_device(how):
     """Without axis_name. Red if gradients of replicated parameters are not summed by their type."""
     case = make(masked=False)
@@ -183,17 +110,34 @@ def test_parameters_gradients_of_groups_sum_to_the_whole():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_jit_over_a_sharded_array_is_one_batch(masked):
-    """No axis_name: the compiler places the sums."""
+@pytest.mark.parametrize("how", JITTED)
+def test_jit_over_a_sharded_array_is_one_batch(how, masked):
+    """No axis_name: the compiler places the sums, or the mesh in sight does."""
     case = make(masked)
-    sharded = NamedSharding(mesh(DEVICES), P("data"))
-    arrays = [case.x, case.weights, case.mask]
-    x, weights, mask = (
-        None if a is None else jax.device_put(a.reshape(-1, a.shape[-1]), sharded) for a in arrays
-    )
-    y, stats, dx, dparams = jax.jit(layer)(x, weights, mask, case.params, case.stats)
-    assert len(y.sharding.device_set) == DEVICES
+    y, stats, dx, dparams = run(how, case)
     assert_one_batch(case, y, dx, dparams, stats)
+
+
+@pytest.mark.parametrize("how", ["pmap", "sharded jit in a mesh"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_devices_whose_means_differ_far_from_zero(how, masked):
+    """1e5 from zero the means of devices, rounded, would spoil the variance by 1e-3.
+
+    And the first device's mean, from which they are merged, is that of nothing under the mask.
+    """
+    case = make(masked)
+    x = case.clean + 1e5
+    mask = None if case.mask is None else case.mask[::-1].at[0].set(False)
+    settings = {} if how in JITTED else {"axis_name": "data"}
+    _, stats, _, _ = run(how, case._replace(x=x, mask=mask), **settings)
+    batch = reference.forward(rows_of(x), None, None, mask=rows_of(mask))
+    for key, value, tolerance in (
+        ("mean", batch.mean, 0.016),  # its rounding, and that of the average
+        ("var", reference.running_variance(batch, "unbiased"), 1e-5),
+    ):
+        new = np.float64(np.asarray(stats[key]).reshape(-1, FEATURES)[0])
+        moved = (new - DECAY * np.float64(case.stats[key])) / (1 - DECAY)
+        assert_close(moved, value, {"rtol": 0, "atol": tolerance}, key)
 
 
 MESHES = {
@@ -288,18 +232,26 @@ def test_second_derivatives_through_a_shared_batch():
     assert_close(fused, np.float64(autodiff), {"rtol": 1e-4, "atol": 1e-4})
 
 
+KINDS = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
+
+
+def collectives(f, *arguments) -> list[int]:
+    """How many of the first two kinds; there must be none of the others."""
+    program = jax.jit(f).lower(*arguments).compile().as_text()
+    counts = [len(re.findall(rf" {kind}(?:-start)?\(", program)) for kind in KINDS]
+    assert not any(counts[2:]), counts
+    return counts[:2]
+
+
 @pytest.mark.parametrize("masked", [False, True])
-def test_sums_over_devices_are_few(masked):
-    """Two forward, one after the other by the nature of two passes, and one backward."""
+def test_one_collective_forward_and_one_backward(masked):
+    """An all-gather of the devices' moments, an all-reduce of the sums of the gradient."""
     case = make(masked)
 
-    def sums(f, *arguments):
-        count = len(arguments)
-        each = jax.shard_map(
-            f, mesh=mesh(DEVICES), in_specs=(P("data"),) * count, out_specs=P("data")
-        )
-        program = jax.jit(each).lower(*arguments).compile().as_text()
-        return len(re.findall(r"= .* all-reduce(?:-start)?\(", program))
+    def on_devices(f, *arguments):
+        specs = (P("data"),) * len(arguments)
+        each = jax.shard_map(f, mesh=mesh(DEVICES), in_specs=specs, out_specs=P("data"))
+        return collectives(each, *arguments)
 
     def forward(x, mask):
         return bnjax.batch_transform(x, {}, mask=mask, axis_name="data")[0]
@@ -310,8 +262,49 @@ def test_sums_over_devices_are_few(masked):
     x, mask, weights = (
         None if a is None else a.reshape(-1, a.shape[-1]) for a in (case.x, case.mask, case.weights)
     )
-    assert sums(forward, x, mask) == 2
-    assert sums(backward, x, mask, weights) == 3
+    assert on_devices(forward, x, mask) == [1, 0]
+    assert on_devices(backward, x, mask, weights) == [1, 1]
+
+
+IN_A_MESH = {"forward": ([1, 0],), "backward": ([1, 1],)}
+SEEN_BY_THE_COMPILER_ALONE = {"forward": ([0, 1], [0, 2]), "backward": ([0, 2], [0, 3])}
+GHOSTS = {"forward": ([0, 0],), "statistics": ([0, 1],), "dx": ([0, 0],)}
+
+
+@pytest.mark.parametrize(
+    ("in_sight", "settings", "allowed"),
+    [
+        (True, {}, IN_A_MESH),
+        (True, {"activation": "relu"}, IN_A_MESH),
+        (False, {}, SEEN_BY_THE_COMPILER_ALONE),
+        (True, {"batch": 2}, GHOSTS),
+        (False, {"batch": 2}, GHOSTS),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_collectives_that_jit_places(dtype, in_sight, settings, allowed):
+    """Over images of 16 examples, two on each device."""
+    shape = (16, 4, 2, 3)
+    spread = NamedSharding(mesh(DEVICES), P("data"))
+    x = jax.ShapeDtypeStruct(shape, dtype, sharding=spread)
+    params, stats = bnjax.init_params(3), bnjax.init_stats(3)
+
+    def forward(x):
+        return bnjax.normalize_batch(x, params, stats, **settings)
+
+    def both(x, weights):
+        y, pullback, stats = jax.vjp(forward, x, has_aux=True)
+        return pullback(weights), y, stats
+
+    programs = {
+        "forward": (lambda x: forward(x)[0], x),
+        "statistics": (forward, x),
+        "dx": (lambda x, weights: both(x, weights)[0], x, x),
+        "backward": (both, x, x),
+    }
+    with jax.set_mesh(mesh(DEVICES)) if in_sight else contextlib.nullcontext():
+        for name, counts in allowed.items():
+            assert collectives(*programs[name]) in counts, name
 
 
 def test_one_example_on_each_device_is_a_batch_of_eight():

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import reference
 import tolerances
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tolerances import assert_close
 
 import bnjax
@@ -144,6 +146,161 @@ def test_masked_batches_count_what_they_hold():
     expected_mean = np.mean([batch.mean(0) for batch in kept], axis=0)
     assert_close(stats["mean"], expected_mean, {"rtol": 1e-6, "atol": 1e-6})
     assert_close(stats["var"], expected_var, {"rtol": 1e-6, "atol": 0})
+
+
+ESTIMATORS = ("batchwise", "weighted", "pooled")
+RUNNING_VARS = ("biased", "unbiased")
+KEPT = [12, 5, 0, 9, 1, 12, 7, 3]  # values that each batch holds: one none, one a single one
+
+
+def uneven_batches() -> dict[str, jax.Array]:
+    """Batches of KEPT examples, sorted by their mean; NaN where there are none."""
+    x = some_batches((8, 12, 3))
+    mask = np.arange(12)[None, :, None] < np.reshape(KEPT, (8, 1, 1))
+    return {"x": jnp.where(mask, x, jnp.nan), "mask": jnp.asarray(mask)}
+
+
+def masked_moments(batch) -> bnjax.Moments:
+    return bnjax.batch_transform(batch["x"], {}, mask=batch["mask"])[1]
+
+
+def expected_estimate(estimator, running_var) -> dict[str, np.ndarray]:
+    """Of the uneven batches, by the definitions: no recursion, no merging."""
+    x = [np.float64(b[:n]) for b, n in zip(uneven_batches()["x"], KEPT, strict=True) if n]
+    if estimator == "pooled":
+        values = np.concatenate(x)
+        return {"mean": values.mean(0), "var": values.var(0, ddof=int(running_var == "unbiased"))}
+    seen = [reference.forward(batch, None, None) for batch in x]
+    weights = [len(batch) if estimator == "weighted" else 1 for batch in x]
+    variances = [reference.running_variance(batch, running_var) for batch in seen]
+    return {
+        "mean": np.average([batch.mean for batch in seen], axis=0, weights=weights),
+        "var": np.average(variances, axis=0, weights=weights),
+    }
+
+
+def assert_estimate(stats, estimator, running_var):
+    for key, value in expected_estimate(estimator, running_var).items():
+        assert_close(stats[key], value, tolerances.PARALLEL, key)
+
+
+def test_the_estimators_differ():
+    """Otherwise the tests below could not see which one is used."""
+    found = [expected_estimate(e, r)["var"] for e in ESTIMATORS for r in RUNNING_VARS]
+    for i, one in enumerate(found):
+        assert all(np.abs(one - other).min() > 0.01 for other in found[:i])
+
+
+@pytest.mark.parametrize("running_var", RUNNING_VARS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_estimators_of_uneven_batches(estimator, running_var):
+    """Red for another weight of a batch, m/(m-1) of the wrong m, or the variance of means."""
+    stats = bnjax.population_stats(
+        masked_moments, uneven_batches(), running_var=running_var, estimator=estimator
+    )
+    assert_estimate(stats, estimator, running_var)
+
+
+@pytest.mark.parametrize("running_var", RUNNING_VARS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("how", ["pmap", "vmap", "shard_map", "typed shard_map"])
+def test_batches_divided_over_devices(how, estimator, running_var):
+    """Every device ends with the statistics of one device that has seen all batches.
+
+    Eight devices have one batch each, four have two. Red if each device counts the same although
+    one has seen nothing, or if the variance between devices is left out of "pooled".
+    """
+    devices = 4 if how == "typed shard_map" else 8
+    batches = jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), uneven_batches())
+    population = partial(
+        bnjax.population_stats,
+        masked_moments,
+        running_var=running_var,
+        estimator=estimator,
+        axis_name="data",
+    )
+    if how in ("pmap", "vmap"):
+        mapped = {"pmap": jax.pmap, "vmap": lambda *a, **k: jax.jit(jax.vmap(*a, **k))}[how]
+        stats = mapped(population, axis_name="data")(batches)
+    else:
+        typed = how == "typed shard_map"  # P() is granted to what is the same on all devices only
+        each = jax.shard_map(
+            lambda b: jax.tree.map(
+                lambda leaf: leaf if typed else leaf[None],
+                population(jax.tree.map(lambda leaf: leaf[0], b)),
+            ),
+            mesh=jax.make_mesh((devices,), ("data",), (AxisType.Auto,)),
+            in_specs=P("data"),
+            out_specs=P() if typed else P("data"),
+            check_vma=typed,
+        )
+        stats = jax.jit(each)(batches)
+    for key, value in expected_estimate(estimator, running_var).items():
+        replicas = np.asarray(stats[key]).reshape(-1, 3)
+        assert len(replicas) == (1 if how == "typed shard_map" else devices)
+        np.testing.assert_array_equal(replicas, replicas[:1].repeat(len(replicas), 0))
+        assert_close(replicas[0], value, tolerances.PARALLEL, key)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_batches_shared_by_devices(estimator):
+    """Under jit the compiler does it all; in shard_map the layers do, and no axis_name is given.
+
+    Red if the scan's start has another type than what it carries.
+    """
+    x = some_batches((3, 16, 4))
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
+    population = partial(bnjax.population_stats, estimator=estimator)
+    expected = population(lambda batch: bnjax.batch_moments(batch, (0,)), x)
+
+    placed = jax.device_put(x, NamedSharding(mesh, P(None, "data")))
+    whole = jax.jit(lambda x: population(lambda batch: bnjax.batch_moments(batch, (0,)), x))
+    shared = jax.shard_map(
+        lambda x: population(lambda b: bnjax.batch_moments(b, (0,), axis_name="data"), x),
+        mesh=mesh,
+        in_specs=P(None, "data"),
+        out_specs=P(),
+    )
+    own = jax.shard_map(  # a batch for each device, and statistics of its own
+        lambda x: jax.tree.map(
+            lambda leaf: leaf[None], population(lambda b: bnjax.batch_moments(b, (0,)), x)
+        ),
+        mesh=mesh,
+        in_specs=P(None, "data"),
+        out_specs=P("data"),
+    )
+    for key in ("mean", "var"):
+        assert_close(whole(placed)[key], expected[key], tolerances.PARALLEL, key)
+        assert_close(jax.jit(shared)(placed)[key], expected[key], tolerances.PARALLEL, key)
+    last = population(lambda batch: bnjax.batch_moments(batch, (0,)), x[:, -2:])
+    assert_close(jax.jit(own)(placed)["var"][-1], last["var"], tolerances.PARALLEL, "own")
+
+
+@pytest.mark.parametrize("axis_name", [None, "data"])
+def test_pooled_far_from_zero(axis_name):
+    """At 1e4 standard deviations; red for E[x^2] - E[x]^2, which is off by 10 there."""
+    x = 1e4 + some_batches((8, 16, 3))
+    population = partial(
+        bnjax.population_stats,
+        lambda batch: bnjax.batch_moments(batch, (0,)),
+        estimator="pooled",
+        axis_name=axis_name,
+    )
+    if axis_name is None:
+        stats = population(x)
+    else:
+        stats = jax.vmap(population, axis_name=axis_name, out_axes=None)(x[:, None])
+    values = np.float64(x).reshape(-1, 3)
+    assert_close(stats["mean"], values.mean(0), tolerances.mean(1e4))
+    assert_close(stats["var"], values.var(0, ddof=1), {"rtol": 1e-4, "atol": 0})
+
+
+def test_bad_choices_are_refused():
+    population = partial(bnjax.population_stats, lambda x: bnjax.batch_moments(x, (0,)))
+    with pytest.raises(ValueError, match=r"estimator must be one of .*'pooled', got 'mean'"):
+        population(jnp.ones((2, 4, 2)), estimator="mean")
+    with pytest.raises(ValueError, match=r"running_var must be one of .*, got 'pooled'"):
+        population(jnp.ones((2, 4, 2)), running_var="pooled", estimator="pooled")
 
 
 def test_no_batches_are_refused():

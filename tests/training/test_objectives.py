@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnjax.training.objectives import Metrics, check_labels, classification_metrics
+from bnjax.training.objectives import (
+    Metrics,
+    check_labels,
+    classification_metrics,
+    classification_objective,
+    smoothed_cross_entropy,
+)
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # float32 sums of a few terms of size one
 
@@ -136,3 +142,85 @@ def test_labels_of_all_classes_are_fine():
 def test_labels_out_of_range_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         check_labels(np.array(labels), 10)
+
+
+def smoothed(logits, labels, smoothing):
+    """Of each example: H(q', p), term by term as 1512.00567 has it."""
+    logits = np.asarray(logits, np.float64)
+    classes = logits.shape[1]
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    q = (1 - smoothing) * np.eye(classes)[labels] + smoothing / classes
+    return -(q * log_p).sum(1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_smoothing_equals_float64(smoothing):
+    """Red for the mass spread over the other classes alone, or a mean over examples."""
+    logits, labels = draw()
+    loss = smoothed_cross_entropy(*map(jnp.asarray, (logits, labels)), smoothing=smoothing)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, smoothed(logits, labels, smoothing).sum(), **CLOSE)
+
+
+def test_smoothed_gradient_is_p_minus_q():
+    """Zero where masked, NaN logits included."""
+    logits, labels = draw()
+    mask = np.array([True, False] * 4 + [True])
+    bad = np.where(mask[:, None], logits, np.float32(np.nan))
+    gradient = jax.grad(
+        lambda logits: smoothed_cross_entropy(
+            logits, jnp.asarray(labels), jnp.asarray(mask), smoothing=0.1
+        )
+    )(jnp.asarray(bad))
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    expected = np.where(mask[:, None], p - (0.9 * np.eye(4)[labels] + 0.1 / 4), 0)
+    np.testing.assert_allclose(gradient, expected, **CLOSE)
+
+
+def test_smoothing_at_extreme_logits_and_in_bfloat16():
+    logits = jnp.array([[1e4, 0, -1e4]], jnp.bfloat16)
+    loss = smoothed_cross_entropy(logits, jnp.array([0], jnp.int32), smoothing=0.3)
+    np.testing.assert_allclose(loss, 0.1 * 3e4, rtol=1e-2)  # 1e4 is 9984 in bfloat16
+
+
+def test_side_heads_are_added_with_their_weights():
+    """And the metrics are those of the main head, with plain labels."""
+    main, labels = draw()
+    heads = (main * 2, main[:, ::-1])
+    objective = classification_objective(label_smoothing=0.1, auxiliary_weights=(0.3, 0.4))
+    outputs = (jnp.asarray(main), tuple(map(jnp.asarray, heads)))
+    loss, metrics = objective(outputs, jnp.asarray(labels))
+    expected = sum(
+        weight * smoothed(logits, labels, 0.1).sum()
+        for weight, logits in zip((1, 0.3, 0.4), (main, *heads), strict=True)
+    )
+    np.testing.assert_allclose(loss, expected, **CLOSE)
+    plain = classification_metrics(*map(jnp.asarray, (main, labels)))
+    assert tuple(map(float, metrics)) == tuple(map(float, plain))
+
+
+def test_an_objective_takes_logits_alone_and_a_mask():
+    logits, labels = draw()
+    mask = np.arange(9) % 2 == 0
+    loss, metrics = classification_objective()(*map(jnp.asarray, (logits, labels, mask)))
+    np.testing.assert_allclose(loss, cross_entropy(logits[mask], labels[mask]).sum(), **CLOSE)
+    assert metrics.examples == 5
+
+
+@pytest.mark.parametrize("weights", [(), (0.3,), (0.3, 0.3, 0.3)])
+def test_a_head_without_a_weight_is_refused(weights):
+    """Its parameters would have no gradient; a weight too many is a head that is missing."""
+    logits, labels = map(jnp.asarray, draw())
+    objective = classification_objective(auxiliary_weights=weights)
+    with pytest.raises(ValueError, match=r"auxiliary_weights=.* must be one for each .* returns 2"):
+        objective((logits, (logits, logits)), labels)
+
+
+@pytest.mark.parametrize("smoothing", [1.0, -0.1])
+def test_bad_smoothing_is_refused(smoothing):
+    logits, labels = map(jnp.asarray, draw())
+    with pytest.raises(ValueError, match=rf"^smoothing must be in \[0, 1\), got {smoothing}"):
+        smoothed_cross_entropy(logits, labels, smoothing=smoothing)
+    with pytest.raises(ValueError, match=rf"label_smoothing must be .* got {smoothing}"):
+        classification_objective(label_smoothing=smoothing)

@@ -1,0 +1,287 @@
+"""A trained Linen model made ready for inference: normalization folded, exported to a file.
+
+folded = fold(model, variables, images, train=False)
+logits = folded.apply(folded.variables, images, train=False)
+data = export(folded.apply, folded.variables, images, train=False)
+logits = jax.export.deserialize(bytearray(data)).call(images)     # needs no code but JAX's
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bnjax.dataflow import Call, Dataflow, Path, Site, is_call, split_arrays, trace
+from bnjax.linen import BatchNorm
+from bnjax.normalization import folding
+from bnjax.normalization.arguments import feature_axes
+
+Variables = Any
+Flat = dict[Path, Any]
+
+Folds = dict[Path, tuple[Call, Path]]
+"""By path of each normalization, its call and the path of the layer that takes it."""
+
+LAYERS = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGeneral)
+"""Into what normalization can be folded."""
+
+NORMS = (BatchNorm, nn.BatchNorm)
+
+ACTIVATIONS: dict[str | None, Callable[[jax.Array], jax.Array]] = {
+    None: lambda x: x,
+    "relu": nn.relu,
+    "sigmoid": nn.sigmoid,
+}
+"""What a normalization may apply to its output."""
+
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What JAX lowers for; it takes any other name, too, and lowers what knows no platform."""
+
+
+class Folded(NamedTuple):
+    """A model whose normalization is folded where that is possible.
+
+    Attributes:
+        apply: `apply(variables, *args, **kwargs)`, as `model.apply`, in inference mode alone.
+        variables: nested dicts of arrays. A layer that took a normalization has `kernel` and
+            `bias`, the normalization has nothing: what the model without it would have.
+        folded: path of each folded normalization: that of the layer that took it.
+        kept: path of each other normalization: the reason.
+    """
+
+    apply: Callable[..., Any]
+    variables: Variables
+    folded: dict[str, str]
+    kept: dict[str, str]
+
+
+def fold(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Folded:
+    """Folds each `BatchNorm`, ours or Flax's, into the layer before it where that is possible.
+
+    The model is traced, not run. A normalization is folded if its input is the very output of one
+    of `LAYERS`, and nothing else uses that output or the variables of the two. It stays if one of
+    them is called twice or inside `nn.scan`, `nn.cond` and the like, if its features are not the
+    layer's, or if a subclass has a `__call__` of its own. A convolution's own implementation, if
+    given, must be linear in the kernel. A mutable `batch_stats` is returned, hence used: leave it
+    out of `kwargs`.
+
+    Outputs keep their dtype and are equal within the rounding that folding itself costs, see
+    `bnjax.normalization.folding.fold`. The `activation` of a normalization is applied.
+
+    Args:
+        model: the trained module.
+        variables: its variables; boxes around arrays, as of `nn.with_partitioning`, come off.
+        *args: arguments of `model.apply`, of whose arrays only shapes and dtypes matter:
+            `jax.ShapeDtypeStruct`s will do. What is no array is static.
+        **kwargs: the same, by name; among them whatever puts the model in inference mode.
+
+    Returns:
+        The folded model, and what became of each normalization.
+
+    Raises:
+        ValueError: if a normalization is in training mode.
+    """
+    flat = flatten_dict(nn.meta.unbox(variables))
+    folds, kept = _plan(trace(model, flat, args, kwargs, _is_layer))
+    for collection, *path, key in flat:
+        if (collection, key) == ("batch_stats", "mean") and tuple(path) not in folds | kept:
+            kept[tuple(path)] = "these arguments do not call it, or not as a plain BatchNorm"
+    layers = {layer for _, layer in folds.values()}
+    touched = {path: flat.pop(path) for path in list(flat) if path[1:-1] in layers | folds.keys()}
+    dtypes = {path: norm.y.dtype for path, (norm, _) in folds.items()}
+    biases = frozenset(layer for layer in layers if ("params", *layer, "bias") not in touched)
+    flat |= jax.jit(lambda touched: _fold_all(touched, folds))(touched)
+    return Folded(
+        _folded_apply(model, dtypes, biases),
+        unflatten_dict(flat),
+        {"/".join(path): "/".join(layer) for path, (_, layer) in folds.items()},
+        {"/".join(path): reason for path, reason in kept.items()},
+    )
+
+
+def export(
+    apply: Callable[..., Any],
+    variables: Variables,
+    *args: Any,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    **kwargs: Any,
+) -> bytes:
+    """Serializes a model, its variables included, for several platforms and any batch size.
+
+    None of the platforms need be at hand. Adds to `jax.export` that the number of examples stays
+    open, and that variables and static arguments are part of the file.
+
+    Args:
+        apply: `apply(variables, *args, **kwargs)`, for example of `Folded`.
+        variables: what it is to be called with.
+        *args: its other arguments; of arrays, all of which have the examples on their first axis,
+            only shapes and dtypes matter. What is no array is static.
+        **kwargs: the same, by name.
+        platforms: where the file is to run, of `PLATFORMS`.
+
+    Returns:
+        A file's contents, for `jax.export.deserialize(bytearray(data)).call(...)`, which takes the
+        array arguments alone, the positional ones in order, then those by name, sorted.
+
+    Raises:
+        ValueError: if there is no array, or one has no axis of examples, or for a platform that
+            is none of `PLATFORMS`.
+    """
+    if unknown := set(platforms) - set(PLATFORMS):
+        raise ValueError(f"platforms must be of {PLATFORMS}, got {sorted(unknown)}.")
+    arrays, put_back = split_arrays((args, kwargs))
+    if not arrays or any(array.ndim == 0 for array in arrays):
+        raise ValueError(
+            "the model's arguments must be arrays with the examples on their first axis, got "
+            f"shapes {[array.shape for array in arrays]}."
+        )
+    (examples,) = jax.export.symbolic_shape("examples")
+    shapes = [jax.ShapeDtypeStruct((examples, *a.shape[1:]), a.dtype) for a in arrays]
+    values = jax.device_get(variables)  # on many devices, they would tie the file to as many
+
+    def model(*arrays: jax.Array) -> Any:
+        args, kwargs = put_back(arrays)
+        return apply(jax.tree.map(jnp.asarray, values), *args, **kwargs)
+
+    try:
+        exported = jax.export.export(jax.jit(model), platforms=platforms)(*shapes)
+    except (TypeError, ValueError) as error:
+        error.add_note("The number of examples is open: it is x.shape[0]; len(x) would fix it.")
+        raise
+    return bytes(exported.serialize())
+
+
+def _is_one_of(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
+    """By what `__call__` does: a subclass may change that."""
+    return type(module).__call__ in [each.__call__ for each in classes]
+
+
+def _is_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if _is_one_of(module, NORMS):
+        _inference_input(module, *args, **kwargs)
+        return True
+    return _is_one_of(module, LAYERS)
+
+
+def _inference_input(
+    norm: nn.Module, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None
+) -> jax.Array:
+    """The input of a normalization in inference, where the mask means nothing."""
+    del mask
+    if not nn.merge_param("use_running_average", norm.use_running_average, use_running_average):
+        raise ValueError(
+            f"BatchNorm at {'/'.join(norm.path) or '(top)'} is in training mode, where it cannot "
+            "be folded: call the model in inference mode, for example with train=False."
+        )
+    return x
+
+
+def _plan(flow: Dataflow) -> tuple[Folds, dict[Path, str]]:
+    """What to fold, and by path the reasons to keep the other normalizations."""
+    folds: Folds = {}
+    seen = {site.call.path for site in flow.sites}
+    kept = {
+        call.path: "it is called inside a transformation, such as nn.scan or nn.cond"
+        for call in flow.calls
+        if _is_one_of(call.layer, NORMS) and call.path not in seen
+    }
+    for norm in flow.sites:
+        if not _is_one_of(norm.call.layer, NORMS):
+            continue
+        path = norm.call.path if norm.location is None else norm.location
+        found = _taker(norm, flow)
+        if isinstance(found, str):
+            kept[path] = found
+        else:
+            folds[path] = (norm.call, found)
+    return folds, kept
+
+
+def _taker(norm: Site, flow: Dataflow) -> Path | str:
+    """The path of the layer that can take a normalization, or the reason why none can."""
+    makers = [site for site in flow.sites if site.y == norm.x]
+    if not makers or not _is_one_of(makers[0].call.layer, LAYERS):
+        names = ", ".join(each.__name__ for each in LAYERS)
+        return f"its input is not the very output of a layer that could take it ({names})"
+    (layer,) = makers
+    name = "/".join(layer.call.path if layer.location is None else layer.location)
+    for site, which in ((norm, "it"), (layer, name)):
+        if site.location is None:
+            return f"the variables of {which} are stacked, changed before use, or not its own"
+        called = sum(call.path == site.location for call in flow.calls)
+        if called > 1 or any(flow.uses[value] > 1 for value in site.variables):
+            return f"{which} is called twice, or its variables are used or returned elsewhere"
+    if flow.uses[norm.x] > 1:
+        return f"the output of {name} is used elsewhere, too"
+    return _misfit(norm.call, layer.call, name) or layer.location or ()
+
+
+def _misfit(norm: Call, layer: Call, name: str) -> str | None:
+    """Why the two do not fit together, apart from how they are used, if they do not."""
+    module = layer.layer
+    if not set(layer.variables) <= {("params", "kernel"), ("params", "bias")}:
+        return f"{name} has variables besides kernel and bias"
+    if getattr(module, "transpose_kernel", False) or getattr(module, "batch_dims", ()):
+        return f"the kernel of {name} has its features not last, or differs along a batch axis"
+    features = getattr(module, "features", 1)
+    most = len(features) if isinstance(features, Sequence) else 1
+    axes, rank = feature_axes(norm.x.ndim, norm.layer.axis), norm.x.ndim
+    if len(axes) > most or axes != tuple(range(rank - len(axes), rank)):
+        return f"its feature axes {norm.layer.axis} are not the features of {name}, which are last"
+    activation = getattr(norm.layer, "activation", None)
+    return None if activation in ACTIVATIONS else f"its activation {activation!r} is unknown here"
+
+
+def _fold_all(flat: Flat, folds: Folds) -> Flat:
+    """The variables of the layers, without those of the normalizations they take."""
+    flat = dict(flat)
+    for norm_path, (norm, layer) in folds.items():
+        params, stats = (
+            {key: flat.pop((collection, *norm_path, key)) for key in _keys(norm, collection)}
+            for collection in ("params", "batch_stats")
+        )
+        kernel, bias = (("params", *layer, key) for key in ("kernel", "bias"))
+        own = flat.get(bias)
+        flat[kernel], flat[bias] = folding.fold(
+            flat[kernel], own, params, stats, epsilon=norm.layer.epsilon
+        )
+        if own is not None:  # or the layer would compute in another dtype
+            flat[bias] = flat[bias].astype(own.dtype)
+    return flat
+
+
+def _keys(call: Call, collection: str) -> list[str]:
+    return [key for owner, key in call.variables if owner == collection]
+
+
+def _folded_apply(
+    model: nn.Module, dtypes: dict[Path, jnp.dtype], biases: frozenset[Path]
+) -> Callable[..., Any]:
+    """`model.apply` with normalizations that only convert to `dtypes`, and with added biases."""
+
+    def intercept(next_call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if not is_call(context) or not _is_layer(module, args, kwargs):
+            return next_call(*args, **kwargs)
+        if module.path in dtypes:
+            activation = ACTIVATIONS[getattr(module, "activation", None)]
+            return activation(_inference_input(module, *args, **kwargs)).astype(dtypes[module.path])
+        y = next_call(*args, **kwargs)
+        return _add(y, module.get_variable("params", "bias")) if module.path in biases else y
+
+    def apply(variables: Variables, *args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(intercept):
+            return model.apply(variables, *args, **kwargs)
+
+    return apply
+
+
+def _add(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """In the wider dtype, as a rule that of the bias: the normalization's output is rounded."""
+    dtype = max(y.dtype, bias.dtype, key=lambda dtype: dtype.itemsize)
+    bias = jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
+    return y.astype(dtype) + bias.astype(dtype)

@@ -1,0 +1,183 @@
+"""What the networks of the Inception family share: settings, checks, stem, classifier."""
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from bnjax.models.layers import (
+    Activation,
+    ConvNorm,
+    Initializer,
+    Norm,
+    local_response_normalization,
+)
+
+Conv = Callable[..., nn.Module]
+"""Makes a `ConvNorm`, `conv(features, kernel, strides, name=...)`, with a network's settings."""
+
+
+class Logits(NamedTuple):
+    """What a network with side heads returns.
+
+    Attributes:
+        main: of the classifier, `[n, classes]`.
+        auxiliary: of the side heads, from the input to the output; empty when not training, for
+            the heads are left out then.
+    """
+
+    main: jax.Array
+    auxiliary: tuple[jax.Array, ...] = ()
+
+
+class Reduction(NamedTuple):
+    """How a stem comes to its total stride."""
+
+    kernel: int  # of the first convolution, where the paper has 7
+    stride: int  # of the first convolution
+    first_pool: bool  # stride 2, before the second convolution
+    second_pool: bool  # after it
+
+
+REDUCTIONS = {  # strides go in the order of Szegedy et al. 2016, Table 2: the first layer's first
+    8: Reduction(7, 2, True, True),  # images of 224 or 299 pixels
+    4: Reduction(7, 1, True, True),  # 112 or 151
+    2: Reduction(3, 1, False, True),  # 64 or 79
+    1: Reduction(3, 1, False, False),  # 32
+}
+
+
+class InceptionNetwork(nn.Module):
+    """The settings of every network of the family.
+
+    Attributes:
+        classes: outputs.
+        norm: normalization of every convolution; None for none, and biases in its place.
+        activation: nonlinearity of every convolution.
+        width: factor on all widths.
+        stem_stride: total stride before the first Inception module: 8 (the papers), 4, 2 or 1.
+        dropout: fraction of the pooled features that is dropped in training.
+        count_include_pad: the border rule of average pools, see `average_pool`.
+        kernel_init: of the convolutions.
+        channels: of the images.
+        remat: whether the backward pass computes each Inception module again, to save memory.
+        dtype: of the computation, logits included; by default what images and parameters promote
+            to.
+        param_dtype: of the parameters; `norm` has its own.
+    """
+
+    classes: int = 1000
+    norm: Norm | None = None
+    activation: Activation = nn.relu
+    width: float = 1.0
+    stem_stride: int = 8
+    dropout: float = 0.0
+    count_include_pad: bool = False
+    kernel_init: Initializer = nn.initializers.he_normal()
+    channels: int = 3
+    remat: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def _check(self, images: jax.Array) -> None:
+        check_choice("stem_stride", self.stem_stride, REDUCTIONS)
+        if self.classes < 2:
+            raise ValueError(f"classes must be 2 or more, got {self.classes}.")
+        if not self.width > 0:
+            raise ValueError(f"width must be positive, got {self.width}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        if images.ndim != 4 or images.shape[-1] != self.channels:
+            raise ValueError(
+                f"images must have shape [n, h, w, {self.channels}], channels last, got "
+                f"{images.shape}; the model's `channels` sets another number."
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images must be floating, got {images.dtype}: convert, then scale.")
+        kernel = self.variables.get("params", {}).get("logits", {}).get("kernel")
+        if kernel is not None and kernel.shape[-1] != self.classes:
+            raise ValueError(
+                f"the parameters are for {kernel.shape[-1]} classes, the model has "
+                f"classes={self.classes}: set `classes`, or initialize `logits` anew."
+            )
+
+    def _check_grid(self, images: jax.Array, grid: tuple[int, ...], least: int) -> None:
+        """Refuses images that leave too few positions to the first Inception module."""
+        if min(grid) < least:
+            height, width = images.shape[1:3]
+            raise ValueError(
+                f"images of {height}x{width} are too small for stem_stride={self.stem_stride}: "
+                f"the first Inception module gets a grid of {grid[0]}x{grid[1]} and needs "
+                f"{least}x{least}. Use larger images or a smaller stem_stride."
+            )
+
+    def _convolutions(self) -> Conv:
+        return partial(
+            ConvNorm,
+            norm=self.norm,
+            activation=self.activation,
+            width=self.width,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+    def _block(self, module: type[nn.Module]) -> type[nn.Module]:
+        return nn.remat(module, static_argnums=(2,)) if self.remat else module  # 2: train
+
+    def _classify(self, x: jax.Array, train: bool) -> jax.Array:
+        """Logits of the last Inception module's output."""
+        x = x.mean((1, 2))
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        return nn.Dense(
+            self.classes, dtype=self.dtype, param_dtype=self.param_dtype, name="logits"
+        )(x)
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raises ValueError, naming the option, unless its value is among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
+
+
+def googlenet_stem(
+    x: jax.Array,
+    conv: Conv,
+    reduction: Reduction,
+    *,
+    local_response_norm: bool,
+    separable: bool = False,
+    train: bool,
+) -> jax.Array:
+    """The layers before the first Inception module of GoogLeNet and BN-Inception.
+
+    To be called in a network's compact method, whose submodules it makes. Sizes are for 224x224.
+
+    Args:
+        x: images `[n, h, w, c]`.
+        conv: makes the convolutions.
+        reduction: its strides.
+        local_response_norm: whether the two layers of it stand where the Caffe model has them.
+        separable: whether the first convolution is, with 8 maps of each channel.
+        train: as for the network.
+    """
+    x = conv(
+        64,
+        (reduction.kernel, reduction.kernel),
+        reduction.stride,
+        depth_multiplier=8 if separable else 0,
+        name="conv1",
+    )(x, train=train)  # 112x112x64
+    if reduction.first_pool:
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")  # 56x56x64
+    if local_response_norm:
+        x = local_response_normalization(x)
+    x = conv(64, (1, 1), name="conv2_reduce")(x, train=train)  # 56x56x64
+    x = conv(192, (3, 3), name="conv2")(x, train=train)  # 56x56x192
+    if local_response_norm:
+        x = local_response_normalization(x)
+    return nn.max_pool(x, (3, 3), (2, 2), "SAME") if reduction.second_pool else x  # 28x28x192

@@ -1,0 +1,240 @@
+"""Inception-v3, and Inception-v2 as the outline of Szegedy et al. 2016, Table 1, has it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype
+
+from bnjax.models.inception import (
+    REDUCTIONS,
+    Conv,
+    InceptionNetwork,
+    Logits,
+    Reduction,
+    check_choice,
+)
+from bnjax.models.inception_modules import (
+    Branches,
+    Expanded,
+    Factorized,
+    ReductionTo8,
+    ReductionTo17,
+    Traditional,
+)
+from bnjax.models.layers import Norm, average_pool
+
+AUXILIARY_WEIGHT = 0.4
+"""Of the side head's loss in the released training code; the paper gives none."""
+
+Outline = Literal["public", "table_1"]
+StemKind = Literal["factorized", "7x7"]
+Auxiliary = Literal["none", "plain", "normalized"]
+
+
+class Layer(NamedTuple):
+    """A row of the stem: a convolution, or a max pool (`features` 0)."""
+
+    name: str
+    kernel: int
+    stride: int
+    padding: Literal["SAME", "VALID"]
+    features: int
+
+    def positions(self, n: int) -> int:
+        """What it makes of `n` rows or columns."""
+        window = self.kernel if self.padding == "VALID" else 1
+        return (n - window) // self.stride + 1
+
+
+class Row(NamedTuple):
+    """One Inception module of an outline."""
+
+    name: str
+    module: type[Branches]
+    widths: Mapping[str, int]
+
+
+def stem_layers(outline: Outline, kind: StemKind, reduction: Reduction) -> list[Layer]:
+    """The rows before the first Inception module; output sizes for 299x299.
+
+    The 7x7 convolution has no description in the paper: its width and padding here are those which
+    lead to the same 147x147x64. In Table 1 a convolution takes the second pool's stride, and the
+    last one is padded, for without that its 35x35 cannot stay.
+    """
+    first = reduction.stride
+    layers = [
+        Layer("conv_1a", 3, first, "VALID", 32),  # 149x149x32
+        Layer("conv_2a", 3, 1, "VALID", 32),  # 147x147x32
+        Layer("conv_2b", 3, 1, "SAME", 64),  # 147x147x64
+    ]
+    if kind == "7x7":
+        layers = [Layer("conv_1a", 7, first, "VALID", 64)]  # 147x147x64
+    if reduction.first_pool:
+        layers.append(Layer("pool_2", 3, 2, "VALID", 0))  # 73x73x64
+    if outline == "table_1":
+        return [
+            *layers,
+            Layer("conv_3b", 3, 1, "VALID", 80),  # 71x71x80
+            Layer("conv_4a", 3, 2 if reduction.second_pool else 1, "VALID", 192),  # 35x35x192
+            Layer("conv_4b", 3, 1, "SAME", 288),  # 35x35x288
+        ]
+    layers += [
+        Layer("conv_3b", 1, 1, "VALID", 80),  # 73x73x80
+        Layer("conv_4a", 3, 1, "VALID", 192),  # 71x71x192
+    ]
+    if reduction.second_pool:
+        layers.append(Layer("pool_4", 3, 2, "VALID", 0))  # 35x35x192
+    return layers
+
+
+OUTLINES: dict[Outline, tuple[Row, ...]] = {
+    "public": (
+        Row("mixed_5b", Traditional, {"project": 32}),  # 35x35x256
+        Row("mixed_5c", Traditional, {"project": 64}),  # 35x35x288
+        Row("mixed_5d", Traditional, {"project": 64}),  # 35x35x288
+        Row("mixed_6a", ReductionTo17, {}),  # 17x17x768
+        Row("mixed_6b", Factorized, {"inner": 128}),  # 17x17x768
+        Row("mixed_6c", Factorized, {"inner": 160}),  # 17x17x768
+        Row("mixed_6d", Factorized, {"inner": 160}),  # 17x17x768
+        Row("mixed_6e", Factorized, {"inner": 192}),  # 17x17x768
+        Row("mixed_7a", ReductionTo8, {}),  # 8x8x1280
+        Row("mixed_7b", Expanded, {}),  # 8x8x2048
+        Row("mixed_7c", Expanded, {}),  # 8x8x2048
+    ),
+    "table_1": (
+        Row("mixed_5b", Traditional, {"project": 64, "large": 3}),  # 35x35x288
+        Row("mixed_5c", Traditional, {"project": 64, "large": 3}),  # 35x35x288
+        Row("mixed_5d", Traditional, {"project": 64, "large": 3}),  # 35x35x288
+        Row("mixed_6a", ReductionTo17, {}),  # 17x17x768
+        Row("mixed_6b", Factorized, {"inner": 128}),  # 17x17x768
+        Row("mixed_6c", Factorized, {"inner": 160}),  # 17x17x768
+        Row("mixed_6d", Factorized, {"inner": 160}),  # 17x17x768
+        Row("mixed_6e", Factorized, {"inner": 192}),  # 17x17x768
+        Row("mixed_6f", Factorized, {"inner": 192}),  # 17x17x768
+        Row("mixed_7a", ReductionTo8, {}),  # 8x8x1280
+        Row("mixed_7b", Expanded, {}),  # 8x8x2048
+        Row("mixed_7c", Expanded, {}),  # 8x8x2048
+    ),
+}
+
+
+class SideHead(nn.Module):
+    """The auxiliary classifier (section 4): pool to 5x5, 1x1 convolution, dense 768, logits.
+
+    The dense layer is a convolution whose kernel is the whole 5x5 grid, as in public code; a
+    smaller grid has a smaller kernel, on a larger one the kernel moves and its outputs are
+    averaged.
+
+    Attributes:
+        classes: outputs.
+        conv: makes its convolutions.
+        hidden_norm: normalization of the dense layer, "BN-auxiliary"; None for none.
+        dtype: of the logits.
+        param_dtype: of the last layer's parameters.
+    """
+
+    classes: int
+    conv: Conv
+    hidden_norm: Norm | None
+    dtype: Dtype | None
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Logits `[n, classes]` of `[n, h, w, c]`."""
+        x = average_pool(x, (5, 5), (3, 3))  # 5x5x768
+        x = self.conv(128, (1, 1), name="conv1x1")(x, train=train)  # 5x5x128
+        x = self.conv(
+            768,
+            (min(5, x.shape[1]), min(5, x.shape[2])),
+            padding="VALID",
+            norm=self.hidden_norm,
+            kernel_init=nn.initializers.truncated_normal(0.01),
+            name="hidden",
+        )(x, train=train)  # 1x1x768
+        return nn.Dense(
+            self.classes,
+            kernel_init=nn.initializers.truncated_normal(0.001),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="logits",
+        )(x.mean((1, 2)))
+
+
+class InceptionV3(InceptionNetwork):
+    """Inception-v3: 23,834,568 parameters, 5.71e9 multiply-adds at 299x299, without side head.
+
+    `stem_stride` 8, 4 and 2 are the paper's networks for 299, 151 and 79 pixels (Table 2), 2 and 1
+    suit 64 and 32. Of the steps of its Table 3, `stem="7x7", auxiliary="plain"` undoes the last
+    two; the others, RMSProp and label smoothing, are the training's.
+
+    Attributes besides those of `InceptionNetwork`:
+        outline: `"public"`, the network that all public code and weights share, or `"table_1"`,
+            the paper's: two 3x3 convolutions and a stride in the stem's second half, 3x3 kernels
+            for 5x5 ones, 288 channels from the first module on, and five factorized modules, not
+            four. The paper's text has no widths within modules: here they are those of public
+            code, with `inner` 192 in the fifth. That makes 26.4e6 parameters and 6.48e9
+            multiply-adds, where the paper speaks of fewer than 25e6 and of 4.8e9: the outline, so
+            read, is not the network that was measured.
+        stem: the first layers, three 3x3 convolutions or the 7x7 one that they factorize.
+        auxiliary: the side head, `"normalized"` throughout ("BN-auxiliary"), `"plain"` in its dense
+            layer, or `"none"`. It is a part of the network at initialization and in training only.
+    """
+
+    dropout: float = 0.2
+    outline: Outline = "public"
+    stem: StemKind = "factorized"
+    auxiliary: Auxiliary = "normalized"
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> Logits:
+        """Logits of images `[n, h, w, channels]`; those of the side head in training only.
+
+        Raises:
+            ValueError: for images too small or of other channels, or an unknown option.
+        """
+        self._check(images)
+        layers = stem_layers(self.outline, self.stem, REDUCTIONS[self.stem_stride])
+        self._check_stem(images, layers)
+        conv = self._convolutions()
+        x = images
+        for layer in layers:
+            x = _apply(layer, x, conv, train)
+        auxiliary: tuple[jax.Array, ...] = ()
+        for row in OUTLINES[self.outline]:
+            if row.module is ReductionTo8 and self._has_head(train):
+                auxiliary = (self._side_head(conv)(x, train=train),)
+            block: Any = self._block(row.module)
+            x = block(conv, self.count_include_pad, **row.widths, name=row.name)(x, train)
+        return Logits(self._classify(x, train), auxiliary)
+
+    def _has_head(self, train: bool) -> bool:
+        return self.auxiliary != "none" and (train or self.is_initializing())
+
+    def _side_head(self, conv: Conv) -> SideHead:
+        norm = self.norm if self.auxiliary == "normalized" else None
+        return SideHead(self.classes, conv, norm, self.dtype, self.param_dtype, name="auxiliary")
+
+    def _check(self, images: jax.Array) -> None:
+        super()._check(images)
+        check_choice("outline", self.outline, tuple(OUTLINES))
+        check_choice("stem", self.stem, ("factorized", "7x7"))
+        check_choice("auxiliary", self.auxiliary, ("none", "plain", "normalized"))
+
+    def _check_stem(self, images: jax.Array, layers: list[Layer]) -> None:
+        grid = list(images.shape[1:3])
+        for layer in layers:
+            grid = [max(0, layer.positions(n)) for n in grid]
+        least = 7 if self.auxiliary == "none" else 11  # so that mixed_7a, or the head, has input
+        self._check_grid(images, tuple(grid), least)
+
+
+def _apply(layer: Layer, x: jax.Array, conv: Conv, train: bool) -> jax.Array:
+    """A row of the stem, in the network's compact method."""
+    window, strides = (layer.kernel, layer.kernel), (layer.stride, layer.stride)
+    if not layer.features:
+        return nn.max_pool(x, window, strides, layer.padding)
+    made = conv(layer.features, window, layer.stride, layer.padding, name=layer.name)
+    return made(x, train=train)

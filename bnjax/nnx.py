@@ -1,0 +1,237 @@
+"""Batch normalization as a Flax NNX module: `flax.nnx.BatchNorm` by a change of import."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.errors import TraceContextError
+from flax.nnx.nn import dtypes
+from flax.typing import Dtype
+
+from bnjax.normalization import arguments
+from bnjax.normalization.batch_norm import init_stats
+from bnjax.normalization.fused import Activation
+from bnjax.normalization.groups import BatchChoice
+from bnjax.normalization.switches import normalize
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization with Flax's constructor names, call signature and variables.
+
+    With the defaults, the state is Flax's leaf for leaf, `nnx.Param` scale and bias,
+    `nnx.BatchStat` mean and var: existing checkpoints load. The numbers are those of
+    `bnjax.linen.BatchNorm`. What differs from Flax: moments are exact at any offset, masks cannot
+    leak NaN, a batch of one value per feature raises, the backward pass is the closed form, and a
+    narrow `dtype` rounds the output alone, neither `x` nor the statistics before.
+
+    Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
+    Whether scale and bias are trained and decayed is for the optimizer to say.
+
+    Attributes:
+        scale: gamma, or None.
+        bias: beta, or None.
+        mean: of the statistics.
+        var: of the statistics.
+        count: each feature's updates; only where `averaging` is not `"ema"`.
+    """
+
+    scale: nnx.Param[jax.Array] | None
+    bias: nnx.Param[jax.Array] | None
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        use_running_average: bool | None = False,
+        axis: int | Sequence[int] = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Callable[..., jax.Array] = nnx.initializers.zeros,
+        scale_init: Callable[..., jax.Array] = nnx.initializers.ones,
+        axis_name: str | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        averaging: arguments.Averaging = "ema",
+        running_var: arguments.RunningVar = "biased",
+        impl: arguments.Impl = "fused",
+        activation: Activation | None = None,
+        batch: BatchChoice = "all",
+        update_statistics: bool | None = None,
+    ):
+        """Creates scale one, bias zero, mean zero and variance one.
+
+        Args:
+            num_features: features, or their shape where `axis` names several axes.
+            use_running_average: normalize by the statistics (inference) or by the batch
+                (training); `train()`, `eval()` and `nnx.view` set it, a call overrides it.
+            axis: the feature axis or axes, see `bnjax.normalize_batch`.
+            momentum: fraction of the old statistics kept; `decay` in `bnjax.normalize_batch`.
+            epsilon: added to the variance; > 0.
+            dtype: of the output; by default what input, statistics and parameters promote to.
+            param_dtype: of scale and bias.
+            use_bias: whether there is a bias (beta).
+            use_scale: whether there is a scale (gamma).
+            bias_init: initializer of the bias.
+            scale_init: initializer of the scale.
+            axis_name: mapped axes whose devices share the batch.
+            axis_index_groups: groups of devices that share a batch each.
+            use_fast_variance: without effect, for Flax's sake: the variance is always exact.
+            promote_dtype: only Flax's own, which sets the type of the output.
+            rngs: keys for the initializers, from its stream `params`.
+            bias_metadata: of the `nnx.Param` of the bias, such as its sharding.
+            scale_metadata: of the `nnx.Param` of the scale.
+            averaging: of the statistics, see `bnjax.normalize_batch`; `"ema"` as in Flax.
+            running_var: `"biased"` as in Flax, or `"unbiased"` as in the paper.
+            impl: `"fused"`, or `"autodiff"` for forward mode.
+            activation: None, `"relu"` or `"sigmoid"`, applied last and, in the backward pass, for
+                free.
+            batch: what is normalized together in training: `"all"`, `"device"` or k examples.
+            update_statistics: None: exactly where the batch normalizes, as in Flax. False: never.
+                True: always; where the statistics normalize, the batch moves them afterwards.
+
+        Raises:
+            ValueError: for a choice that does not exist, or a `promote_dtype` of one's own.
+        """
+        if promote_dtype is not dtypes.promote_dtype:
+            raise ValueError(
+                f"promote_dtype={promote_dtype} is refused: it would round inputs and statistics "
+                "before they are used. `dtype` sets the type of the output; convert x beforehand."
+            )
+        arguments.check_update(momentum, averaging, running_var)
+        shape = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
+        for key, value in init_stats(shape, averaging=averaging).items():
+            setattr(self, key, nnx.BatchStat(value))
+        self.scale = self.bias = nnx.data(None)
+        if use_scale:
+            self.scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata)
+        if use_bias:
+            self.bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata)
+
+        self.num_features = shape if isinstance(num_features, Sequence) else num_features
+        self.use_running_average = use_running_average
+        self.axis = tuple(axis) if isinstance(axis, Sequence) else axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        self.axis_index_groups = (  # hashable: what is no variable is a constant to NNX
+            None if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
+        )
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.averaging = averaging
+        self.running_var = running_var
+        self.impl = impl
+        self.activation = activation
+        self.batch = batch
+        self.update_statistics = update_statistics
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        update_statistics: bool | None = None,
+    ) -> jax.Array:
+        """Normalizes `x`, and moves the statistics in place.
+
+        Args:
+            x: floating, rank 2 or more.
+            use_running_average: overrides the attribute.
+            mask: bool, of the rank of `x`, sizes equal or one: what counts in the batch's moments.
+            update_statistics: overrides the attribute.
+
+        Returns:
+            An array of the shape of `x`.
+
+        Raises:
+            ValueError: as `bnjax.normalize_batch`; or where nothing says what normalizes.
+            TraceContextError: if a transform took the layer from outside and it is to move its
+                statistics: `nnx.eval_shape(lambda layer, x: layer(x), layer, x)` works.
+        """
+        try:
+            return self._normalize(x, use_running_average, mask, update_statistics)
+        except ValueError as error:
+            raise ValueError(f"BatchNorm of {self.num_features} features: {error}") from error
+        except TraceContextError as error:
+            error.add_note(
+                "BatchNorm cannot move its statistics here: make the model an argument of the "
+                "transformed function, or set update_statistics=False."
+            )
+            raise
+
+    def set_view(
+        self, use_running_average: bool | None = None, update_statistics: bool | None = None
+    ) -> None:
+        """What `nnx.view` sets.
+
+        Args:
+            use_running_average: what normalizes; None leaves it.
+            update_statistics: whether the batch moves the statistics; None leaves it.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+        if update_statistics is not None:
+            self.update_statistics = update_statistics
+
+    def _normalize(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None,
+        mask: jax.Array | None,
+        update_statistics: bool | None,
+    ) -> jax.Array:
+        running = self.use_running_average if use_running_average is None else use_running_average
+        if running is None:
+            raise ValueError(
+                "use_running_average is None: give it to the constructor or the call, or set it "
+                "with train(), eval() or nnx.view."
+            )
+        update = self.update_statistics if update_statistics is None else update_statistics
+        params = self._variables("scale", "bias")
+        stats = self._variables("mean", "var", "count")
+        dtype = self.dtype
+        if dtype is None:  # as Flax: unlike in Linen, the statistics take part
+            dtype = jnp.result_type(x, stats["mean"], stats["var"], *params.values())
+        y, new, _ = normalize(
+            x,
+            params,
+            stats,
+            use_running_average=running,
+            update_statistics=not running if update is None else update,
+            axis=self.axis,
+            decay=self.momentum,
+            epsilon=self.epsilon,
+            averaging=self.averaging,
+            running_var=self.running_var,
+            activation=self.activation,
+            batch=self.batch,
+            mask=mask,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            impl=self.impl,
+            dtype=dtype,
+        )
+        for key, value in (new or {}).items():
+            getattr(self, key)[...] = value
+        return y
+
+    def _variables(self, *names: str) -> dict[str, jax.Array]:
+        """The arrays of those variables that exist."""
+        found = {name: getattr(self, name, None) for name in names}
+        return {name: variable[...] for name, variable in found.items() if variable is not None}

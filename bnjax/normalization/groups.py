@@ -1,0 +1,140 @@
+"""What "the batch" is: all examples, those of one device, or groups of k ("ghost batches")."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnjax.normalization.moments import Moments, pool
+
+BatchChoice = Literal["all", "device"] | int
+
+Normalize = Callable[[jax.Array, jax.Array | None], tuple[jax.Array, Moments]]
+
+
+class Groups(NamedTuple):
+    """How examples form batches.
+
+    Attributes:
+        size: examples in a group, within one device; None if all of them are one group.
+        axis_name: mapped axes whose devices share a group.
+        axis_index_groups: groups of devices along `axis_name` that share one each.
+        pooled_over: mapped axes over which the groups' moments are averaged for the statistics.
+        shards: parts of the one group that devices hold, where `jit` divides it.
+    """
+
+    size: int | None
+    axis_name: str | tuple[str, ...] | None
+    axis_index_groups: tuple[tuple[int, ...], ...] | None
+    pooled_over: str | tuple[str, ...] | None
+    shards: int = 1
+
+
+def choose_groups(
+    batch: BatchChoice,
+    examples: int,
+    axis_name: str | tuple[str, ...] | None,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+) -> Groups:
+    """The groups of `batch`, for a device that holds `examples`.
+
+    Raises:
+        ValueError: for an unknown choice, or one that would depend on the number of devices.
+    """
+    index_groups = _checked(axis_index_groups, axis_name)
+    if batch == "all":
+        shards = _shards_of_mesh(examples) if axis_name is None else 1
+        return Groups(None, axis_name, index_groups, None, shards)
+    if index_groups is not None:
+        raise ValueError(f"batch={batch!r} and axis_index_groups both choose the batch: give one.")
+    if batch == "device":
+        if axis_name is None:
+            raise ValueError(
+                "batch='device' needs axis_name, the mapped axis of the devices; under jit, where "
+                "none is visible, give the examples that a device holds: batch=k."
+            )
+        return Groups(None, None, None, axis_name)
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch must be 'all', 'device' or examples per group, got {batch!r}.")
+    if axis_name is None:
+        return Groups(batch if batch < examples else None, None, None, None)
+    devices = lax.axis_size(axis_name)
+    if batch >= examples * devices:
+        return Groups(None, axis_name, None, None)
+    if examples % batch == 0:
+        return Groups(batch if batch < examples else None, None, None, axis_name)
+    span, rest = divmod(batch, examples)
+    if rest or devices % span:
+        raise ValueError(
+            f"batch={batch} does not fit {devices} devices of {examples} examples: it must divide "
+            "a device's examples, or be those of a number of devices that divides theirs."
+        )
+    neighbours = tuple(tuple(range(i, i + span)) for i in range(0, devices, span))
+    return Groups(None, axis_name, neighbours, axis_name)
+
+
+def normalize_groups(
+    normalize: Normalize, x: jax.Array, mask: jax.Array | None, groups: Groups, axis: int
+) -> tuple[jax.Array, Moments]:
+    """Normalizes each group of examples, counted along `axis`, apart.
+
+    The last `examples % size` examples are a smaller group of their own.
+
+    Returns:
+        `y`, and the mean moments of all groups, on all devices that `pooled_over` names.
+    """
+    if groups.size is not None:
+        y, moments = _normalize_apart(normalize, x, mask, groups.size, axis)
+    else:
+        y, moments = normalize(x, mask)
+        if groups.pooled_over is None:
+            return y, moments
+        moments = jax.tree.map(lambda leaf: leaf[None], moments)
+    return y, pool(moments, groups.pooled_over)
+
+
+def _normalize_apart(
+    normalize: Normalize, x: jax.Array, mask: jax.Array | None, size: int, axis: int
+) -> tuple[jax.Array, Moments]:
+    whole = x.shape[axis] - x.shape[axis] % size
+    arrays = [x] if mask is None else [x, mask]
+
+    def apart(x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, Moments]:
+        return normalize(x, mask)
+
+    def split(a: jax.Array) -> jax.Array:
+        a = lax.slice_in_dim(a, 0, whole, axis=axis)
+        return a.reshape(*a.shape[:axis], -1, size, *a.shape[axis + 1 :])
+
+    y, moments = jax.vmap(apart, in_axes=axis, out_axes=(axis, 0))(*map(split, arrays))
+    y = y.reshape(*x.shape[:axis], whole, *x.shape[axis + 1 :])
+    if whole < x.shape[axis]:
+        rest = [lax.slice_in_dim(a, whole, a.shape[axis], axis=axis) for a in arrays]
+        y_rest, moments_rest = apart(*rest)
+        y = jnp.concatenate([y, y_rest], axis)
+        moments = jax.tree.map(
+            lambda many, one: jnp.concatenate([many, one[None]]), moments, moments_rest
+        )
+    return y, moments
+
+
+def _shards_of_mesh(examples: int) -> int:
+    """Into how many parts `jit` may divide the examples, as far as `jax.set_mesh` tells."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(mesh.axis_types) != {jax.sharding.AxisType.Auto}:
+        return 1
+    return mesh.size if examples % mesh.size == 0 else 1
+
+
+def _checked(
+    groups: Sequence[Sequence[int]] | None, axis_name: str | tuple[str, ...] | None
+) -> tuple[tuple[int, ...], ...] | None:
+    if groups is None:
+        return None
+    if axis_name is None:
+        raise ValueError(f"axis_index_groups={groups} needs axis_name: the axis they divide.")
+    if len({len(group) for group in groups}) != 1:
+        raise ValueError(f"axis_index_groups must be of one size, got {groups}.")
+    return tuple(map(tuple, groups))

@@ -1,0 +1,73 @@
+"""Sums over the batch, two at a time: memory is read once for both."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jax import lax
+
+Terms = Callable[..., tuple[jax.Array, jax.Array]]
+
+_SMALL = 1 << 16
+"""Fewer values than this fit a core's cache: reading them twice costs nothing."""
+
+_SLICES = (8, 7, 6, 5, 4, 3, 2)
+"""XLA fuses the sum of so many slices into one loop; more, and it copies them first."""
+
+
+def pair_of_sums(
+    terms: Terms, arrays: tuple[jax.Array, ...], axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """The sums over `axes` of two elementwise functions of the same arrays.
+
+    XLA computes both in one pass on TPU and GPU. On CPU it makes a pass, and often a copy of the
+    summands, for each; there, slices of the images are added up as complex numbers, which stay in
+    one loop on all cores. The first axis, of examples, is left whole: devices may divide it.
+
+    Args:
+        terms: maps `arrays`, or equal slices of them, to two float arrays of their shape.
+        arrays: of one shape.
+        axes: the axes to sum over (non-negative).
+    """
+
+    def plain(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first, second = terms(*arrays)
+        return first.sum(axes), second.sum(axes)
+
+    x = arrays[0]
+    if x.size < _SMALL or len(slices_of(x, axes)) == 1:
+        return plain(*arrays)
+    return lax.platform_dependent(*arrays, cpu=partial(_sliced, terms, axes), default=plain)
+
+
+def _sliced(terms: Terms, axes: tuple[int, ...], *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    slices = zip(*(slices_of(a, axes) for a in arrays), strict=True)
+    first, *others = (lax.complex(*terms(*parts)) for parts in slices)
+    total = sum(others, first)
+    if arrays[0].dtype.itemsize >= 4:  # narrower ones XLA would widen first, into memory
+        for axis in axes[1:]:
+            total = _fold(total, axis)
+    # Windows first: XLA would put the additions above into the loop of a plain sum, on one core.
+    window = tuple(n if a in axes[1:] else 1 for a, n in enumerate(total.shape))
+    total = lax.reduce_window(total, total.dtype.type(0), lax.add, window, window, "VALID")
+    total = total.sum(axes)
+    return total.real, total.imag
+
+
+def _fold(x: jax.Array, axis: int) -> jax.Array:
+    """Adds one half of the axis to the other, while it has halves."""
+    while x.shape[axis] % 2 == 0:
+        half = x.shape[axis] // 2
+        x = lax.slice_in_dim(x, 0, half, axis=axis) + lax.slice_in_dim(x, half, None, axis=axis)
+    return x
+
+
+def slices_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
+    """Equal slices of `x` along the first of `axes` but the examples' that divides; or `x`."""
+    for axis in axes[1:]:
+        number = next((n for n in _SLICES if x.shape[axis] % n == 0), 1)
+        if number > 1:
+            length = x.shape[axis] // number
+            starts = range(0, x.shape[axis], length)
+            return [lax.slice_in_dim(x, i, i + length, axis=axis) for i in starts]
+    return [x]

@@ -1,0 +1,407 @@
+"""Full whitening: features without correlation, not each on its own scale alone.
+
+y = scale * (x - mean) @ W + bias, with W = (Cov[x] + epsilon I)^(-1/2): what Ioffe & Szegedy (2015,
+section 2) consider first, and give up for batch normalization because of its price. Here to compare
+with, and for small layers.
+
+params, stats = init_params(64), init_whitening_stats(64, groups=4)
+y, stats = whiten_batch(x, params, stats)           # training: the batch's own covariance
+y = whiten_population(x, params, stats)             # inference: cannot change the statistics
+
+Price, forward, for N vectors of C features in groups of c = C / groups: 2NCc operations for the
+covariance, 2NCc for (x - mean) @ W, and about 11 Cc^2 for W (an eigendecomposition, hardly
+parallel). Backward costs twice the products again. Batch normalization costs about 8NC. Undivided
+(c = C) that is C^2 N + C^3 against C N; groups cost as much less as there are more of them, and
+leave the correlations between groups (Huang et al. 2018, decorrelated batch normalization).
+
+The statistics hold the covariance, not W. The average of covariances estimates the population's;
+the average of inverse roots estimates the root of nothing, and is too large (the inverse root is
+convex: in small batches, far too large); for PCA, whose eigenvectors have no order or sign to keep
+from batch to batch, it has no meaning at all. A covariance also pools by count over devices, and
+leaves method and epsilon open until inference. The price is one W at each `whiten_population`;
+`whitening_matrix` gives it once, for a fixed layer.
+"""
+
+import operator
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from bnjax.normalization.arguments import (
+    Averaging,
+    Params,
+    RunningVar,
+    Stats,
+    check_update,
+    feature_axes,
+)
+from bnjax.normalization.batch_norm import (
+    update_stats,
+)
+from bnjax.normalization.moments import Moments, batch_moments, batch_size, precision
+from bnjax.normalization.whitening_matrix import Method, check_method, whitening_matrix
+
+# Accelerators round the factors of a product to bfloat16 or so, unless told not to.
+_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+class Covariance(NamedTuple):
+    """What a batch says about its features together.
+
+    Attributes:
+        mean: `[features]`, at least float32.
+        cov: biased covariance (divided by the count), `[groups, c, c]` with c = features / groups.
+        size: number of vectors behind them; a scalar.
+    """
+
+    mean: jax.Array
+    cov: jax.Array
+    size: jax.Array
+
+
+def init_whitening_stats(
+    features: int,
+    *,
+    groups: int = 1,
+    averaging: Averaging = "ema",
+    dtype: DTypeLike = jnp.float32,
+) -> Stats:
+    """Mean zero and covariance one; `count`, a scalar of zero, where `averaging` needs one.
+
+    Args:
+        features: how many.
+        groups: number of blocks of neighbouring features, each whitened by itself; 1 is all
+            together, `features` is batch normalization.
+        averaging: as in `whiten_batch`.
+        dtype: of mean and covariance.
+
+    Returns:
+        `mean` `[features]`, `cov` `[groups, c, c]` with c = features / groups, and perhaps `count`.
+
+    Raises:
+        ValueError: if the features do not divide into the groups, or `averaging` is unknown.
+    """
+    check_update(0, averaging, "unbiased")
+    width = _group_width(features, groups)
+    cov = jnp.broadcast_to(jnp.eye(width, dtype=dtype)[None], (groups, width, width))
+    stats = {"mean": jnp.zeros(features, dtype), "cov": cov}
+    if averaging != "ema":
+        stats["count"] = jnp.zeros((), jnp.int32)
+    return stats
+
+
+def whiten_batch(
+    x: jax.Array,
+    params: Params,
+    stats: Stats,
+    *,
+    axis: int = -1,
+    method: Method = "zca",
+    decay: float = 0.99,
+    epsilon: float = 1e-3,
+    averaging: Averaging = "ema",
+    running_cov: RunningVar = "unbiased",
+    mask: jax.Array | None = None,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, Stats]:
+    """Whitens by the covariance of the batch and moves the statistics.
+
+    Differentiable any number of times, forward and reverse. For `"zca"` that holds at repeated
+    eigenvalues too. For `"pca"` the derivative there is infinite, and NaN is what it gives where
+    two eigenvalues differ by no more than rounding.
+
+    Args:
+        x: floating, rank 2 or more.
+        params: `scale` and `bias`, `[features]`, from `init_params`; either may be absent.
+        stats: from `init_whitening_stats`, which sets the groups; carry no gradient.
+        axis: the feature axis, one; the covariance runs over all others.
+        method: `"zca"` rotates back to the features' own axes, and so changes x least of all
+            whitenings; `"pca"` leaves the principal axes, the widest first within each group, each
+            pointing so that its largest component is positive.
+        decay: fraction of the old statistics kept by an update, in [0, 1).
+        epsilon: added to every eigenvalue; > 0. It bounds the gain by 1/sqrt(epsilon), also where
+            the batch has fewer vectors than features. In float32, rounding moves every eigenvalue
+            by some 1e-7 of the largest: y is as accurate as that is small against epsilon.
+        averaging: as in `normalize_batch`.
+        running_cov: what the statistics hold: `"unbiased"`, m/(m-1) times the batch's covariance,
+            or `"biased"`. `y` always uses the biased one.
+        mask: bool, of the rank of `x`, sizes equal or one, and one along `axis`. What is False is
+            whitened, but does not count; NaN and infinity there are taken for the mean.
+        axis_name: mapped axes (`pmap`, `shard_map`, `vmap`) whose devices share the batch.
+        axis_index_groups: groups of devices along `axis_name`, each a batch of its own.
+        dtype: of `y`; that of `x` by default. Inside, at least float32.
+
+    Returns:
+        `y`, of the shape of `x`, and the new statistics, of the structure and dtypes of the old.
+
+    Raises:
+        ValueError: while tracing, for a bad argument, a batch of one vector, or a `"pca"` of fewer
+            vectors than features in a group.
+    """
+    groups = _check_stats(stats, _feature_count(x, axis))
+    check_update(decay, averaging, running_cov)
+    y, batch = whitening_transform(
+        x,
+        params,
+        axis=axis,
+        groups=groups,
+        method=method,
+        epsilon=epsilon,
+        mask=mask,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        dtype=dtype,
+    )
+    # The update is linear in what it averages: a covariance goes through it as a variance does.
+    moved = update_stats(
+        {"var" if key == "cov" else key: value for key, value in stats.items()},
+        Moments(batch.mean, batch.cov, batch.size),
+        decay=decay,
+        averaging=averaging,
+        running_var=running_cov,
+    )
+    return y, {"cov" if key == "var" else key: value for key, value in moved.items()}
+
+
+def whitening_transform(
+    x: jax.Array,
+    params: Params,
+    *,
+    axis: int = -1,
+    groups: int = 1,
+    method: Method = "zca",
+    epsilon: float = 1e-3,
+    mask: jax.Array | None = None,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, Covariance]:
+    """The transform alone: `y` and the batch's covariance, which carries no gradient.
+
+    Arguments and errors are those of `whiten_batch`, which adds the statistics; `groups` is that of
+    `init_whitening_stats`.
+    """
+    features = _feature_count(x, axis)
+    width = _group_width(features, groups)
+    _check_params(params, features)
+    check_method(method, epsilon)
+    vectors = _batch_vectors(x, axis, axis_name, axis_index_groups)
+    if method == "pca" and vectors < width:
+        raise ValueError(
+            f"method='pca' needs as many vectors as features, got {vectors} for groups of {width}: "
+            "the eigenvalue zero repeats, and its axes are arbitrary. Use method='zca', more "
+            "groups or a larger batch."
+        )
+    batch, centred = _covariance(x, axis, groups, mask, axis_name, axis_index_groups)
+    matrix = whitening_matrix(batch.cov, method=method, epsilon=epsilon)
+    y = _from_rows(_affine(centred, matrix, params), x, axis)
+    return y.astype(dtype or x.dtype), jax.tree.map(lax.stop_gradient, batch)
+
+
+def whiten_population(
+    x: jax.Array,
+    params: Params,
+    stats: Stats,
+    *,
+    axis: int = -1,
+    method: Method = "zca",
+    epsilon: float = 1e-3,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:
+    """Whitens by the statistics: a fixed affine map.
+
+    Arguments are those of `whiten_batch`; a single vector is fine here.
+    """
+    features = _feature_count(x, axis)
+    groups = _check_stats(stats, features)
+    _check_params(params, features)
+    check_method(method, epsilon)
+    mean, cov = (stats[key].astype(precision(x.dtype)) for key in ("mean", "cov"))
+    matrix = whitening_matrix(cov, method=method, epsilon=epsilon)
+    centred = _rows(x, axis).astype(mean.dtype) - mean[None]
+    y = _affine(centred.reshape(-1, groups, features // groups), matrix, params)
+    return _from_rows(y, x, axis).astype(dtype or x.dtype)
+
+
+def batch_covariance(
+    x: jax.Array,
+    *,
+    axis: int = -1,
+    groups: int = 1,
+    mask: jax.Array | None = None,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Covariance:
+    """Mean and covariance of `x`, differentiable, pooled by count over masks and devices.
+
+    Two passes, at least in float32: as accurate at any offset as x - mean is. Arguments and errors
+    are those of `whitening_transform`.
+    """
+    _group_width(_feature_count(x, axis), groups)
+    _batch_vectors(x, axis, axis_name, axis_index_groups)
+    return _covariance(x, axis, groups, mask, axis_name, axis_index_groups)[0]
+
+
+def _covariance(
+    x: jax.Array,
+    axis: int,
+    groups: int,
+    mask: jax.Array | None,
+    axis_name: str | Sequence[str] | None,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+) -> tuple[Covariance, jax.Array]:
+    """The covariance, and x - mean as `[vectors, groups, c]`."""
+    keep = _row_mask(mask, x, axis)
+    rows = _rows(x, axis).astype(precision(x.dtype))
+    counted = None if keep is None else jnp.broadcast_to(keep, rows.shape)
+    if keep is not None:  # first of all: a masked NaN would poison every gradient
+        usable = keep | jnp.isfinite(rows)
+        rows = jnp.where(usable, rows, 0)
+    mean, _, size = batch_moments(
+        rows, (0,), mask=counted, axis_name=axis_name, axis_index_groups=axis_index_groups
+    )
+    size = jnp.ravel(size)[0]  # the same for all features
+
+    centred = rows - mean[None]
+    if keep is not None:
+        centred = jnp.where(usable, centred, 0)
+    used = centred if keep is None else jnp.where(keep, centred, 0)
+    blocks = used.reshape(-1, groups, rows.shape[1] // groups)
+    sums = used.sum(0), _einsum("ngi,ngj->gij", blocks, blocks)
+    if axis_name is not None:
+        names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
+        sums = lax.psum(sums, names, axis_index_groups=axis_index_groups)
+    rest, second = (total / jnp.maximum(size, 1) for total in sums)
+
+    # What rounding left of the mean: small, but W may magnify it by 1/sqrt(epsilon).
+    parts = rest.reshape(groups, -1)
+    cov = second - parts[:, :, None] * parts[:, None, :]
+    centred = (centred - rest[None]).reshape(blocks.shape)
+    return Covariance(mean + rest, cov, size), centred
+
+
+def _affine(centred: jax.Array, matrix: jax.Array, params: Params) -> jax.Array:
+    """Rows `[vectors, features]` of what was `[vectors, groups, c]`, scaled and shifted."""
+    y = _einsum("ngi,gij->ngj", centred, matrix).reshape(len(centred), -1)
+    if "scale" in params:
+        y *= params["scale"].astype(y.dtype)[None]
+    if "bias" in params:
+        y += params["bias"].astype(y.dtype)[None]
+    return y
+
+
+def _rows(x: jax.Array, axis: int) -> jax.Array:
+    return jnp.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+
+
+def _from_rows(rows: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    return jnp.moveaxis(rows.reshape(jnp.moveaxis(x, axis, -1).shape), -1, axis)
+
+
+def _feature_count(x: jax.Array, axis: int) -> int:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x must be floating, got {x.dtype}: convert it first, for example x.astype(float32)."
+        )
+    if x.ndim < 2:
+        raise ValueError(
+            f"x must have an axis of examples and one of features, got shape {x.shape}: "
+            "add the missing axis, for example x[None]."
+        )
+    if isinstance(axis, Sequence):
+        raise ValueError(
+            f"axis must be one axis, got {axis}: reshape x, so that what shall be whitened "
+            "together lies along one."
+        )
+    return int(x.shape[feature_axes(x.ndim, axis)[0]])
+
+
+def _batch_vectors(
+    x: jax.Array,
+    axis: int,
+    axis_name: str | Sequence[str] | None,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+) -> int:
+    """How many vectors the batch has, known while tracing."""
+    if axis_index_groups is not None and axis_name is None:
+        raise ValueError(
+            f"axis_index_groups={axis_index_groups} needs axis_name: the axis they divide."
+        )
+    others = [a for a in range(x.ndim) if a != axis % x.ndim]
+    vectors = batch_size(x.shape, others, axis_name, axis_index_groups)
+    if vectors < 2:
+        raise ValueError(
+            f"x of shape {x.shape} with feature axis {axis} leaves {vectors} vector for the "
+            "covariance: it is zero and the output would be `bias`, whatever x. Train on a larger "
+            "batch, or use whiten_population."
+        )
+    return vectors
+
+
+def _row_mask(mask: jax.Array | None, x: jax.Array, axis: int) -> jax.Array | None:
+    """The mask as `[vectors, 1]`."""
+    if mask is None:
+        return None
+    if mask.dtype != jnp.bool_:
+        raise ValueError(f"mask must be bool, got {mask.dtype}: use mask.astype(bool).")
+    one_a_vector = [1 if a == axis % x.ndim else n for a, n in enumerate(x.shape)]
+    if mask.ndim != x.ndim or any(
+        m not in (1, n) for m, n in zip(mask.shape, one_a_vector, strict=True)
+    ):
+        raise ValueError(
+            f"mask of shape {mask.shape} does not fit x of shape {x.shape} with feature axis "
+            f"{axis}: it needs the same rank, size one along the features (a covariance takes "
+            f"whole vectors), and sizes of {tuple(one_a_vector)} or ones."
+        )
+    return _rows(jnp.broadcast_to(mask, one_a_vector), axis)
+
+
+def _group_width(features: int, groups: int) -> int:
+    if operator.index(groups) < 1 or features % groups:
+        raise ValueError(
+            f"groups must divide the features, got groups={groups} for {features} features."
+        )
+    return features // groups
+
+
+def _check_params(params: Params, features: int) -> None:
+    if not set(params) <= {"scale", "bias"}:
+        raise ValueError(
+            f"params has the keys {sorted(params)}, expected ['bias', 'scale']: "
+            "make it with init_params."
+        )
+    for key, value in params.items():
+        _check_shape(f"params[{key!r}]", value, (features,), f"init_params({features})")
+
+
+def _check_stats(stats: Stats, features: int) -> int:
+    """The number of groups that the statistics are for."""
+    if not {"mean", "cov"} <= set(stats) <= {"mean", "cov", "count"}:
+        raise ValueError(
+            f"stats has the keys {sorted(stats)}, expected 'mean', 'cov' and perhaps 'count': "
+            "make it with init_whitening_stats."
+        )
+    remedy = f"init_whitening_stats({features})"
+    groups = jnp.shape(stats["cov"])[0] if jnp.ndim(stats["cov"]) == 3 else 1
+    width = features // max(groups, 1)
+    _check_shape("stats['mean']", stats["mean"], (features,), remedy)
+    _check_shape("stats['cov']", stats["cov"], (groups, width, width), remedy)
+    if "count" in stats:
+        _check_shape("stats['count']", stats["count"], (), remedy)
+    _group_width(features, groups)
+    return groups
+
+
+def _check_shape(name: str, value: jax.Array, shape: tuple[int, ...], remedy: str) -> None:
+    if jnp.shape(value) != shape:
+        raise ValueError(
+            f"{name} has shape {jnp.shape(value)}, but x needs {shape}: make it with {remedy}, or "
+            "set `axis`."
+        )

@@ -1,0 +1,108 @@
+"""Averages of parameters over training, for evaluation.
+
+    average = start_average(params)
+    average = update_average(average, params, averaging="ema_tensorflow", decay=0.9999)
+    model.apply({"params": average.values, "batch_stats": ...}, images, train=False)
+
+Batch statistics belong to the weights they were measured with, and no training step ever saw the
+activations of averaged weights. `bnjax.recalibration.recalibrate` measures theirs: prefer it for
+numbers that are reported. The released Inception-v3 code averages the running statistics as well,
+by the same rule: give `{"params": ..., "batch_stats": ...}` as one tree. That costs no pass over
+data and suits curves drawn during training, but a mean of variances is not the variance under mean
+weights, and the two part the more, the further the weights travel within the average's memory.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+Averaging = Literal["ema", "ema_debiased", "ema_tensorflow", "cumulative"]
+"""How the newest tree is weighted: see `update_average`."""
+
+
+class Average(NamedTuple):
+    """A running average of trees of arrays.
+
+    Attributes:
+        values: the average, in at least float32; ready for use at any time.
+        updates: trees averaged, int32.
+    """
+
+    values: Tree
+    updates: jax.Array
+
+
+def start_average(tree: Tree) -> Average:
+    """The average before any update: the tree itself, which no rule but the two below counts.
+
+    `"ema"` and `"ema_tensorflow"` start from it: give the initial parameters.
+    """
+    return Average(jax.tree.map(widened, tree), jnp.int32(0))
+
+
+def update_average(
+    average: Average, tree: Tree, *, averaging: Averaging, decay: float = 0.9999
+) -> Average:
+    """The average with one tree more, `values + weight * (tree - values)`.
+
+    The weight of the newest tree, at update t = 1, 2, ...:
+
+    - `"ema"`: 1 - decay. At first the average is that of the initial values.
+    - `"ema_debiased"`: (1 - decay)/(1 - decay^t), which equals the average that starts from zero,
+      divided by 1 - decay^t. The initial values do not count.
+    - `"ema_tensorflow"`: 1 - min(decay, (1 + t)/(10 + t)), the rule of TensorFlow's averages that
+      are told the number of updates, as those of the released Inception-v3 are.
+    - `"cumulative"`: 1/t, the arithmetic mean of all trees (Polyak & Juditsky 1992), as for
+      GoogLeNet; ignores `decay`. Begin late, as early iterates count as much as late ones. In
+      float32 an update less than 2^-24 of the value is lost, hence beyond about a million of
+      them, update every so many steps.
+
+    Args:
+        average: from `start_average`.
+        tree: of the same structure. What is not floating (counts) is taken over as it is.
+        averaging: the rule; the same one at every update.
+        decay: fraction of the old average kept, in [0, 1).
+
+    Raises:
+        ValueError: for a bad `averaging` or `decay`.
+    """
+    if averaging not in get_args(Averaging):
+        names = ", ".join(map(repr, get_args(Averaging)))
+        raise ValueError(f"averaging must be one of {names}, got {averaging!r}.")
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay}: it is the fraction kept.")
+    updates = average.updates + 1
+    weight = _weight(averaging, decay, updates.astype(jnp.float32))
+
+    def update(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not _is_float(new):
+            return new
+        new = widened(new)
+        return old + weight.astype(old.dtype) * (new - old)
+
+    return Average(jax.tree.map(update, average.values, tree), updates)
+
+
+def _weight(averaging: Averaging, decay: float, t: jax.Array) -> jax.Array:
+    if averaging == "cumulative":
+        return 1 / t
+    if averaging == "ema_debiased":  # without the cancellation of a decay close to one
+        log = math.log(decay) if decay else -math.inf
+        return math.expm1(log) / jnp.expm1(log * t)
+    if averaging == "ema_tensorflow":
+        return jnp.maximum(1 - decay, 9 / (10 + t))
+    return jnp.float32(1 - decay)
+
+
+def widened(leaf: jax.Array) -> jax.Array:
+    """What is floating in at least float32, for sums of many; anything else as it is."""
+    narrow = _is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32
+    return leaf.astype(jnp.float32) if narrow else leaf
+
+
+def _is_float(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -1,0 +1,176 @@
+"""What a compiled program will cost, read from the compiler; nothing runs."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from bnjax.training.hlo import parse
+from bnjax.training.hlo_counts import Collective, collectives, matmul_flops, traffic
+from bnjax.training.topologies import Chip, Topology
+
+Tree = Any
+
+
+class DoesNotFitError(ValueError):
+    """The program needs more memory than a chip has; the compiler says how much."""
+
+
+@dataclass(frozen=True)
+class ProgramCost:
+    """One run of a compiled program, on one of its devices.
+
+    Attributes:
+        topology: what it is compiled for.
+        device_kind: the chip's name in JAX.
+        devices: how many run it.
+        argument_bytes: memory of the arguments.
+        output_bytes: memory of the results.
+        alias_bytes: of the results, what lies in donated arguments.
+        temporary_bytes: memory of everything between.
+        peak_bytes: the most memory in use at a time.
+        fits: whether that is within the chip's memory; None for a CPU.
+        flops: XLA's count; for a GPU, those of convolutions and matrix products.
+        bytes_accessed: to and from memory: XLA's count; for a GPU, `hlo_counts.traffic`.
+        kernels: instructions that run one after another, loops by their turns.
+        seconds: XLA's estimate; None where it has none (GPU, CPU, tiny programs).
+        collectives: by kind, with bytes.
+        compile_seconds: how long the compiler took.
+    """
+
+    topology: str
+    device_kind: str
+    devices: int
+    argument_bytes: int
+    output_bytes: int
+    alias_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+    fits: bool | None
+    flops: float
+    bytes_accessed: float
+    kernels: int
+    seconds: float | None
+    collectives: tuple[Collective, ...]
+    compile_seconds: float
+
+
+def compile_program(program: jax.stages.Wrapped, topology: Topology, *args: Tree) -> ProgramCost:
+    """Compiles a program for devices that need not be here, and reads what it will cost.
+
+    Args:
+        program: a function that `jax.jit` has wrapped.
+        topology: from `find_topology`.
+        *args: its arguments, abstract and on a mesh of `topology.devices`: see `abstract`.
+
+    Raises:
+        ValueError: if an argument is not on these devices.
+        DoesNotFitError: if the compiler refuses it for want of memory. XLA's GPU compiler does
+            not: there `fits` is False.
+    """
+    _check_placed(topology, args)
+    begin = time.perf_counter()
+    try:
+        compiled = program.lower(*args).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
+        raise DoesNotFitError(
+            f"the program does not fit {topology.name}: {reason} "
+            "Make the batch smaller, or compute activations again (remat)."
+        ) from error
+    return _read(compiled, topology, time.perf_counter() - begin)
+
+
+def abstract(tree: Tree, sharding: jax.sharding.Sharding) -> Tree:
+    """A tree's shapes and dtypes, placed: arguments for `compile_program`.
+
+    Args:
+        tree: of arrays or `jax.ShapeDtypeStruct`.
+        sharding: of every leaf, over a mesh of a topology's devices.
+    """
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def least_seconds(cost: ProgramCost, chip: Chip) -> float | None:
+    """The time below which the chip's stated rates cannot go: products, memory or links.
+
+    The three are taken to overlap wholly. An all-reduce sends its bytes twice over the links.
+
+    Returns:
+        Seconds; None for a CPU, whose rates are not stated.
+    """
+    products, memory, links = (
+        chip.matmul_flops_per_second,
+        chip.memory_bytes_per_second,
+        chip.link_bytes_per_second,
+    )
+    if products is None or memory is None or links is None:
+        return None
+    sent = sum((2 if c.kind == "all-reduce" else 1) * c.bytes for c in cost.collectives)
+    return max(cost.flops / products, cost.bytes_accessed / memory, sent / links)
+
+
+def _check_placed(topology: Topology, args: Tree) -> None:
+    """Otherwise XLA would compile for this machine without a word."""
+    ours = set(topology.devices)
+    placed = False
+    for path, leaf in jax.tree_util.tree_flatten_with_path(args)[0]:
+        sharding = getattr(leaf, "sharding", None)
+        if sharding is not None and not sharding.device_set <= ours:
+            raise ValueError(
+                f"args{jax.tree_util.keystr(path)} is not on {topology.name}: pass it through "
+                "`abstract` with a sharding over a mesh of the topology's devices."
+            )
+        placed = placed or sharding is not None
+    if not placed:
+        raise ValueError(
+            f"args: none is placed on {topology.name}: pass them through `abstract` with a "
+            "sharding over a mesh of the topology's devices."
+        )
+
+
+def _read(compiled: jax.stages.Compiled, topology: Topology, seconds: float) -> ProgramCost:
+    chip = topology.chip
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    cost = {} if chip.platform == "cuda" else compiled.cost_analysis()
+    if memory is None or text is None or cost is None:
+        raise NotImplementedError(
+            f"this version of JAX says nothing about programs for {topology.name}: use another."
+        )
+    module = parse(text)
+    moved = traffic(module)
+    if chip.platform == "cuda":  # XLA has no cost analysis for a GPU that is not there
+        flops, accessed, estimate = float(matmul_flops(module)), float(moved.bytes), None
+    else:
+        flops, accessed = cost["flops"], cost["bytes accessed"]
+        estimate = cost.get("optimal_seconds") if chip.platform == "tpu" else None
+    peak = memory.peak_memory_in_bytes
+    if chip.platform == "cpu":  # whose own figure leaves temporaries out
+        peak = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+        )
+    return ProgramCost(
+        topology=topology.name,
+        device_kind=topology.devices[0].device_kind,
+        devices=len(topology.devices),
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        alias_bytes=memory.alias_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=peak,
+        fits=None if chip.memory_bytes is None else peak <= chip.memory_bytes,
+        flops=flops,
+        bytes_accessed=accessed,
+        kernels=moved.kernels,
+        seconds=estimate if estimate is not None and estimate > 0 else None,
+        collectives=collectives(module),
+        compile_seconds=seconds,
+    )

@@ -1,0 +1,95 @@
+"""What a parameter is for, read off its path: the switches "train" and "decay" go by it."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, get_args
+
+import jax
+from jax.tree_util import GetAttrKey, KeyPath, keystr
+
+Tree = Any
+
+Role = Literal["kernel", "bias", "scale", "normalization bias"]
+"""A `"kernel"` multiplies activations, its layer adds the `"bias"`. A normalization has a
+`"scale"` (gamma) and a `"normalization bias"` (beta)."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+Roles = Callable[[Tree], Tree]
+"""A tree of parameters to the same tree of roles: `parameter_roles`, or one with `named` given."""
+
+
+def parameter_roles(params: Tree, named: Mapping[str, Role] | None = None) -> Tree:
+    """The role of each parameter.
+
+    A `kernel` of rank 2 or more and a `scale` are what they are called. A `bias` belongs to a
+    normalization beside a `scale`, to a layer beside anything else. Where it is alone, as in a
+    normalization without scale, the module must have `norm` in its name, or begin with `bn`.
+
+    Args:
+        params: of a Linen model (`variables["params"]`) or an NNX model (`nnx.state(model,
+            nnx.Param)`); arrays, or their shapes.
+        named: roles of parameters with other names, for example `{"embedding": "kernel"}`.
+
+    Returns:
+        The tree with a `Role` in the place of each array.
+
+    Raises:
+        ValueError: with the path of the first parameter whose role is unknown.
+    """
+    named = {} if named is None else named
+    check_roles("named", named.values())
+    siblings: dict[tuple[str, ...], set[str]] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        *parents, leaf = _names(path)
+        siblings.setdefault(tuple(parents), set()).add(leaf)
+
+    def role(path: KeyPath, value: Any) -> Role:
+        *parents, leaf = _names(path)
+        beside = siblings[tuple(parents)] - {leaf}
+        if leaf in named:
+            return named[leaf]
+        if leaf == "kernel" and value.ndim >= 2:
+            return "kernel"
+        if leaf == "scale":
+            return "scale"
+        if leaf == "bias" and "scale" in beside:
+            return "normalization bias"
+        if leaf == "bias" and beside:
+            return "bias"
+        if leaf == "bias" and parents and _is_normalization(parents[-1]):
+            return "normalization bias"
+        raise ValueError(
+            f"the role of params{keystr(path)} of shape {value.shape} is unknown: it is no kernel "
+            "of rank 2 or more, no scale, and no bias of either; give it by name, for example "
+            f"named={{{leaf!r}: 'kernel'}}."
+        )
+
+    return jax.tree.map_with_path(role, params)
+
+
+def role_mask(chosen: Collection[Role], roles: Roles = parameter_roles) -> Callable[[Tree], Tree]:
+    """A function from parameters to a tree of bools, for `optax.masked`: True where chosen.
+
+    Raises:
+        ValueError: for an unknown role.
+    """
+    check_roles("chosen", chosen)
+    return lambda params: jax.tree.map(lambda role: role in chosen, roles(params))
+
+
+def check_roles(name: str, given: Collection[str]) -> None:
+    """Raises ValueError unless these are roles, a collection and no single string."""
+    unknown = [given] if isinstance(given, str) else [role for role in given if role not in ROLES]
+    if unknown:
+        raise ValueError(f"{name} must hold roles out of {ROLES}, got {unknown[0]!r}.")
+
+
+def _names(path: KeyPath) -> tuple[str, ...]:
+    """The keys of a path; NNX adds the variable's `value`, which names nothing."""
+    if isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]
+    return tuple(keystr((key,), simple=True) for key in path)
+
+
+def _is_normalization(module: str) -> bool:
+    return "norm" in module.lower() or module.lower().startswith("bn")

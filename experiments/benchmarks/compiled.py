@@ -1,0 +1,229 @@
+"""What batch normalization adds to programs compiled for chips that are not here.
+
+Two programs, each with bnjax's batch normalization, with Flax's, and with a bias alone: a whole
+BN-Inception training step (forward, cross-entropy, backward, SGD) and a stack of convolutions.
+Activations are bfloat16, parameters float32, the batch is split over the chips, and its moments
+are those of all of them. Nothing runs: XLA says what a run would move, keep and send.
+"""
+
+import functools
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import bnjax.linen
+from bnjax.evidence.records import environment
+from bnjax.models.bn_inception import BNInception
+from bnjax.models.layers import ConvNorm, Norm
+from bnjax.training.optimizers import sgd
+from bnjax.training.program_cost import ProgramCost, abstract, compile_program
+from bnjax.training.state import TrainState
+from bnjax.training.steps import make_train_step
+from bnjax.training.topologies import MissingCompilerError, Topology, find_topology
+from experiments.benchmarks.compiled_table import table
+
+__all__ = ["ARMS", "PROGRAMS", "SCHEMA", "Config", "measure", "table"]
+
+SCHEMA = 1
+
+ARMS: dict[str, Norm | None] = {
+    "bias": None,
+    "flax": functools.partial(nn.BatchNorm, momentum=0.9),
+    "bnjax": functools.partial(bnjax.linen.BatchNorm, momentum=0.9),
+}
+"""Normalization of every convolution; without one, a bias."""
+
+_COMPILERS = ("libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Bytes, memory, time and collectives of compiled programs, on TPUs and GPUs."""
+
+    programs: tuple[str, ...] = ("bn_inception", "convolutions")
+    """bn_inception: a training step; convolutions: value and gradient of a stack of them."""
+    topologies: tuple[str, ...] = ("v5e:1x1", "v5e:2x4", "h100:1", "h100:8")
+    """What to compile for: v5e:2x4 (eight TPU chips), h100:8, cpu:8 and others."""
+    batch_size: int = 128
+    """Examples on each chip."""
+    image_size: int = 224
+    """Height and width of bn_inception's images, in pixels."""
+    width: float = 1.0
+    """Factor on all of bn_inception's channels."""
+    layers: int = 6
+    """Convolutions in the stack: 3x3, 128 channels, of 56x56x64."""
+
+    def __post_init__(self) -> None:
+        for name in self.programs:
+            if name not in PROGRAMS:
+                raise ValueError(f"programs: unknown {name!r}; choose from {', '.join(PROGRAMS)}.")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
+                raise ValueError(f"{item.name} must be different names, one at least: {value}.")
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{item.name} must be >= 1, got {value}.")
+        if not self.width > 0:
+            raise ValueError(f"width must be > 0, got {self.width}.")
+
+
+class _Program(NamedTuple):
+    """A function, and its arguments' shapes: what all chips hold, and what is split over them."""
+
+    function: Callable[..., Any]
+    shared: Any
+    split: Any
+    donate: bool
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Compiles every program with every normalization for every topology.
+
+    Returns:
+        JSON values, raw; `missing` names the topologies whose compiler is not installed, and why.
+
+    Raises:
+        ValueError: for a topology that does not exist, or a program that does not fit.
+        MissingCompilerError: if nothing at all can be compiled.
+    """
+    topologies, missing = _topologies(config.topologies)
+    rows = []
+    for topology in topologies:
+        for program in config.programs:
+            for arm, norm in ARMS.items():
+                print(f"{program}, {arm}, {topology.name}", file=sys.stderr)
+                cost = _compile(PROGRAMS[program], config, norm, topology)
+                row = {"program": program, "arm": arm, "platform": topology.chip.platform}
+                rows.append({**row, **_json(cost)})
+    return {
+        "schema": SCHEMA,
+        "benchmark": "compiled",
+        "config": asdict(config),
+        "environment": environment(),
+        "compilers": _compilers(),
+        "missing": missing,
+        "rows": rows,
+    }
+
+
+def _topologies(names: tuple[str, ...]) -> tuple[list[Topology], dict[str, str]]:
+    """Those that can be compiled for, and why the others cannot."""
+    found, missing = [], {}
+    for name in names:
+        try:
+            found.append(find_topology(name))
+        except MissingCompilerError as error:
+            missing[name] = str(error)
+            last = error
+    if not found:
+        raise last
+    return found, missing
+
+
+def _compile(
+    make: Callable[[Config, Norm | None, int], _Program],
+    config: Config,
+    norm: Norm | None,
+    topology: Topology,
+) -> ProgramCost:
+    mesh = Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
+    everywhere, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    program = make(config, norm, config.batch_size * mesh.size)
+    compiled = jax.jit(
+        program.function,
+        donate_argnums=(0,) if program.donate else (),
+        out_shardings=everywhere,
+    )
+    return compile_program(
+        compiled,
+        topology,
+        abstract(program.shared, everywhere),
+        abstract(program.split, by_example),
+    )
+
+
+def _bn_inception(config: Config, norm: Norm | None, examples: int) -> _Program:
+    model = BNInception(norm=norm, width=config.width, dtype=jnp.bfloat16)
+    tx = sgd(0.1)
+    size = (config.image_size, config.image_size, 3)
+    batch = (
+        jax.ShapeDtypeStruct((examples, *size), jnp.bfloat16),
+        jax.ShapeDtypeStruct((examples,), jnp.int32),
+    )
+
+    def start() -> TrainState:
+        one = jnp.zeros((1, *size), jnp.bfloat16)
+        variables = model.init(jax.random.key(0), one, train=False)
+        params, stats = variables["params"], variables.get("batch_stats", {})
+        return TrainState(jnp.int32(0), params, stats, tx.init(params))
+
+    def apply(variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, updates.get("batch_stats", {})
+
+    return _Program(make_train_step(apply, tx), jax.eval_shape(start), batch, donate=True)
+
+
+class _Stack(nn.Module):
+    norm: Norm | None
+    layers: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for _ in range(self.layers):
+            x = ConvNorm(128, (3, 3), norm=self.norm, dtype=jnp.bfloat16)(x, train=train)
+        return x
+
+
+def _convolutions(config: Config, norm: Norm | None, examples: int) -> _Program:
+    model = _Stack(norm, config.layers)
+    images = jax.ShapeDtypeStruct((examples, 56, 56, 64), jnp.bfloat16)
+
+    def loss(params: Any, stats: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        y, updates = model.apply(
+            {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
+        )
+        return jnp.square(y.astype(jnp.float32)).mean(), updates
+
+    def value_and_gradient(variables: Any, images: jax.Array) -> Any:
+        stats = variables.get("batch_stats", {})
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"], stats, images)
+
+    def start() -> Any:
+        return model.init(jax.random.key(0), jnp.zeros((1, 56, 56, 64), jnp.bfloat16), train=False)
+
+    return _Program(value_and_gradient, jax.eval_shape(start), images, donate=False)
+
+
+PROGRAMS: dict[str, Callable[[Config, Norm | None, int], _Program]] = {
+    "bn_inception": _bn_inception,
+    "convolutions": _convolutions,
+}
+"""Each makes a program of the settings, a normalization and the examples of a whole batch."""
+
+
+def _json(cost: ProgramCost) -> dict[str, Any]:
+    return {
+        **asdict(cost),
+        "collectives": {c.kind: {"count": c.count, "bytes": c.bytes} for c in cost.collectives},
+    }
+
+
+def _compilers() -> dict[str, str]:
+    """Versions of those that are installed."""
+    versions = {}
+    for name in _COMPILERS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

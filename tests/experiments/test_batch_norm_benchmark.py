@@ -1,0 +1,321 @@
+"""The layer benchmark: contestants compute the same; counts and errors are right."""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from experiments.benchmarks import batch_norm, batch_norm_collectives, batch_norm_programs, memory
+from experiments.benchmarks.__main__ import main
+from experiments.benchmarks.batch_norm_collectives import collectives
+from experiments.benchmarks.batch_norm_costs import accuracy, exact, residual_bytes
+from experiments.benchmarks.batch_norm_layers import Layer, Wanted
+from experiments.benchmarks.batch_norm_programs import (
+    Given,
+    JaxProgram,
+    Result,
+    forward_and_backward,
+    layer_of,
+    made_inputs,
+)
+
+SHAPE = (6, 4, 3, 5)
+PRESENT = ("ours", "ours_autodiff", "flax", "flax_two_pass", "flax_nnx")  # the rest: tests/parity
+
+TINY = (
+    "--shapes 4x3x3x4 --dtypes bfloat16 --repeats 1 --turn-seconds 1e-4 --bandwidth-bytes 4096 "
+    "--bandwidth-tries 1 --accuracy-shape 4x3x3x4"
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """What a tiny run without the parity extra leaves behind: folder, standard output, errors."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    for name in ("torch", "haiku", "equinox", "keras"):
+        (folder / f"{name}.py").write_text("raise ImportError('hidden by the test')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmarks", "batch_norm", *TINY.split()],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "benchmarks", done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_json_holds_every_measure_of_every_contestant(written):
+    result = json.loads((written[0] / "batch_norm.json").read_text(), parse_constant=pytest.fail)
+    assert (result["schema"], result["benchmark"]) == (1, "batch_norm")
+    assert result["config"]["shapes"] == ["4x3x3x4"]
+    assert result["environment"]["device_count"] == 1  # the eight are in another process
+    assert result["bytes_per_second"] > 0
+    assert [cell["activation"] for cell in result["cells"]] == ["none", "relu"]
+    names = {*PRESENT, "bias"}
+    for cell in result["cells"]:
+        assert set(cell["seconds"]) == set(cell["page_faults"]) == names
+        assert all(len(turns) == 1 and turns[0] > 0 for turns in cell["seconds"].values())
+        assert set(cell["temporary_bytes"]) == names
+    assert [set(entry["per_value"]) for entry in result["residual_bytes"]] == [names, names]
+    assert [entry["offset"] for entry in result["accuracy"]] == [0, 1e3, 1e5]
+    assert set(result["accuracy"][0]["errors"]) == names - {"bias"}
+    assert set(result["collectives"]) == names
+
+
+@pytest.mark.slow
+def test_a_run_starts_anew_with_memory_kept_and_says_so(written):
+    folder, _, errors = written
+    result = json.loads((folder / "batch_norm.json").read_text())
+    assert errors.count("Starting anew with ") == 1
+    assert memory.KEEP.items() <= result["allocation"].items()
+
+
+@pytest.mark.slow
+def test_the_file_and_the_terminal_show_the_table_of_the_json(written):
+    folder, shown, _ = written
+    result = json.loads((folder / "batch_norm.json").read_text())
+    text = batch_norm.table(result)
+    assert (folder / "batch_norm.md").read_text(encoding="utf-8") == text + "\n"
+    assert text in shown
+    assert "| Haiku | not measured: hidden by the test; " in text
+    assert set(result["missing"]) == {"torch", "torch_one_thread", "haiku", "equinox", "keras"}
+
+
+@pytest.fixture
+def promotion():
+    """Flax relies on implicit promotion in bfloat16."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("name", PRESENT)
+def test_contestants_compute_the_layer_and_its_gradients(name, relu):
+    """Red for another epsilon, layout, dtype or cotangent, and for a ReLU forgotten."""
+    given = made_inputs(SHAPE)
+    result = JaxProgram(name, Wanted(SHAPE, "float32", relu), given).result()
+    assert_computes(result, given, relu=relu)
+
+
+def test_bias_alone_adds_a_bias():
+    given = made_inputs(SHAPE)
+    y, dx, dscale, dbias = JaxProgram("bias", Wanted(SHAPE, "float32"), given).result()
+    np.testing.assert_allclose(y, given.x + given.bias, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(dx, given.dy, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(dbias, given.dy.sum((0, 1, 2)), rtol=0, atol=1e-5)
+    assert dscale is None
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_contestants_move_their_statistics_by_a_tenth(name):
+    given = made_inputs(SHAPE, offset=2)
+    layer = layer_of(name, Wanted(SHAPE, "float32"), given)
+    before = jax.tree.leaves(layer.state)
+    _, after = layer.apply(jnp.asarray(given.x, jnp.float32), layer.params, layer.state)
+    means, variances = given.x.mean((0, 1, 2)), given.x.var((0, 1, 2))
+    for old, new, value in zip(before, jax.tree.leaves(after), (means, variances), strict=True):
+        np.testing.assert_allclose(new, 0.9 * np.asarray(old) + 0.1 * value, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("promotion")
+@pytest.mark.parametrize("name", [*PRESENT, "bias"])
+def test_outputs_have_the_dtype_of_the_input(name):
+    layer = layer_of(name, Wanted(SHAPE, "bfloat16", relu=True), made_inputs(SHAPE))
+    x = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)
+    y, _, dx, dparams = jax.eval_shape(forward_and_backward(layer), x, x, layer.params, layer.state)
+    assert y.dtype == dx.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(dparams)} == {jnp.dtype("float32")}
+
+
+def test_the_cotangent_waits_for_the_output():
+    """Red without the barrier: XLA could then read `x` once for both passes."""
+    layer = layer_of("bias", Wanted(SHAPE, "float32"), made_inputs(SHAPE))
+    x = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
+    text = jax.jit(forward_and_backward(layer)).lower(x, x, layer.params, layer.state).as_text()
+    assert "optimization_barrier" in text
+
+
+def test_the_float64_truth_is_that_of_the_tests():
+    given = made_inputs(SHAPE, offset=3)
+    y, dx, dscale, dbias = exact(given)
+    truth = reference.forward(given.x, given.scale, given.bias)
+    gradients = reference.backward(given.dy, given.x, given.scale)
+    for actual, desired in zip((y, dx, dscale, dbias), (truth.y, *gradients), strict=True):
+        np.testing.assert_allclose(actual, desired, rtol=1e-9, atol=1e-12)
+
+
+def test_errors_are_absolute_for_y_and_relative_for_gradients():
+    """And None where there is a NaN: JSON has no other word for it."""
+
+    def off(name, wanted, given):
+        y, dx, dscale, dbias = exact(given)
+        result = Result(y + 0.25, 1.5 * dx, dscale * math.nan, dbias)
+        return type("Program", (), {"result": lambda self: result})()
+
+    for entry in accuracy(SHAPE, ["one"], off):
+        errors = entry["errors"]["one"]
+        assert errors["y"] == pytest.approx(0.25)
+        assert errors["dx"] == pytest.approx(0.5)
+        assert errors["dscale"] is None
+        assert errors["dbias"] == 0
+
+
+def test_the_variance_of_one_pass_loses_its_digits():
+    """The measure sees what it is for."""
+    entries = accuracy(SHAPE, ["flax", "flax_two_pass"], batch_norm.program)
+    at_1e3 = {name: errors["y"] for name, errors in entries[1]["errors"].items()}
+    assert at_1e3["flax"] > 0.1 > 1e-2 > at_1e3["flax_two_pass"]
+
+
+@pytest.mark.usefixtures("promotion")
+@pytest.mark.parametrize(
+    ("name", "dtype", "relu", "kept"),
+    [
+        ("flax", "bfloat16", True, 11),
+        ("flax", "float32", False, 8),
+        ("bias", "float32", False, 0),
+        ("bias", "bfloat16", True, 3),
+        ("ours", "bfloat16", False, 2),
+        ("ours", "bfloat16", True, 2),
+    ],
+)
+def test_bytes_kept_for_the_backward_pass(name, dtype, relu, kept):
+    """Flax: 11, as facts/users.md has it."""
+    layer = layer_of(name, Wanted(SHAPE, dtype, relu), made_inputs(SHAPE))
+    assert residual_bytes(layer, SHAPE, dtype) == kept
+
+
+def test_the_output_does_not_count_as_kept_and_nothing_counts_twice():
+    @jax.custom_vjp
+    def doubled(x):
+        return 2 * x
+
+    doubled.defvjp(lambda x: (2 * x, (x, x, x[0])), lambda kept, dy: (2 * dy,))
+
+    for function, kept in ((jnp.square, 4), (jnp.exp, 0), (doubled, 4)):  # exp' is its output
+
+        def apply(x, params, state, function=function):
+            return function(x), state
+
+        assert residual_bytes(Layer(apply, {}, {}, tuple), SHAPE, "float32") == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "counts"),
+    [
+        ("bias", "jit", {"forward": 0, "backward": 1}),
+        ("bias", "shard_map", {"forward": 0, "backward": 1}),
+        ("flax", "jit", {"forward": 1, "backward": 1}),
+        ("flax", "shard_map", {"forward": 1, "backward": 1}),
+        ("flax_two_pass", "shard_map", {"forward": 2, "backward": 2}),
+        ("ours", "shard_map", {"forward": 1, "backward": 1}),
+    ],
+)
+def test_collectives_of_the_compiled_layer(name, mode, counts):
+    assert collectives(name)[mode] == counts
+
+
+def test_a_layer_that_cannot_be_spread_is_named_as_such(monkeypatch):
+    def refuse(name, backward):
+        raise ValueError("no axis name\nand a second line")
+
+    monkeypatch.setattr(batch_norm_collectives, "_under_shard_map", refuse)
+    counts = collectives("bias")
+    assert counts == {
+        "jit": {"forward": 0, "backward": 1},
+        "shard_map": {"refused": "no axis name"},
+    }
+
+
+def test_programs_wait_for_each_call_on_cpus(monkeypatch):
+    """Red where calls overlap: XLA runs several at once on CPUs, and their times are none."""
+    waited = []
+
+    class Output:
+        def block_until_ready(self):
+            waited.append(self)
+
+    program = JaxProgram("bias", Wanted(SHAPE, "float32"), made_inputs(SHAPE))
+    monkeypatch.setattr(program, "_step", lambda *_: (Output(),))
+    program.run(3)
+    assert len(set(waited)) == 3
+
+
+def test_each_cell_keeps_its_own_programs_and_times(monkeypatch):
+    """Red where shapes, dtypes or activations change places."""
+    asked = []
+
+    class Fake:
+        def __init__(self, name, wanted, given):
+            asked.append((name, wanted.shape, wanted.dtype, wanted.relu))
+
+        def run(self, calls):
+            pass
+
+        def temporary_bytes(self):
+            return len(asked)
+
+    monkeypatch.setattr(batch_norm, "program", Fake)
+    config = batch_norm.Config(
+        shapes=("2x3", "4x3"), contestants=("ours", "bias"), measures=("memory",), repeats=1
+    )
+    monkeypatch.setattr(batch_norm, "_residuals", lambda *_: [])
+    result = batch_norm.measure(config)
+    cells = [(c["shape"], c["dtype"], c["activation"] == "relu") for c in result["cells"]]
+    wanted = itertools.product((False, True), ("float32", "bfloat16"), ((2, 3), (4, 3)))
+    assert cells == [(shape, dtype, relu) for relu, dtype, shape in wanted]
+    assert asked[2:] == [(name, *cell) for cell in cells for name in ("ours", "bias")]
+    assert [c["temporary_bytes"]["ours"] for c in result["cells"]] == list(range(4, 20, 2))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("--shapes 3x", "shape '3x' is none: give examples x features"),
+        ("--shapes 1x5", "two values per feature"),
+        ("--shapes 2x3 2x3", "shapes must be given, each once"),
+        ("--contestants ours nope", "contestants: unknown 'nope'; choose from ours,"),
+        ("--repeats 0", "repeats must be >= 1, got 0"),
+        ("--turn-seconds 0", "turn_seconds must be > 0, got 0"),
+        ("--bandwidth-bytes 3", "bandwidth_bytes must be >= 4, got 3"),
+        ("--dtypes float16", "float16"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong(monkeypatch, capsys, argv, said):
+    monkeypatch.setattr(memory.os, "execve", lambda *_: pytest.fail("started anew"))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "batch_norm", *argv.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code != 0
+    assert said in f"{stop.value.code} {capsys.readouterr().err}"
+
+
+def test_inputs_are_the_same_at_every_call_and_rounded_by_the_contestant():
+    first, second = made_inputs(SHAPE), made_inputs(SHAPE)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert made_inputs(SHAPE, offset=1e3).x.mean() == pytest.approx(1e3, abs=1)
+    layer = layer_of("ours", Wanted(SHAPE, "bfloat16"), first)
+    arranged = batch_norm_programs.arranged(first.x, layer, "bfloat16")
+    assert arranged.dtype == jnp.bfloat16
+    assert arranged.shape == SHAPE
+
+
+def assert_computes(result: Result, given: Given, *, relu: bool) -> None:
+    """Float32 results of inputs of standard deviation one, against the tests' own float64."""
+    truth = reference.forward(given.x, given.scale, given.bias)
+    dy = np.where(truth.y > 0, given.dy, 0) if relu else given.dy
+    gradients = reference.backward(dy, given.x, given.scale)
+    y = np.maximum(truth.y, 0) if relu else truth.y
+    for actual, desired in zip(result, (y, *gradients), strict=True):
+        np.testing.assert_allclose(actual, desired, rtol=1e-4, atol=1e-4)

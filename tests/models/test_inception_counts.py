@@ -1,0 +1,308 @@
+"""Sizes of the Inception family against the papers' tables; abstract evaluation, no weights.
+
+Parameters and multiply-adds as public implementations and the papers give them, or as follow from
+the tables.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnjax.linen import BatchNorm
+from bnjax.models import BNInception, GoogLeNet, InceptionV3
+from bnjax.models.summary import summarize
+
+TORCHVISION = {"variant": "torchvision", "local_response_norm": False}
+SIZES = {"figure_5": "sizes"}
+
+NETWORKS = {  # network, image side, parameters, those of side heads, statistics, 1e9 multiply-adds
+    "googlenet": (GoogLeNet(), 224, 6_998_552, 6_379_728, 0, 1.583),
+    "googlenet_bn": (GoogLeNet(norm=BatchNorm), 224, 7_005_832, None, 2 * 7_280, 1.583),
+    "googlenet_torchvision": (
+        GoogLeNet(norm=BatchNorm, **TORCHVISION),
+        224,
+        6_624_904,
+        13_004_888 - 6_624_904,
+        2 * 7_280,
+        None,
+    ),
+    "inception": (BNInception(), 224, 11_275_208, 0, 0, 2.033),
+    "inception_sizes": (BNInception(**SIZES), 224, 11_185_032, 0, 0, 2.019),
+    "bn_inception": (BNInception(norm=BatchNorm), 224, 11_285_224, 0, 20_032, 2.033),
+    "bn_inception_sizes": (
+        BNInception(norm=BatchNorm, **SIZES),
+        224,
+        11_194_984,
+        0,
+        2 * 9_952,
+        2.019,
+    ),
+    "bn_inception_separable": (
+        BNInception(norm=BatchNorm, stem="separable", **SIZES),
+        224,
+        11_194_984 - 9_408 + 2_712,
+        0,
+        2 * 9_952,
+        1.935,
+    ),
+    "inception_v3": (InceptionV3(norm=BatchNorm), 299, 23_834_568, 3_326_696, 34_432, 5.713),
+    "inception_v3_plain_head": (
+        InceptionV3(norm=BatchNorm, auxiliary="plain"),
+        299,
+        23_834_568,
+        3_326_696 - 768,  # a bias in the place of scale and bias
+        34_432,
+        5.713,
+    ),
+    "inception_v3_151": (
+        InceptionV3(norm=BatchNorm, stem_stride=4, auxiliary="none"),
+        151,
+        23_834_568,
+        0,
+        34_432,
+        None,
+    ),
+    # 3 layers of 864 + 9,216 + 18,432 weights make way for one of 9,408
+    "inception_v3_7x7": (
+        InceptionV3(norm=BatchNorm, stem="7x7", auxiliary="none"),
+        299,
+        23_834_568 - 28_512 + 9_408 - 2 * 64,
+        0,
+        34_432 - 2 * 64,
+        5.713 - (149**2 * 864 + 147**2 * (9_216 + 18_432 - 9_408)) / 1e9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_has_the_published_size(name):
+    model, side, parameters, heads, statistics, multiply_adds = NETWORKS[name]
+    summary = summarize(model, (side, side, 3))
+    assert summary.network.parameters == parameters
+    assert summary.network.statistics == statistics
+    if heads is not None:
+        assert summary.auxiliary.parameters == heads
+    if multiply_adds is not None:
+        assert summary.network.multiply_adds == pytest.approx(multiply_adds * 1e9, abs=0.6e6)
+
+
+WEIGHTS = {  # kernels alone
+    "googlenet": {
+        "inception_3a": 163_328,
+        "inception_3b": 388_096,
+        "inception_4a": 375_552,
+        "inception_4b": 448_512,
+        "inception_4c": 509_440,
+        "inception_4d": 604_672,
+        "inception_4e": 867_328,
+        "inception_5a": 1_042_432,
+        "inception_5b": 1_442_816,
+    },
+    "bn_inception": {
+        "inception_3a": 218_112,
+        "inception_3b": 259_072,
+        "inception_3c": 384_000,
+        "inception_4a": 608_256,
+        "inception_4b": 663_552,
+        "inception_4c": 912_384,
+        "inception_4d": 1_140_736,
+        "inception_4e": 1_447_936,
+        "inception_5a": 2_205_696,
+        "inception_5b": 2_276_352,
+    },
+    "bn_inception_sizes": {
+        "inception_4c": 893_952,
+        "inception_4d": 1_105_920,
+        "inception_4e": 1_437_696,
+        "inception_5a": 2_179_072,
+    },
+    "bn_inception_separable": {"conv1": 2_712},
+    "inception_v3": {
+        "conv_1a": 864,
+        "conv_2a": 9_216,
+        "conv_2b": 18_432,
+        "conv_3b": 5_120,
+        "conv_4a": 138_240,
+        "mixed_5b": 254_976,
+        "mixed_5c": 276_480,
+        "mixed_5d": 284_160,
+        "mixed_6a": 1_152_000,
+        "mixed_6b": 1_294_336,
+        "mixed_6c": 1_687_552,
+        "mixed_6d": 1_687_552,
+        "mixed_6e": 2_138_112,
+        "mixed_7a": 1_695_744,
+        "mixed_7b": 5_038_080,
+        "mixed_7c": 6_070_272,
+        "auxiliary": 2_555_904 + 768_000,
+    },
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_each_module_has_the_published_weights(name):
+    model, side, *_ = NETWORKS[name]
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    weights = {
+        block: sum(leaf.size for leaf in jax.tree.leaves(kernels(tree)))
+        for block, tree in variables["params"].items()
+    }
+    assert {block: weights[block] for block in WEIGHTS[name]} == WEIGHTS[name]
+
+
+def kernels(tree):
+    return {
+        name: kernels(child) if isinstance(child, dict) else child
+        for name, child in tree.items()
+        if isinstance(child, dict) or name == "kernel"
+    }
+
+
+def outputs(model, side):
+    """Grid and channels of each submodule that has positions."""
+    layers = summarize(model, (side, side, 3)).layers
+    return {layer.name: layer.output[1:] for layer in layers if len(layer.output) == 3}
+
+
+GOOGLENET = (  # name, grid at 224, channels: the output column of Table 1
+    ("conv1", 112, 64),
+    ("conv2_reduce", 56, 64),
+    ("conv2", 56, 192),
+    ("inception_3a", 28, 256),
+    ("inception_3b", 28, 480),
+    ("inception_4a", 14, 512),
+    ("inception_4b", 14, 512),
+    ("inception_4c", 14, 512),
+    ("inception_4d", 14, 528),
+    ("inception_4e", 14, 832),
+    ("inception_5a", 7, 832),
+    ("inception_5b", 7, 1024),
+)
+BN_INCEPTION = (  # Figure 5, with what 3c and 4e put out in the place of what they are given
+    ("conv1", 112, 64),
+    ("conv2_reduce", 56, 64),
+    ("conv2", 56, 192),
+    ("inception_3a", 28, 256),
+    ("inception_3b", 28, 320),
+    ("inception_3c", 14, 576),
+    ("inception_4a", 14, 576),
+    ("inception_4b", 14, 576),
+    ("inception_4c", 14, 576),
+    ("inception_4d", 14, 576),
+    ("inception_4e", 7, 1024),
+    ("inception_5a", 7, 1024),
+    ("inception_5b", 7, 1024),
+)
+INCEPTION_V3 = (
+    ("conv_1a", 149, 32),
+    ("conv_2a", 147, 32),
+    ("conv_2b", 147, 64),
+    ("conv_3b", 73, 80),
+    ("conv_4a", 71, 192),
+    ("mixed_5b", 35, 256),
+    ("mixed_5c", 35, 288),
+    ("mixed_5d", 35, 288),
+    ("mixed_6a", 17, 768),
+    ("mixed_6b", 17, 768),
+    ("mixed_6c", 17, 768),
+    ("mixed_6d", 17, 768),
+    ("mixed_6e", 17, 768),
+    ("mixed_7a", 8, 1280),
+    ("mixed_7b", 8, 2048),
+    ("mixed_7c", 8, 2048),
+)
+TABLE_1 = (  # "Rethinking": the output of a row is the next row's input
+    ("conv_1a", 149, 32),
+    ("conv_2a", 147, 32),
+    ("conv_2b", 147, 64),
+    ("conv_3b", 71, 80),
+    ("conv_4a", 35, 192),
+    ("conv_4b", 35, 288),
+    *((f"mixed_5{letter}", 35, 288) for letter in "bcd"),
+    *((f"mixed_6{letter}", 17, 768) for letter in "abcdef"),
+    ("mixed_7a", 8, 1280),
+    ("mixed_7b", 8, 2048),
+    ("mixed_7c", 8, 2048),
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "table"),
+    [
+        (GoogLeNet(), 224, GOOGLENET),
+        (GoogLeNet(**TORCHVISION), 224, GOOGLENET),
+        (BNInception(**SIZES), 224, BN_INCEPTION),
+        (BNInception(padding="SAME", **SIZES), 224, BN_INCEPTION),
+        (InceptionV3(auxiliary="none"), 299, INCEPTION_V3),
+        (InceptionV3(auxiliary="none", outline="table_1"), 299, TABLE_1),
+    ],
+    ids=["googlenet", "googlenet_torchvision", "bn_inception", "SAME", "v3", "table_1"],
+)
+def test_each_block_puts_out_what_the_table_says(model, side, table):
+    assert outputs(model, side) == {name: (grid, depth) for name, grid, depth in table}
+
+
+def test_the_widths_of_figure_5_overrule_its_sizes():
+    """Resolution of the contradiction in 4c and 4d by the width of the projection, 128."""
+    widths, sizes = outputs(BNInception(), 224), outputs(BNInception(**SIZES), 224)
+    changed = {name: (widths[name][1], sizes[name][1]) for name in widths}
+    changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
+    assert changed == {
+        "inception_4c": (608, 576),
+        "inception_4d": (608, 576),
+        "inception_4e": (1056, 1024),
+    }
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "grids"),
+    [(299, 8, (35, 17, 8)), (151, 4, (35, 17, 8)), (79, 2, (36, 17, 8))],
+)
+def test_resolutions_of_inception_v3_lead_to_the_same_grids(side, stride, grids):
+    """Table 2: the first stride goes, then the first pool; from 6a on it is one network."""
+    seen = outputs(InceptionV3(stem_stride=stride), side)
+    assert tuple(seen[name][0] for name in ("mixed_5b", "mixed_6a", "mixed_7a")) == grids
+    heads = summarize(InceptionV3(stem_stride=stride), (side, side, 3)).auxiliary
+    assert heads.parameters == 128 * (768 + 1) + 768 * (128 * 25 + 1) + 769_000
+
+
+FULL = {GoogLeNet: GOOGLENET, BNInception: BN_INCEPTION, InceptionV3: INCEPTION_V3}
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "stride", "first", "last"),
+    [
+        (GoogLeNet, 32, 1, 32, 8),
+        (GoogLeNet, 64, 2, 32, 8),
+        (BNInception, 32, 1, 32, 8),
+        (BNInception, 32, 2, 16, 4),
+        (BNInception, 64, 2, 32, 8),
+        (InceptionV3, 32, 1, 26, 5),
+        (InceptionV3, 64, 2, 28, 6),
+    ],
+)
+def test_small_images_keep_the_grids(network, side, stride, first, last):
+    """By the stem alone; a quarter of the width is a quarter of every layer's channels."""
+    options = SIZES if network is BNInception else {}
+    small = outputs(network(10, width=0.25, stem_stride=stride, **options), side)
+    assert {name: 4 * depth for name, (_, depth) in small.items()} == {
+        name: depth for name, _, depth in FULL[network]
+    }
+    *_, (end, _) = small.values()
+    assert (small["mixed_5b" if network is InceptionV3 else "inception_3a"][0], end) == (
+        first,
+        last,
+    )
+
+
+def test_parameters_of_inception_v3_fit_every_resolution():
+    """So that a network can go on training at another resolution."""
+
+    def shapes(stride, side):
+        images = np.zeros((1, side, side, 3), np.float32)
+        model = InceptionV3(stem_stride=stride)
+        return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+    assert shapes(8, 299) == shapes(4, 151) == shapes(2, 79)

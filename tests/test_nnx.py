@@ -1,0 +1,386 @@
+"""The NNX module: the numbers of ours for Linen, to the bit, and the state and signature of Flax's.
+
+Flax is compared with at use_fast_variance=False, near zero, and with finite masks on one device:
+elsewhere it is known to be wrong, and `tests/normalization` compares with float64.
+"""
+
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import nnx
+from tolerances import assert_close
+
+import bnjax
+from bnjax import linen
+from bnjax.nnx import BatchNorm
+
+CLOSE = {"rtol": 2e-6, "atol": 2e-6}
+"""Two float32 computations near zero; a biased for an unbiased variance is off by 1e-2."""
+
+GRADIENTS = {"rtol": 1e-5, "atol": 1e-5}
+
+SETTINGS = {
+    "default": ((16, 5), 5, {}),
+    "small batch": ((3, 5), 5, {"momentum": 0.5}),
+    "convolution": ((4, 3, 2, 5), 5, {"momentum": 0.9, "epsilon": 1e-3}),
+    "channels first": ((4, 5, 3, 2), 5, {"axis": 1}),
+    "no scale": ((16, 5), 5, {"use_scale": False}),
+    "neither": ((16, 5), 5, {"use_scale": False, "use_bias": False}),
+}
+
+
+@pytest.fixture
+def promotion():
+    """Flax itself relies on implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def inputs(shape, steps=3, dtype=jnp.float32) -> list[jax.Array]:
+    rng = np.random.default_rng(4)
+    return [jnp.asarray(t / 2 + (1 + t / 4) * rng.normal(size=shape), dtype) for t in range(steps)]
+
+
+def weights(x) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(9).normal(size=x.shape), jnp.float32)
+
+
+def pair(features=5, **settings):
+    """The same layer, ours and Flax's."""
+    return (
+        BatchNorm(features, rngs=nnx.Rngs(0), **settings),
+        nnx.BatchNorm(features, rngs=nnx.Rngs(0), use_fast_variance=False, **settings),
+    )
+
+
+def pure(state):
+    """Nested dicts of arrays."""
+    return nnx.to_pure_dict(state)
+
+
+@nnx.jit
+def step(layer, x, mask=None):
+    """Output and gradients through random weights; moves the statistics of `layer`."""
+
+    def f(layer, x):
+        y = layer(x, mask=mask)
+        return jnp.sum(weights(x) * y.astype(jnp.float32)), y
+
+    (params, dx), y = nnx.grad(f, argnums=(0, 1), has_aux=True)(layer, x)
+    return y, (pure(params), dx)
+
+
+@jax.jit(static_argnums=0)
+def linen_step(layer, variables, x, mask=None):
+    def f(params, x):
+        y, updates = layer.apply(
+            variables | {"params": params}, x, mask=mask, mutable=["batch_stats"]
+        )
+        return jnp.sum(weights(x) * y.astype(jnp.float32)), (y, updates)
+
+    grads, (y, updates) = jax.grad(f, argnums=(0, 1), has_aux=True)(variables["params"], x)
+    return y, grads, variables | updates
+
+
+def assert_equal(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def assert_trees_close(ours, theirs, tolerance=CLOSE):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(lambda a, b: assert_close(a, np.float64(b), tolerance), ours, theirs)
+
+
+def stats_of(layer):
+    return pure(nnx.state(layer, nnx.BatchStat))
+
+
+# --- the same names, states and shapes --------------------------------------------------------
+
+
+def test_signatures_are_flaxs_and_more():
+    """Names, kinds and defaults of the constructor; names of the call and of the view."""
+    ours, theirs = (
+        list(inspect.signature(layer.__init__).parameters.values())
+        for layer in (BatchNorm, nnx.BatchNorm)
+    )
+    for a, b in zip(ours, theirs, strict=False):
+        assert (a.name, a.kind, a.default) == (b.name, b.kind, b.default)
+    added = {p.name: p.default for p in ours[len(theirs) :]}
+    assert added == {
+        "averaging": "ema",
+        "running_var": "biased",
+        "impl": "fused",
+        "activation": None,
+        "batch": "all",
+        "update_statistics": None,
+    }
+    for method in ("__call__", "set_view"):
+        ours, theirs = (
+            [p.replace(annotation=p.empty) for p in inspect.signature(f).parameters.values()]
+            for f in (getattr(BatchNorm, method), getattr(nnx.BatchNorm, method))
+        )
+        assert ours[: len(theirs)] == theirs
+        assert [p.name for p in ours[len(theirs) :]] == ["update_statistics"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_state_is_flaxs(setting, param_dtype):
+    """Paths, variable types, metadata, shapes and dtypes; and the attributes that models read."""
+    _, features, settings = SETTINGS[setting]
+    metadata = {"bias_metadata": {"tag": "b"}, "scale_metadata": {"tag": "s"}}
+    ours, theirs = pair(features, param_dtype=param_dtype, **metadata, **settings)
+
+    def described(layer):
+        return {
+            path: (type(v), v.get_metadata(), v[...].shape, v[...].dtype)
+            for path, v in nnx.to_flat_state(nnx.state(layer))
+        }
+
+    assert described(ours) == described(theirs)
+    assert set(vars(theirs)) <= set(vars(ours))
+
+
+def test_initial_values_are_flaxs():
+    """The same draws, and the same number of them: the layer after this one starts equal too."""
+    initializers = {
+        "scale_init": nnx.initializers.normal(1.0),
+        "bias_init": nnx.initializers.uniform(2.0),
+    }
+    states = []
+    for layer in (BatchNorm, nnx.BatchNorm):
+        rngs = nnx.Rngs(3)
+        state = pure(nnx.state(layer(5, rngs=rngs, **initializers)))
+        states.append((state, jax.random.key_data(rngs.params())))
+    assert_equal(*states)
+
+
+def test_checkpoints_move_both_ways():
+    x = inputs((16, 5))[0]
+    for index in (0, 1):
+        layers = pair(momentum=0.5)
+        source, target = layers[index], layers[1 - index]
+        step(source, x)
+        source.scale[...] = jnp.arange(5.0)
+        nnx.update(target, nnx.state(source))
+        assert_equal(pure(nnx.state(target)), pure(nnx.state(source)))
+        assert_trees_close(target(x, True), source(x, True))
+
+
+def test_states_with_a_count_differ():
+    """A checkpoint of Flax's has none to give; leaving it out is an error, not a silent zero."""
+    ours, theirs = BatchNorm(5, averaging="cumulative", rngs=nnx.Rngs(0)), pair()[1]
+    assert set(stats_of(ours)) == {"mean", "var", "count"}
+    with pytest.raises(ValueError, match="count"):
+        nnx.replace_by_pure_dict(nnx.state(theirs), pure(nnx.state(ours)))
+
+
+# --- the same numbers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "settings"),
+    [
+        ((16, 5), "float32", {}),
+        ((16, 5), "float32", {"impl": "autodiff", "averaging": "cumulative"}),
+        ((4, 3, 2, 5), "float32", {"running_var": "unbiased", "averaging": "ema_debiased"}),
+        ((4, 5, 3), "float32", {"axis": 1, "activation": "relu", "momentum": 0.9}),
+        ((8, 2, 3, 2), "float32", {"axis": (1, 2, 3), "use_bias": False}),
+        ((16, 5), "float32", {"batch": 4, "activation": "sigmoid", "epsilon": 1e-2}),
+        ((16, 5), "bfloat16", {"dtype": jnp.bfloat16, "activation": "relu"}),
+        ((16, 5), "bfloat16", {"dtype": jnp.float32, "param_dtype": jnp.bfloat16}),
+    ],
+)
+def test_numbers_are_those_of_our_linen_layer(shape, dtype, settings):
+    """Bitwise: every setting reaches the same function."""
+    axes = settings.get("axis", -1)
+    features = shape[axes] if isinstance(axes, int) else tuple(shape[a] for a in axes)
+    ours = BatchNorm(features, rngs=nnx.Rngs(0), **settings)
+    theirs = linen.BatchNorm(use_running_average=False, **settings)
+    xs = inputs(shape, dtype=dtype)
+    mask = jnp.asarray(np.random.default_rng(1).random((shape[0],) + (1,) * len(shape[1:])) < 0.8)
+    variables = theirs.init(jax.random.key(0), xs[0])
+    for x, flags in zip(xs, [None, mask, None], strict=True):
+        y, (params, dx) = step(ours, x, flags)
+        expected, (expected_params, expected_dx), variables = linen_step(
+            theirs, variables, x, flags
+        )
+        assert_equal((y, params, dx), (expected, expected_params, expected_dx))
+        assert_equal(stats_of(ours), variables["batch_stats"])
+    ours.eval()
+    running = linen.BatchNorm(use_running_average=True, **settings)
+    expected = jax.jit(running.apply)(variables, xs[0])
+    assert_equal(nnx.jit(lambda layer, x: layer(x))(ours, xs[0]), expected)
+    assert np.abs(stats_of(ours)["mean"]).max() > 0.01
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_training_and_inference_are_flaxs(setting):
+    """Output, gradients and statistics over three steps, then inference."""
+    shape, features, settings = SETTINGS[setting]
+    ours, theirs = pair(features, **settings)
+    for x in inputs(shape):
+        (y, grads), (expected, expected_grads) = step(ours, x), step(theirs, x)
+        assert_trees_close(y, expected)
+        assert_trees_close(grads, expected_grads, GRADIENTS)
+    assert_trees_close(stats_of(ours), stats_of(theirs))
+    ours.eval()
+    theirs.eval()
+    assert_trees_close(ours(x[:1]), theirs(x[:1]))
+
+
+@pytest.mark.parametrize("mask_shape", [(16, 1), (16, 5)])
+def test_finite_masks_are_flaxs(mask_shape):
+    x = inputs((16, 5))[0]
+    mask = jnp.asarray(np.random.default_rng(0).random(mask_shape) < 0.6)
+    ours, theirs = pair()
+    (y, grads), (expected, expected_grads) = step(ours, x, mask), step(theirs, x, mask)
+    assert_trees_close(y, expected)
+    assert_trees_close(grads, expected_grads, GRADIENTS)
+    assert_trees_close(stats_of(ours), stats_of(theirs))
+
+
+@pytest.mark.parametrize(
+    ("x_dtype", "param_dtype", "dtype", "parameters"),
+    [
+        *itertools.product([jnp.bfloat16], [jnp.float32, jnp.bfloat16], [None], [True]),
+        (jnp.bfloat16, jnp.float32, None, False),
+        (jnp.float32, jnp.bfloat16, None, True),
+        (jnp.bfloat16, jnp.bfloat16, jnp.bfloat16, True),
+        (jnp.float32, jnp.float32, jnp.float16, True),
+    ],
+)
+def test_dtypes_are_flaxs(x_dtype, param_dtype, dtype, parameters, promotion):
+    """Without `dtype`, float32 statistics widen the output, unlike in Linen."""
+    layers = pair(dtype=dtype, param_dtype=param_dtype, use_scale=parameters, use_bias=parameters)
+    x = inputs((16, 5), 1, x_dtype)[0]
+    (y, evaluated), (expected, expected_evaluated) = (
+        (layer(x), layer(x, True)) for layer in layers
+    )
+    assert (y.dtype, evaluated.dtype) == (expected.dtype, expected_evaluated.dtype)
+    ours, theirs = (jax.tree.map(lambda a: a.dtype, stats_of(layer)) for layer in layers)
+    assert ours == theirs
+    rounding = {"rtol": 2 * float(jnp.finfo(dtype or jnp.float32).eps), "atol": 2e-3}
+    assert_close(y, np.float64(expected), rounding if dtype == jnp.float16 else rounding | CLOSE)
+
+
+def test_a_narrow_dtype_rounds_the_output_alone():
+    """Flax rounds the running mean to bfloat16 first, and is off by 0.3 here."""
+    layer = BatchNorm(5, dtype=jnp.bfloat16, use_running_average=True, rngs=nnx.Rngs(0))
+    layer.mean[...] = jnp.full(5, 100.3)
+    x = jnp.asarray(100.3 + inputs((16, 5))[0], jnp.float32)
+    expected = reference.population(x, None, None, np.full(5, 100.3), np.ones(5))
+    assert_close(layer(x), expected, {"rtol": 2.0**-8, "atol": 2e-5})
+
+
+# --- modes and switches -----------------------------------------------------------------------
+
+
+def test_modes():
+    """`train()`, `eval()`, views and the call, which wins."""
+    x = inputs((16, 5))[0]
+    layer = BatchNorm(5, use_running_average=None, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"5 features: use_running_average is None: give it"):
+        layer(x)
+    before = stats_of(layer)
+    layer.eval()
+    running = layer(x)
+    assert_equal(nnx.view(layer, use_running_average=True)(x), running)
+    assert_equal(stats_of(layer), before)
+    layer.train()
+    normalized = layer(x)
+    assert_close(normalized, reference.forward(x, None, None).y, CLOSE)
+    assert np.abs(stats_of(layer)["mean"] - before["mean"]).max() > 1e-4
+    after = stats_of(layer)
+    layer(x, use_running_average=True)
+    assert_equal(stats_of(layer), after)
+    layer.eval()
+    assert_equal(layer(x, use_running_average=False), normalized)
+
+
+def test_statistics_can_stay_while_the_batch_normalizes():
+    x = inputs((16, 5))[0]
+    moved, kept = BatchNorm(5, rngs=nnx.Rngs(0)), BatchNorm(5, rngs=nnx.Rngs(0))
+    before = stats_of(kept)
+    expected, grads = step(moved, x)
+    frozen = nnx.view(kept, update_statistics=False)
+    assert_equal(step(frozen, x), (expected, grads))
+    assert_equal(kept(x, update_statistics=False), moved(x))
+    assert_equal(stats_of(kept), before)
+    kept(x)
+    assert np.abs(stats_of(kept)["mean"] - before["mean"]).max() > 1e-4
+
+
+def test_statistics_can_move_while_they_normalize():
+    """The output and the gradients of inference, and the update of training."""
+    x = inputs((16, 5))[1]
+    trained = BatchNorm(5, momentum=0.7, rngs=nnx.Rngs(0))
+    both = BatchNorm(5, momentum=0.7, rngs=nnx.Rngs(0))
+    inference = BatchNorm(5, use_running_average=True, rngs=nnx.Rngs(0))
+    both.eval(update_statistics=True)
+    assert_trees_close(step(both, x), step(inference, x))
+    step(trained, x)
+    assert_trees_close(stats_of(both), stats_of(trained))
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "message"),
+    [
+        ({}, (1, 5), "one value per feature"),
+        ({}, (16, 4), r"shape \(5,\), but x has features of shape \(4,\)"),
+        ({"axis": 7}, (16, 5), "axis=7 does not name"),
+        ({"epsilon": 0.0}, (16, 5), "epsilon must be > 0"),
+        ({"impl": "fast"}, (16, 5), "impl must be one of"),
+        ({"activation": "tanh"}, (16, 5), "activation must be one of"),
+        ({"batch": 0}, (16, 5), "batch must be 'all', 'device' or"),
+        ({"dtype": jnp.int32}, (16, 5), "dtype must be floating, got int32"),
+    ],
+)
+def test_errors_name_the_layer(settings, shape, message):
+    layer = BatchNorm(5, rngs=nnx.Rngs(0), **settings)
+    with pytest.raises(ValueError, match=rf"BatchNorm of 5 features: .*{message}"):
+        layer(jnp.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
+        ({"averaging": "mean"}, "averaging must be one of"),
+        ({"running_var": "sample"}, "running_var must be one of"),
+        ({"promote_dtype": lambda arrays, dtype: arrays}, "promote_dtype=.* is refused"),
+    ],
+)
+def test_the_constructor_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        BatchNorm(5, rngs=nnx.Rngs(0), **settings)
+
+
+def test_integers_and_masks_of_another_kind_are_refused(promotion):
+    layer = BatchNorm(5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="x must be floating, got int32"):
+        layer(jnp.ones((4, 5), jnp.int32))
+    with pytest.raises(ValueError, match="mask must be bool, got float32"):
+        layer(jnp.ones((4, 5)), mask=jnp.ones((4, 1)))
+
+
+def test_statistics_from_algorithm_2():
+    """`averaging="cumulative"` in a frozen network is the paper's population estimate."""
+    layer = BatchNorm(5, averaging="cumulative", running_var="unbiased", rngs=nnx.Rngs(0))
+    xs = inputs((6, 5), 4)
+    for x in xs:
+        layer(x)
+    expected = reference.algorithm_2(xs)
+    assert_close(layer.mean[...], expected["mean"], CLOSE)
+    assert_close(layer.var[...], expected["var"], CLOSE)
+    assert bnjax.init_stats(5, averaging="cumulative").keys() == stats_of(layer).keys()
