@@ -46,13 +46,11 @@ class Training(Protocol):
 
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "ours": {
-        "norm": partial(
-            bnjax.linen.BatchNorm, momentum=MOMENTUM, epsilon=EPSILON, activation="relu"
-        ),
-        "activation": lambda x: x,  # the normalization has applied it
+    "ours": {"norm": partial(bnjax.linen.BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)},
+    "ours_separate": {
+        "norm": partial(bnjax.linen.BatchNorm, momentum=MOMENTUM, epsilon=EPSILON),
+        "activation": lambda x: nn.relu(x),  # which the model does not recognize, and adds
     },
-    "ours_separate": {"norm": partial(bnjax.linen.BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)},
     "flax": {"norm": partial(nn.BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)},
     "bias": {"norm": None},
 }

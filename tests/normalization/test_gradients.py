@@ -215,3 +215,12 @@ def test_gradients_of_a_batch_that_is_masked_as_a_whole_are_finite(impl):
     assert_close(dx, expected, {"rtol": 1e-6, "atol": 0})
     assert_close(dparams["bias"], np.sum(case.weights, 0), tolerances.gradient("float32"))
     assert np.isfinite(dparams["scale"]).all()
+
+
+def test_second_derivatives_of_a_variance_of_zero(x64):
+    """Where all values are equal the variance has its minimum: `maximum(var, 0)` halves them."""
+    x, direction = jnp.full((16, 5), 0.5), cases.make("dense", dtype="float64").weights
+    gradient = jax.grad(lambda x: bnjax.batch_moments(x, (0,)).var.sum())
+    product = jax.jit(lambda x: jax.jvp(gradient, (x,), (direction,))[1])(x)
+    exact = np.asarray(direction)
+    assert_close(product, 2 * (exact - exact.mean(0)) / 16, tolerances.EXACT)

@@ -6,6 +6,7 @@ The sums are tested by themselves, and then the layer, against float64.
 import contextlib
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import reference
 from eight_devices import mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tolerances import PARALLEL, assert_close
+from tolerances import EXACT, PARALLEL, assert_close
 
 import bnjax
 from bnjax.normalization.sums import pair_of_sums, slices_of
@@ -163,8 +164,31 @@ def test_a_large_layer_is_the_same_on_one_device_and_eight(how):
         arguments = jax.device_put(arguments, NamedSharding(mesh(8), P("data")))
     in_sight = jax.set_mesh(mesh(8)) if how.endswith("mesh") else contextlib.nullcontext()
     with in_sight:
-        result = jax.jit(layer)(*arguments, mask)
-    assert_layer(result, given, weights, mask)
+        program = jax.jit(layer).lower(*arguments, mask).compile()
+    assert_layer(program(*arguments, mask), given, weights, mask)
+    others = r" (all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+    assert not re.findall(others, program.as_text())  # slices stay on their device
+    gathered = len(re.findall(r" all-gather(?:-start)?\(", program.as_text()))
+    assert gathered == (1 if how.endswith("mesh") else 0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_large_layers_of_other_types(x64, dtype):
+    """bfloat16 is summed in float32, and slices of it are not added up among themselves."""
+    x, weights = (jnp.asarray(values(SHAPE, seed), dtype) for seed in (0, 1))
+
+    @jax.jit
+    def both(x, weights):
+        y, pullback, moments = jax.vjp(lambda x: bnjax.batch_transform(x, {}), x, has_aux=True)
+        return y, *pullback(weights), moments
+
+    y, dx, moments = both(x, weights)
+    assert y.dtype == dx.dtype == dtype
+    rounding = {"rtol": 2.0**-8, "atol": 1e-5} if dtype == "bfloat16" else EXACT
+    batch = reference.forward(x, None, None)
+    assert_close(y, batch.y, rounding)
+    assert_close(dx, reference.backward(weights, x, None).dx, rounding)
+    assert_close(moments.var, batch.var, MEANS if dtype == "bfloat16" else EXACT)
 
 
 @pytest.mark.parametrize("impl", ["fused", "autodiff"])

@@ -1,5 +1,7 @@
 """Outputs and moved statistics against NumPy float64, at any offset, mask, dtype and layout."""
 
+import itertools
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -73,20 +75,28 @@ SHAPES = [(8, 14, 14, 6), (4, 7, 6, 3), (2, 56, 8, 4), (60, 5)]
 """The sample is a seventh, a seventh and an eighth of each image; in the last, all."""
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("distance", [0.0, 30.0])
-def test_float32_far_from_zero_at_the_first_step(shape, distance):
+@pytest.mark.parametrize(
+    ("shape", "far"),
+    [
+        *itertools.product(SHAPES, [None]),
+        *itertools.product(SHAPES[:3], ["slices"]),
+        ((300, 4, 2, 3), "example"),
+    ],
+)
+def test_float32_far_from_zero_at_the_first_step(shape, far):
     """1e5 standard deviations, and not a statistic to help: at least as good as two passes.
 
-    The slices of the sample are at `distance` from the rest, which puts their mean up to sqrt(8)
-    standard deviations of the whole from its mean. Red for a shift by the running mean, by zero,
-    or by one value. Eight variances cancel at most; what XLA's sums of 900 values, all alike, are
-    off by counts nine times then, and stays below 6e-5.
+    Slices of the sample that are far from the rest put its mean up to sqrt(8) standard deviations
+    of the whole from that of the whole; an example that is far counts as one of 300. Red for a
+    shift by the running mean, by zero, or by one example. Eight variances cancel at most; what
+    XLA's sums of 900 values, all alike, are off by counts nine times then, and stays below 6e-5.
     """
     rng = np.random.default_rng(0)
     z = rng.normal(size=shape)
-    if len(shape) == 4:
-        z[:, : shape[1] // (8 if shape[1] % 8 == 0 else 7)] += distance
+    if far == "slices":
+        z[:, : shape[1] // (8 if shape[1] % 8 == 0 else 7)] += 30
+    elif far == "example":
+        z[0] += 1000
     z /= z.std(tuple(range(len(shape) - 1)))
     x, dy = np.float32(1e5 + z), np.float32(rng.normal(size=shape))
     y, pullback, moments = value_and_pullback(x)
@@ -95,14 +105,16 @@ def test_float32_far_from_zero_at_the_first_step(shape, distance):
     batch, gradients = reference.forward(x, None, None), reference.backward(dy, x, None)
     exact = [batch.mean, batch.var, batch.y, gradients.dx]
     unit = tolerances.UNIT["float32"]
-    ulp = {"rtol": 0, "atol": 2 * unit * 1e5}
+    ulp = {"rtol": 0, "atol": 2.0**-7}  # what float32 tells apart there
     names = ("mean", "var", "y", "dx")
     for name, our, their, true in zip(names, ours, two_passes(x, dy), exact, strict=True):
         two_passes_error = np.abs(np.float64(their) - true).max()
         assert_close(our, true, {"rtol": 0, "atol": 2 * two_passes_error}, name)
     assert_close(moments.mean, batch.mean, ulp, "mean")
     assert_close(y, batch.y, ulp, "y")
-    assert_close(moments.var, batch.var, {"rtol": (1000 if distance else 16) * unit, "atol": 0})
+    assert_close(
+        moments.var, batch.var, {"rtol": (1000 if far == "slices" else 16) * unit, "atol": 0}
+    )
 
 
 @jax.jit
@@ -140,6 +152,16 @@ def test_a_constant_feature_gives_bias(impl, value):
     assert_close(y, np.tile(params["bias"], (37, 1)), {"rtol": 0, "atol": 1e-6})
     assert_close(stats["mean"], [np.float32(value)] * 2, {"rtol": 2e-7, "atol": 0})
     assert_close(stats["var"], [0, 0], {"rtol": 0, "atol": 1e-12 * (1 + value**2)})
+
+
+@pytest.mark.parametrize("value", [0.1, 1000.1, -3e4])
+def test_a_constant_feature_of_bfloat16_gives_bias(value):
+    """Its squares, summed around zero, leave a rounding of either sign: red if one is a root."""
+    x = jnp.full((1003, 2), value, jnp.bfloat16)
+    params = {"scale": jnp.array([2.0, -1.0]), "bias": jnp.array([0.5, -3.0])}
+    y, stats = train(x, params, bnjax.init_stats(2), decay=0.0)
+    np.testing.assert_array_equal(y, np.tile(params["bias"], (1003, 1)))
+    assert (stats["var"] >= 0).all()
 
 
 @pytest.mark.parametrize("keys", [("scale",), ("bias",), ()])
