@@ -185,36 +185,38 @@ def _backward(
     dtype = rstd.dtype
     factor = rstd if scale is None else rstd * scale.astype(dtype)
     shift = jnp.zeros_like(factor) if bias is None else bias.astype(dtype)
-    features = (minus_mean, factor, shift)
+    features = [minus_mean, factor, shift]
+    dy = cotangents[0]
     masked_x = (x,) if mask is None else (x, mask)
 
     def over(feature: jax.Array) -> jax.Array:
         return jnp.expand_dims(feature, axes)
 
-    def centre_and_dz(
-        features: tuple[jax.Array, ...], dy: jax.Array, x: jax.Array, *mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """X - mean, and the gradient with respect to the activation's input."""
-        minus_mean, factor, shift = map(over, features)
-        centred = x.astype(dtype) + minus_mean
-        if mask:
-            centred = jnp.where(mask[0] | jnp.isfinite(x), centred, 0)
-        dy = dy.astype(dtype)
+    def centre(minus_mean: jax.Array, x: jax.Array, *mask: jax.Array) -> jax.Array:
+        centred = x.astype(dtype) + over(minus_mean)
+        return jnp.where(mask[0] | jnp.isfinite(x), centred, 0) if mask else centred
+
+    def before_activation(minus_mean: jax.Array, factor: jax.Array, shift: jax.Array) -> jax.Array:
+        """The gradient with respect to the activation's input."""
+        if transform.activation is None:
+            return dy
+        z = centre(minus_mean, *masked_x) * over(factor)
         if transform.activation == "relu":
-            return centred, jnp.where(centred * factor > -shift, dy, 0)
-        if transform.activation == "sigmoid":
-            y = jax.nn.sigmoid(centred * factor + shift)
-            return centred, dy * (y * (1 - y))
-        return centred, dy
+            return jnp.where(z > over(-shift), dy.astype(dtype), 0)
+        y = jax.nn.sigmoid(z + over(shift))
+        return dy.astype(dtype) * (y * (1 - y))
 
-    def terms(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-        centred, dz = centre_and_dz(features, *arrays)
-        return dz, dz * centred
+    def terms(dz: jax.Array, *masked_x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        dz = dz.astype(dtype)
+        return dz, dz * centre(minus_mean, *masked_x)
 
-    dbias, dscale = pair_of_sums(terms, (cotangents[0], *masked_x), axes)
-    # The barrier keeps XLA from writing out what both the sums and dx are computed from.
-    *features, dbias, dscale = lax.optimization_barrier((*features, dbias, dscale))
-    centred, dz = centre_and_dz(tuple(features), cotangents[0], *masked_x)
+    dz = before_activation(*features)
+    dbias, dscale = pair_of_sums(terms, (dz, *masked_x), axes)
+    if transform.activation is not None:
+        *features, dbias, dscale = _computed_anew(*features, dbias, dscale)
+        dz = before_activation(*features)
+    dz = dz.astype(dtype)
+    centred = centre(features[0], *masked_x)
     sums = [dbias, dscale * rstd]
     if mask is not None:
         dz = jnp.where(mask | jnp.isfinite(x), dz, 0)  # elsewhere z is `bias`, whatever x
@@ -241,6 +243,18 @@ def _backward(
 
     dx = _sum_over(_missing_axes(x, dx), dx)
     return dx.astype(x.dtype), gradient(1, scale), gradient(0, bias), None
+
+
+def _computed_anew(*values: jax.Array) -> tuple[jax.Array, ...]:
+    """The values, behind a barrier: what is computed from them again is not written out for both.
+
+    A GPU's memory is saved a pass by that; XLA's CPU backend fuses worse for it.
+    """
+
+    def barrier(*values: jax.Array) -> tuple[jax.Array, ...]:
+        return lax.optimization_barrier(values)
+
+    return lax.platform_dependent(*values, cpu=lambda *values: values, default=barrier)
 
 
 def _across(values: jax.Array, transform: Transform) -> jax.Array:
