@@ -304,3 +304,36 @@ def test_a_norm_gets_a_dtype_only_from_a_model_that_has_one():
         {"use_running_average": False, "name": "norm"},
         {"use_running_average": False, "name": "norm", "dtype": jnp.bfloat16},
     ]
+
+
+@pytest.mark.parametrize("activation", [nn.relu, nn.sigmoid])
+def test_our_normalization_applies_the_activation_itself(activation):
+    """The same numbers as one after the other; fewer bytes between the passes.
+
+    Red if it is applied twice or not at all, or if watching the preactivation changes the output.
+    """
+    x = jax.random.normal(jax.random.key(0), (8, 6, 6, 5))
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+
+    def run(activation):
+        layer = NormActivation(norm=BatchNorm, activation=activation)
+        variables = layer.init(jax.random.key(2), x, train=False)
+
+        def outcome(x):
+            y, new = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+            return jnp.sum(weights * y), (y, new)
+
+        (_, (y, new)), dx = jax.value_and_grad(outcome, has_aux=True)(x)
+        kept = jax.vjp(lambda x: outcome(x)[0], x)[1]
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
+        watched = layer.apply(variables, x, train=True, mutable=["batch_stats", "intermediates"])
+        return (y, new, dx), size, watched
+
+    together, size, (y, new) = run(activation)
+    apart, more, _ = run(lambda x: activation(x))
+    for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert size < more
+    np.testing.assert_allclose(y, together[0], rtol=1e-6, atol=1e-6)
+    (preactivation,) = new["intermediates"]["preactivation"]
+    np.testing.assert_allclose(activation(preactivation), y, rtol=1e-6)
