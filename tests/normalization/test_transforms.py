@@ -83,7 +83,7 @@ def test_checkpoint_updates_the_statistics_once(impl):
 
 @pytest.mark.parametrize("averaging", ["ema", "ema_debiased", "cumulative"])
 def test_scan_equals_the_loop(averaging):
-    """Statistics are the carry: bitwise as in a Python loop over the compiled step."""
+    """Statistics are the carry; XLA may round a step in a loop otherwise than alone, once."""
     x = jnp.stack([cases.make("dense").x + shift for shift in range(5)])
     stats = bnjax.init_stats(5, averaging=averaging)
 
@@ -95,8 +95,9 @@ def test_scan_equals_the_loop(averaging):
     scanned, ys = jax.lax.scan(step, stats, x)
     for batch, expected in zip(x, ys, strict=True):
         stats, y = step(stats, batch)
-        np.testing.assert_array_equal(y, expected)
-    jax.tree.map(np.testing.assert_array_equal, scanned, stats)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=4e-7)
+    for key, value in stats.items():
+        np.testing.assert_allclose(scanned[key], value, rtol=2**-22)
 
 
 def test_accumulated_gradients_are_those_of_groups():
