@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from bnjax.evidence.report import fill, same_picture
-from experiments.benchmarks import mnist as mnist_benchmark
+from experiments.benchmarks import batch_norm, mnist, train_step
 from experiments.mnist_lenet.figures import draw
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
@@ -19,6 +19,7 @@ from experiments.mnist_lenet.table import arms_table, differences_text, drift_te
 ROOT = Path(__file__).parent.parent
 MNIST = ROOT / "experiments" / "mnist_lenet"
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
+SPEED = {"mnist": mnist, "batch_norm": batch_norm, "train_step": train_step}
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield MNIST / "results" / "summary.json", json.dumps(summary, indent=1) + "\n"
     blocks = _mnist_blocks(summary)
     yield MNIST / "README.md", _filled(MNIST / "README.md", blocks)
-    benchmark = json.loads((BENCHMARKS / "results" / "mnist.json").read_text())
-    speed = {"mnist_benchmark": mnist_benchmark.table(benchmark)}
+    speed = {
+        f"{name}_benchmark": benchmark.table(_result(name)) for name, benchmark in SPEED.items()
+    }
     yield BENCHMARKS / "README.md", _filled(BENCHMARKS / "README.md", speed)
     short = {name: blocks[name] for name in ("mnist_arms", "mnist_differences")}
     yield ROOT / "README.md", _filled(ROOT / "README.md", short)
@@ -66,6 +68,10 @@ def drift() -> list[str]:
             if not committed.exists() or not same_picture(fresh, committed):
                 drifted.append(committed)
     return [str(path.relative_to(ROOT)) for path in drifted]
+
+
+def _result(name: str) -> Any:
+    return json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
 
 
 def _mnist_blocks(summary: dict[str, Any]) -> dict[str, str]:
