@@ -40,7 +40,7 @@ from bnjax.normalization.fused import (
     normalize_fused,
 )
 from bnjax.normalization.groups import BatchChoice, choose_groups, normalize_groups
-from bnjax.normalization.moments import Moments, precision
+from bnjax.normalization.moments import Moments, precision, unbiased
 
 
 def init_params(
@@ -244,7 +244,7 @@ def update_stats(
     moments = jax.tree.map(lax.stop_gradient, moments)
     mean, var, size = moments
     if running_var == "unbiased":
-        var = var * (size / jnp.where(size > 1, size - 1, 1))
+        var = unbiased(var, size)
 
     new = dict(stats)
     weight: jax.Array | float = 1 - decay

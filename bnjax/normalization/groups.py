@@ -43,7 +43,8 @@ def choose_groups(
     Raises:
         ValueError: for an unknown choice, or one that would depend on the number of devices.
     """
-    index_groups = _checked(axis_index_groups, axis_name)
+    check_axis_index_groups(axis_index_groups, axis_name)
+    index_groups = None if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
     if batch == "all":
         shards = _shards_of_mesh(examples) if axis_name is None else 1
         return Groups(None, axis_name, index_groups, None, shards)
@@ -128,13 +129,13 @@ def _shards_of_mesh(examples: int) -> int:
     return mesh.size if examples % mesh.size == 0 else 1
 
 
-def _checked(
-    groups: Sequence[Sequence[int]] | None, axis_name: str | tuple[str, ...] | None
-) -> tuple[tuple[int, ...], ...] | None:
+def check_axis_index_groups(
+    groups: Sequence[Sequence[int]] | None, axis_name: str | Sequence[str] | None
+) -> None:
+    """Raises ValueError unless the groups divide an axis that is named, equally."""
     if groups is None:
-        return None
+        return
     if axis_name is None:
         raise ValueError(f"axis_index_groups={groups} needs axis_name: the axis they divide.")
     if len({len(group) for group in groups}) != 1:
         raise ValueError(f"axis_index_groups must be of one size, got {groups}.")
-    return tuple(map(tuple, groups))

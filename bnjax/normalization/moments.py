@@ -132,8 +132,7 @@ def _local_part(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> 
         sample = slices_of(x, axes)[0] if mask is None else x
         of_sample = divisor if mask is not None else batch_size(sample.shape, axes)
         shift = sample.sum(axes, dtype=dtype) / of_sample
-        # One number, whatever XLA fuses: rounded apart where it is used, it would leave its error.
-        shift = lax.optimization_barrier(lax.stop_gradient(shift))
+        shift = lax.stop_gradient(shift)  # the moments are the same about any number
     arrays = (x,) if mask is None else (x, mask)
     rest, square = pair_of_sums(lambda *arrays: about(shift, *arrays), arrays, axes)
     rest /= divisor
@@ -165,11 +164,7 @@ def _parts_of_devices(
     axis_index_groups: Sequence[Sequence[int]] | None,
 ) -> _Part:
     """Every device's moments, on a leading axis, by one collective."""
-    packed = _pack(local)
-    names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
-    # Where `shard_map` types what varies, the moments must not: every device has them all.
-    to = "invarying" if jax.typeof(packed).manual_axis_type.varying else "varying"
-    packed = lax.all_gather(packed, names, axis_index_groups=axis_index_groups, to=to)
+    packed = from_all_devices(_pack(local), axis_name, axis_index_groups)
     return _unpack(packed, local.size)
 
 
@@ -183,6 +178,23 @@ def _unpack(packed: jax.Array, size: jax.Array | int) -> _Part:
     shift, rest, var, *sizes = (packed[:, i] for i in range(packed.shape[1]))
     size = sizes[0] if sizes else jnp.full(packed.shape[:1], size, packed.dtype)
     return _Part(shift, rest, var, size)
+
+
+def from_all_devices(
+    values: jax.Array,
+    axis_name: str | Sequence[str],
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> jax.Array:
+    """The arrays of all devices that share a batch, on a leading axis."""
+    names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
+    # Where `shard_map` types what varies, these must not: every device has them all.
+    to = "invarying" if jax.typeof(values).manual_axis_type.varying else "varying"
+    return lax.all_gather(values, names, axis_index_groups=axis_index_groups, to=to)
+
+
+def unbiased(var: jax.Array, size: jax.Array) -> jax.Array:
+    """`var` times m/(m-1) for m values; `var` itself where there is one, or none."""
+    return var * (size / jnp.where(size > 1, size - 1, 1))
 
 
 def precision(dtype: DTypeLike) -> jnp.dtype:

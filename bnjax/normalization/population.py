@@ -15,7 +15,7 @@ from bnjax.normalization.arguments import (
 from bnjax.normalization.batch_norm import (
     update_stats,
 )
-from bnjax.normalization.moments import Moments, merge, pool
+from bnjax.normalization.moments import Moments, from_all_devices, merge, pool, unbiased
 
 Tree = Any
 
@@ -138,7 +138,7 @@ def add_batch(
             return update_stats(old, new, averaging="cumulative", running_var=running_var)
         mean, var, size = jax.tree.map(lax.stop_gradient, new)
         if estimator == "weighted" and running_var == "unbiased":
-            var = _unbiased(var, size)
+            var = unbiased(var, size)
         pairs = ((old["mean"], mean), (old["var"], var), (old["count"], size))
         parts = (jnp.stack([a, jnp.broadcast_to(b, a.shape)]) for a, b in pairs)
         mean, var, count = _combine(Moments(*parts), estimator)
@@ -164,9 +164,11 @@ def finish_estimate(
         mean = stats["mean"]
         moments = Moments(mean, stats["var"], stats["count"].astype(mean.dtype))
         if axis_name is not None:
-            moments = _combine(_gather(moments, axis_name), estimator)
+            packed = from_all_devices(jnp.stack(moments), axis_name)
+            parts = Moments(*(packed[:, i] for i in range(len(moments))))
+            moments = _combine(parts, estimator)
         if estimator == "pooled" and running_var == "unbiased":
-            moments = moments._replace(var=_unbiased(moments.var, moments.size))
+            moments = moments._replace(var=unbiased(moments.var, moments.size))
         return moments
 
     return jax.tree.map(finish, estimate, is_leaf=_is_stats)
@@ -177,19 +179,6 @@ def _combine(parts: Moments, estimator: Estimator) -> Moments:
     if estimator == "pooled":
         return merge(parts)
     return pool(parts)._replace(size=parts.size.sum(0))
-
-
-def _gather(moments: Moments, axis_name: str | Sequence[str]) -> Moments:
-    """Those of all devices, on a leading axis; for JAX's types, the same ones everywhere."""
-    names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
-    packed = jnp.stack(moments)
-    to = "invarying" if jax.typeof(packed).manual_axis_type.varying else "varying"
-    packed = lax.all_gather(packed, names, to=to)
-    return Moments(*(packed[:, i] for i in range(len(moments))))
-
-
-def _unbiased(var: jax.Array, size: jax.Array) -> jax.Array:
-    return var * (size / jnp.maximum(size - 1, 1))
 
 
 def _is_moments(node: Any) -> bool:

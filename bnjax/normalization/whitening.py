@@ -37,12 +37,12 @@ from bnjax.normalization.arguments import (
     Params,
     RunningVar,
     Stats,
+    check_features,
     check_update,
-    feature_axes,
+    split_axes,
 )
-from bnjax.normalization.batch_norm import (
-    update_stats,
-)
+from bnjax.normalization.batch_norm import update_stats
+from bnjax.normalization.groups import check_axis_index_groups
 from bnjax.normalization.moments import Moments, batch_moments, batch_size, precision
 from bnjax.normalization.whitening_matrix import Method, check_method, whitening_matrix
 
@@ -190,7 +190,7 @@ def whitening_transform(
     """
     features = _feature_count(x, axis)
     width = _group_width(features, groups)
-    _check_params(params, features)
+    check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon)
     vectors = _batch_vectors(x, axis, axis_name, axis_index_groups)
     if method == "pca" and vectors < width:
@@ -221,7 +221,7 @@ def whiten_population(
     """
     features = _feature_count(x, axis)
     groups = _check_stats(stats, features)
-    _check_params(params, features)
+    check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon)
     mean, cov = (stats[key].astype(precision(x.dtype)) for key in ("mean", "cov"))
     matrix = whitening_matrix(cov, method=method, epsilon=epsilon)
@@ -306,21 +306,13 @@ def _from_rows(rows: jax.Array, x: jax.Array, axis: int) -> jax.Array:
 
 
 def _feature_count(x: jax.Array, axis: int) -> int:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"x must be floating, got {x.dtype}: convert it first, for example x.astype(float32)."
-        )
-    if x.ndim < 2:
-        raise ValueError(
-            f"x must have an axis of examples and one of features, got shape {x.shape}: "
-            "add the missing axis, for example x[None]."
-        )
     if isinstance(axis, Sequence):
         raise ValueError(
             f"axis must be one axis, got {axis}: reshape x, so that what shall be whitened "
             "together lies along one."
         )
-    return int(x.shape[feature_axes(x.ndim, axis)[0]])
+    _, (features,) = split_axes(x, axis)
+    return features
 
 
 def _batch_vectors(
@@ -330,12 +322,8 @@ def _batch_vectors(
     axis_index_groups: Sequence[Sequence[int]] | None,
 ) -> int:
     """How many vectors the batch has, known while tracing."""
-    if axis_index_groups is not None and axis_name is None:
-        raise ValueError(
-            f"axis_index_groups={axis_index_groups} needs axis_name: the axis they divide."
-        )
-    others = [a for a in range(x.ndim) if a != axis % x.ndim]
-    vectors = batch_size(x.shape, others, axis_name, axis_index_groups)
+    check_axis_index_groups(axis_index_groups, axis_name)
+    vectors = batch_size(x.shape, split_axes(x, axis)[0], axis_name, axis_index_groups)
     if vectors < 2:
         raise ValueError(
             f"x of shape {x.shape} with feature axis {axis} leaves {vectors} vector for the "
@@ -369,16 +357,6 @@ def _group_width(features: int, groups: int) -> int:
             f"groups must divide the features, got groups={groups} for {features} features."
         )
     return features // groups
-
-
-def _check_params(params: Params, features: int) -> None:
-    if not set(params) <= {"scale", "bias"}:
-        raise ValueError(
-            f"params has the keys {sorted(params)}, expected ['bias', 'scale']: "
-            "make it with init_params."
-        )
-    for key, value in params.items():
-        _check_shape(f"params[{key!r}]", value, (features,), f"init_params({features})")
 
 
 def _check_stats(stats: Stats, features: int) -> int:

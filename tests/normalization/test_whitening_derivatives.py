@@ -344,7 +344,7 @@ def train(x=X, params=None, stats=None, **settings):
         ({"params": {"gamma": X[0]}}, r"params has the keys \['gamma'\].*init_params"),
         (
             {"params": {"scale": X[0, :1]}},
-            r"params\['scale'\] has shape \(1,\), but x needs \(6,\)",
+            r"params\['scale'\] has shape \(1,\), but x has features of shape \(6,\)",
         ),
         ({"stats": bnjax.init_stats(6)}, r"stats has the keys \['mean', 'var'\].*init_whitening"),
         (
