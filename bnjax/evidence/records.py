@@ -47,6 +47,18 @@ def environment() -> dict[str, Json]:
     }
 
 
+def require_commit(out: Path, results: Path) -> None:
+    """Raises ValueError if `out` lies in the committed results and the checkout is dirty."""
+    if not out.resolve().is_relative_to(results):
+        return
+    git = environment()["git"]
+    if git is None or git["dirty"]:
+        raise ValueError(
+            f"{out} holds results to be cited, which must come from a commit: "
+            "commit your changes first, or choose another --out."
+        )
+
+
 def tree_sha256(tree: Any) -> str:
     """Digest of a tree of arrays: paths, dtypes, shapes and values."""
     digest = hashlib.sha256()

@@ -9,7 +9,7 @@ import jax
 import tyro
 
 from bnjax.data import DataError, load_dataset
-from bnjax.evidence.records import environment
+from bnjax.evidence.records import require_commit
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import one_cpu_device_per_core
 from bnjax.training.topologies import MissingCompilerError
@@ -50,9 +50,7 @@ def run_batch_norm(
     """
     if config.keep_memory:
         memory.restart_keeping_memory()
-    _prepare(out)
-    result = batch_norm.measure(config)
-    _write(out, result, batch_norm.table(result))
+    _run(batch_norm, config, out)
 
 
 def run_train_step(
@@ -67,9 +65,7 @@ def run_train_step(
     """
     if config.keep_memory:
         memory.restart_keeping_memory()
-    _prepare(out)
-    result = train_step.measure(config)
-    _write(out, result, train_step.table(result))
+    _run(train_step, config, out)
 
 
 def run_compiled(
@@ -83,9 +79,7 @@ def run_compiled(
         out: Where compiled.json and compiled.md are written.
     """
     jax.config.update("jax_platforms", "cpu")  # chips are compiled for, none is used
-    _prepare(out)
-    result = compiled.measure(config)
-    _write(out, result, compiled.table(result))
+    _run(compiled, config, out)
 
 
 def main() -> None:
@@ -111,15 +105,15 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
+def _run(benchmark: Any, config: Any, out: Path) -> None:
+    _prepare(out)
+    result = benchmark.measure(config)
+    _write(out, result, benchmark.table(result))
+
+
 def _prepare(out: Path) -> None:
     """Makes the folder, before anything is measured; committed results need a clean commit."""
-    if out.resolve().is_relative_to(_RESULTS):
-        git = environment()["git"]
-        if git is None or git["dirty"]:
-            raise ValueError(
-                f"{out} is for results of a commit, and this checkout has changes: commit them, "
-                "or choose another --out."
-            )
+    require_commit(out, _RESULTS)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from experiments.benchmarks.machine import surroundings
 from experiments.benchmarks.turns import Spread, spread
 
 RATIOS = {
@@ -217,7 +218,7 @@ def _time_targets(result: Result) -> Iterator[str]:
 
 
 def _conditions(result: Result) -> Iterator[str]:
-    config, environment = result["config"], result["environment"]
+    config = result["config"]
     yield (
         "Forward and backward pass in one call: output, new statistics, gradients with respect to "
         "input, scale and bias. Equinox gets its images channels first, PyTorch in channels_last "
@@ -250,15 +251,7 @@ def _conditions(result: Result) -> Iterator[str]:
             f"Input {config['accuracy_shape']} with standard deviation 1 and that mean; errors "
             "against float64: of y absolute, of gradients relative to their largest value."
         )
-    versions = {"python": environment["python"], **environment["versions"], **result["peers"]}
-    settings = " ".join(f"{key}={value}" for key, value in result["allocation"].items())
-    device = environment["processor"]
-    if environment["backend"] != "cpu":
-        device += f", {environment['device_kind']}"
-    yield (
-        f"{device}; {', '.join(f'{name} {version}' for name, version in versions.items())}"
-        f"{'; ' if settings else ''}{settings}."
-    )
+    yield surroundings(result)
 
 
 def _target(what: str, value: str, reached: bool) -> str:

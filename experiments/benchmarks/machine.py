@@ -1,12 +1,25 @@
-"""What the machine can do: its rate of float32 matrix products."""
+"""What the machine is, in a line, and what it can do: its rate of float32 matrix products."""
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+
+def surroundings(result: dict[str, Any]) -> str:
+    """Processor, versions and allocator of a result with `environment`, `peers`, `allocation`."""
+    environment = result["environment"]
+    versions = {"python": environment["python"], **environment["versions"], **result["peers"]}
+    settings = " ".join(f"{key}={value}" for key, value in result["allocation"].items())
+    device = environment["processor"]
+    if environment["backend"] != "cpu":
+        device += f", {environment['device_kind']}"
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{device}; {named}{'; ' if settings else ''}{settings}."
 
 
 def matmul_flops_per_second(size: int, tries: int) -> float:

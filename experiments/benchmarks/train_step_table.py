@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from experiments.benchmarks.machine import surroundings
 from experiments.benchmarks.turns import Spread, spread
 
 MOST_ADDED = 0.05
@@ -72,7 +73,7 @@ def _targets(result: Result) -> Iterator[str]:
 
 
 def _conditions(result: Result) -> Iterator[str]:
-    config, environment = result["config"], result["environment"]
+    config = result["config"]
     yield (
         f"BN-Inception with {config['width']:g} of its widths, {config['batch_size']} images of "
         f"{config['image_size']}x{config['image_size']}, {config['classes']} classes, stem of "
@@ -84,15 +85,7 @@ def _conditions(result: Result) -> Iterator[str]:
         f"{config['turn_seconds']:g} s. What normalization adds is the median over the repeats, "
         "each step against the step with biases alone of the same repeat."
     )
-    versions = {"python": environment["python"], **environment["versions"], **result["peers"]}
-    settings = " ".join(f"{key}={value}" for key, value in result["allocation"].items())
-    device = environment["processor"]
-    if environment["backend"] != "cpu":
-        device += f", {environment['device_kind']}"
-    yield (
-        f"{device}; {', '.join(f'{name} {version}' for name, version in versions.items())}"
-        f"{'; ' if settings else ''}{settings}."
-    )
+    yield surroundings(result)
 
 
 def _three(taken: Spread, unit: float) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bnjax.data import DataError, load_dataset
-from bnjax.evidence.records import RecordError, environment
+from bnjax.evidence.records import RecordError, require_commit
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import one_cpu_device_per_core
@@ -68,7 +68,7 @@ def run(arguments: Arguments) -> None:
     out = arguments.out or Path("runs/mnist_lenet") / arguments.preset
     if arguments.resume and not any(out.glob("*-s*/record.json")):
         raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
-    _refuse_dirty_results(out)
+    require_commit(out, _RESULTS)
     dataset = load_dataset(config.data, data_dir=arguments.data_dir)
     if config.batch_size > len(dataset.train.labels):
         raise ValueError(
@@ -112,17 +112,6 @@ def _parse(argv: list[str]) -> Arguments:
 def _command(*flags: str) -> str:
     given = [argument for argument in sys.argv[1:] if argument not in flags]
     return shlex.join(["python", "-m", "experiments.mnist_lenet", *given, *flags])
-
-
-def _refuse_dirty_results(out: Path) -> None:
-    if not out.resolve().is_relative_to(_RESULTS):
-        return
-    git = environment()["git"]
-    if git is None or git["dirty"]:
-        raise ValueError(
-            f"{out} holds results to be cited, which must come from a commit: "
-            "commit your changes first, or choose another --out."
-        )
 
 
 if __name__ == "__main__":

@@ -4,72 +4,27 @@ Where nothing but the process's end is at stake, `main` runs in this process, wh
 train up to eight runs, one each.
 """
 
-import contextlib
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
-from made_results import write_pair, write_run
-from scipy import stats
+from mnist_commands import ROOT, TINY, Ended, assert_same_runs, content, end, flags, start
 
 from bnjax.data import load_dataset
 from bnjax.evidence.records import read_metrics, read_record
 from experiments.mnist_lenet import __main__ as command
 from experiments.mnist_lenet.config import PRESETS, Config
 from experiments.mnist_lenet.runs import main_task
-from experiments.mnist_lenet.summary import steps_to, summarize
+from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import (
     arms_table,
-    differences_text,
-    drift_text,
-    sweep_table,
 )
 from experiments.mnist_lenet.train import train
-
-ROOT = Path(__file__).parents[2]
-TINY = {
-    "steps": 40,
-    "steps_per_dispatch": 10,
-    "eval_every": 10,
-    "sparse_eval_every": 20,
-    "checkpoint_every": 10,
-    "population_batches": 2,
-    "probe_examples": 50,
-    "units_every": 20,
-}
-
-
-def flags(**values) -> list[str]:
-    return [
-        part for key, value in values.items() for part in (f"--{key.replace('_', '-')}", str(value))
-    ]
-
-
-def start(*arguments, **options) -> subprocess.Popen:
-    code = [sys.executable, "-m", "experiments.mnist_lenet", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(code, cwd=ROOT, **pipes, **options)
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def end(process: subprocess.Popen) -> Ended:
-    out, err = process.communicate(timeout=300)
-    return Ended(process.returncode, out, err)
 
 
 @pytest.fixture
@@ -89,22 +44,6 @@ def cli(monkeypatch, capsys):
         return Ended(code, captured.out, captured.err + message)
 
     return call
-
-
-def content(directory: Path) -> dict[str, bytes]:
-    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
-
-
-def assert_same_runs(actual: Path, desired: Path, names):
-    """Bitwise the same log, and the same final metrics, parameters and statistics."""
-    for name in names:
-        first, second = (read_record(out / name)["final"] for out in (actual, desired))
-        assert first["state_sha256"] == second["state_sha256"], name
-        assert first["test"] == second["test"]
-        assert first["test_population"] == second["test_population"]
-        logs = [(out / name / "metrics.jsonl").read_bytes() for out in (actual, desired)]
-        assert logs[0] == logs[1], name
 
 
 # --- One run from its command to its table ---------------------------------------------------
@@ -274,7 +213,7 @@ def test_help_names_every_field(cli):
 def test_results_to_be_cited_come_from_a_commit(cli, monkeypatch):
     """A run into the committed results is refused while tracked files differ from the commit."""
     dirty = {"git": {"commit": "a" * 40, "dirty": True}}
-    monkeypatch.setattr(command, "environment", lambda: dirty)
+    monkeypatch.setattr("bnjax.evidence.records.environment", lambda: dirty)
     out = ROOT / "experiments" / "mnist_lenet" / "results" / "new"
     ended = cli("--out", out)
     assert ended.code == 1
@@ -347,93 +286,6 @@ def test_lenet_is_cut_shorter_than_the_mlp():
     assert list(config.run_seeds("lenet")) == [0, 1]
 
 
-# --- From runs to numbers --------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    out = tmp_path_factory.mktemp("made")
-    write_pair(out)
-    return out
-
-
-def test_steps_to_is_the_first_evaluation_that_reaches_the_accuracy():
-    steps, accuracy = np.array([0, 10, 20, 30]), np.array([0.1, 0.9, 0.89, 0.95])
-    assert steps_to(0.9, steps, accuracy) == 10
-    assert steps_to(0.95, steps, accuracy) == 30
-    assert steps_to(0.96, steps, accuracy) is None
-    assert steps_to(0.05, steps, accuracy) == 0
-
-
-def test_the_summary_by_hand(made):
-    """Made runs of 200 digits: 180 are 90 %, 190 are 95 %, 194 are 97 %, 195 are 97.5 %."""
-    plain, normalized = (summarize(made)["arms"][arm] for arm in ("mlp", "mlp_bn"))
-    assert plain["runs"] == 3
-    assert plain["steps_to"]["0.9"] == {  # at 1,000, 1,500 and 2,000
-        "reached": 3,
-        "mean": 1500.0,
-        "sd": 500.0,
-    }
-    assert plain["steps_to"]["0.97"] == {"reached": 2, "mean": 2000.0, "sd": 0.0}
-    assert plain["steps_to"]["0.975"] == {"reached": 1, "mean": 2000.0, "sd": None}
-    assert normalized["steps_to"]["0.9"]["mean"] == round(2000 / 3, 6)
-    final = np.array([192, 194, 196]) / 200
-    assert plain["final_accuracy"] == {"mean": 0.97, "sd": round(final.std(ddof=1), 6)}
-    assert normalized["final_accuracy_algorithm_2"] == {"mean": 0.98, "sd": 0.01}
-    assert "final_accuracy_algorithm_2" not in plain
-    # lengths 3, 0, 1, 9, 2 are 3 on average, as are those of shifted paths; doubled ones are 6
-    assert plain["median_path_length"] == {"mean": 4.0, "sd": round(np.sqrt(3), 6)}
-    assert normalized["median_path_length_running"] == {"mean": 6.0, "sd": 0.0}
-
-
-def test_the_difference_is_paired_by_seed(made):
-    """Red for an interval of unpaired runs, or runs paired in another order."""
-    (difference,) = summarize(made)["differences"]
-    change = np.array([195 - 192, 198 - 194, 196 - 196]) / 200
-    interval = stats.ttest_1samp(change, 0).confidence_interval(0.95)
-    assert difference["arms"] == ["mlp_bn", "mlp"]
-    assert difference["seeds"] == 3
-    assert difference["mean"] == round(change.mean(), 6)
-    np.testing.assert_allclose(difference["confidence_95"], interval, atol=1e-6)
-
-
-def test_only_finished_runs_count(made, tmp_path):
-    out = shutil.copytree(made, tmp_path / "out")
-    write_run(out, "mlp", 3, [0] * 5, finished=False)
-    assert summarize(out) == summarize(made)
-
-
-def test_the_tables(made):
-    summary = summarize(made)
-    assert arms_table(summary).splitlines()[2:] == [
-        "| 3x100 sigmoid | 3 | 1,500 ± 500 | 1,833 ± 289 | 2,000 ± 0 (2 of 3) "
-        "| 2,000 (1 of 3) | 97.00 ± 1.00 |  |",
-        "| 3x100 sigmoid, BN | 3 | 667 ± 289 | 1,000 ± 0 | 1,333 ± 289 | 1,500 ± 500 "
-        "| 98.17 ± 0.76 | 98.00 ± 1.00 |",
-    ]
-    assert differences_text(summary).startswith(
-        "- 3x100 sigmoid, BN minus 3x100 sigmoid: +1.17 points, 95 % confidence interval "
-    )
-    assert drift_text(summary).splitlines() == [
-        "- 3x100 sigmoid: 4.00 ± 1.73; from step 1,000 on.",
-        "- 3x100 sigmoid, BN: 3.00 ± 0.00; by running statistics 6.00 ± 0.00; from step 1,000 on.",
-    ]
-    assert sweep_table(summary).splitlines() == [
-        "| learning rate | 3x100 sigmoid (2,000 steps) | 3x100 sigmoid, BN (2,000 steps) |",
-        "| ---: | ---: | ---: |",
-        "| 0.1 | **95.50 ± 0.71** | **97.50 ± 0.71** |",
-        "| 1 | 90.50 ± 0.71 | 92.50 ± 0.71 |",
-    ]
-
-
-def test_an_arm_that_lacks_a_rate_leaves_its_cell_empty(made, tmp_path):
-    out = shutil.copytree(made, tmp_path / "out")
-    for seed in (0, 1):
-        shutil.rmtree(out / "sweep" / f"mlp-lr0.1-s{seed}")
-    lines = sweep_table(summarize(out)).splitlines()
-    assert lines[2:] == ["| 0.1 |  | **97.50 ± 0.71** |", "| 1 | **90.50 ± 0.71** | 92.50 ± 0.71 |"]
-
-
 # --- What training gives ---------------------------------------------------------------------
 
 
@@ -501,84 +353,6 @@ def test_lenet_trains_through_the_command(tmp_path, cli):
     metrics = read_metrics(tmp_path / "lenet_bn-s0")
     assert metrics[-1]["test"]["loss"] < metrics[0]["test"]["loss"]
     assert len(metrics[0]["units"]["p50"]) == 84
-
-
-# --- Interruption ----------------------------------------------------------------------------
-
-LONG = TINY | {"steps": 1_000, "eval_every": 50, "sparse_eval_every": 50}
-LONG |= {"checkpoint_every": 100, "units_every": 100, "seeds": 2, "arms": "mlp_bn"}
-NAMES = ("mlp_bn-s0", "mlp_bn-s1")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    out = tmp_path_factory.mktemp("uninterrupted")
-    ended = end(start(*flags(**LONG), "--out", out))
-    assert ended.code == 0, ended.err
-    return out
-
-
-@contextlib.contextmanager
-def running(out: Path, *, until):
-    """A training process that has come as far as `until` says; ended with the block."""
-    with start(*flags(**LONG), "--out", out) as process:
-        try:
-            deadline = time.monotonic() + 240
-            while not until():
-                assert process.poll() is None, process.communicate()[1]
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            yield process
-        finally:
-            process.kill()
-
-
-def first_bar(err: str) -> str:
-    """Steps done when a progress bar was first drawn."""
-    return re.search(r"\| *([0-9.]+k?)/", err)[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_resumes_bitwise(uninterrupted, tmp_path, number):
-    out = tmp_path / "with blank"
-    metrics = out / NAMES[0] / "metrics.jsonl"
-    with running(
-        out, until=lambda: metrics.exists() and '"step":50' in metrics.read_text()
-    ) as process:
-        process.send_signal(number)
-        ended = end(process)
-    assert ended.code == 128 + number, ended.err
-    assert "Traceback" not in ended.err
-    step = int(re.search(r"Stopped at step ([\d,]+); saved\.", ended.out)[1].replace(",", ""))
-    assert 50 <= step < 1_000
-    advice = ended.out.strip().splitlines()[-1].strip()
-    assert advice.startswith("python -m experiments.mnist_lenet ")
-    assert advice.endswith(f"--out '{out}' --resume")
-    assert not read_record(out / NAMES[0])["finished"]
-
-    resumed = end(start(*flags(**LONG), "--out", out, "--resume"))
-    assert resumed.code == 0, resumed.err
-    assert first_bar(resumed.err) not in ("0", "0.00")
-    assert_same_runs(out, uninterrupted, NAMES)
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_bitwise(uninterrupted, tmp_path):
-    """From its last checkpoint; a torn line at the end of the log is made whole."""
-
-    def saved():
-        return any(path.name.isdigit() for path in tmp_path.glob("checkpoints/*/*"))
-
-    with running(tmp_path, until=saved) as process:
-        process.kill()
-        process.wait()
-    metrics = tmp_path / NAMES[1] / "metrics.jsonl"
-    metrics.write_text(metrics.read_text() + '{"step":29')
-    again = end(start(*flags(**LONG), "--out", tmp_path))
-    assert again.code == 0, again.err
-    assert first_bar(again.err) not in ("0", "0.00")
-    assert_same_runs(tmp_path, uninterrupted, NAMES)
 
 
 def test_ctrl_c_outside_training_says_how_to_go_on(cli, monkeypatch):

@@ -1,0 +1,100 @@
+"""From the runs of the MNIST experiment to its numbers and tables."""
+
+import shutil
+
+import numpy as np
+import pytest
+from made_results import write_pair, write_run
+from scipy import stats
+
+from experiments.mnist_lenet.summary import steps_to, summarize
+from experiments.mnist_lenet.table import (
+    arms_table,
+    differences_text,
+    drift_text,
+    sweep_table,
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    write_pair(out)
+    return out
+
+
+def test_steps_to_is_the_first_evaluation_that_reaches_the_accuracy():
+    steps, accuracy = np.array([0, 10, 20, 30]), np.array([0.1, 0.9, 0.89, 0.95])
+    assert steps_to(0.9, steps, accuracy) == 10
+    assert steps_to(0.95, steps, accuracy) == 30
+    assert steps_to(0.96, steps, accuracy) is None
+    assert steps_to(0.05, steps, accuracy) == 0
+
+
+def test_the_summary_by_hand(made):
+    """Made runs of 200 digits: 180 are 90 %, 190 are 95 %, 194 are 97 %, 195 are 97.5 %."""
+    plain, normalized = (summarize(made)["arms"][arm] for arm in ("mlp", "mlp_bn"))
+    assert plain["runs"] == 3
+    assert plain["steps_to"]["0.9"] == {  # at 1,000, 1,500 and 2,000
+        "reached": 3,
+        "mean": 1500.0,
+        "sd": 500.0,
+    }
+    assert plain["steps_to"]["0.97"] == {"reached": 2, "mean": 2000.0, "sd": 0.0}
+    assert plain["steps_to"]["0.975"] == {"reached": 1, "mean": 2000.0, "sd": None}
+    assert normalized["steps_to"]["0.9"]["mean"] == round(2000 / 3, 6)
+    final = np.array([192, 194, 196]) / 200
+    assert plain["final_accuracy"] == {"mean": 0.97, "sd": round(final.std(ddof=1), 6)}
+    assert normalized["final_accuracy_algorithm_2"] == {"mean": 0.98, "sd": 0.01}
+    assert "final_accuracy_algorithm_2" not in plain
+    # lengths 3, 0, 1, 9, 2 are 3 on average, as are those of shifted paths; doubled ones are 6
+    assert plain["median_path_length"] == {"mean": 4.0, "sd": round(np.sqrt(3), 6)}
+    assert normalized["median_path_length_running"] == {"mean": 6.0, "sd": 0.0}
+
+
+def test_the_difference_is_paired_by_seed(made):
+    """Red for an interval of unpaired runs, or runs paired in another order."""
+    (difference,) = summarize(made)["differences"]
+    change = np.array([195 - 192, 198 - 194, 196 - 196]) / 200
+    interval = stats.ttest_1samp(change, 0).confidence_interval(0.95)
+    assert difference["arms"] == ["mlp_bn", "mlp"]
+    assert difference["seeds"] == 3
+    assert difference["mean"] == round(change.mean(), 6)
+    np.testing.assert_allclose(difference["confidence_95"], interval, atol=1e-6)
+
+
+def test_only_finished_runs_count(made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    write_run(out, "mlp", 3, [0] * 5, finished=False)
+    assert summarize(out) == summarize(made)
+
+
+def test_the_tables(made):
+    summary = summarize(made)
+    assert arms_table(summary).splitlines()[2:] == [
+        "| 3x100 sigmoid | 3 | 1,500 ± 500 | 1,833 ± 289 | 2,000 ± 0 (2 of 3) "
+        "| 2,000 (1 of 3) | 97.00 ± 1.00 |  |",
+        "| 3x100 sigmoid, BN | 3 | 667 ± 289 | 1,000 ± 0 | 1,333 ± 289 | 1,500 ± 500 "
+        "| 98.17 ± 0.76 | 98.00 ± 1.00 |",
+    ]
+    assert differences_text(summary).startswith(
+        "- 3x100 sigmoid, BN minus 3x100 sigmoid: +1.17 points, 95 % confidence interval "
+    )
+    assert drift_text(summary).splitlines() == [
+        "- 3x100 sigmoid: 4.00 ± 1.73; from step 1,000 on.",
+        "- 3x100 sigmoid, BN: 3.00 ± 0.00; by running statistics 6.00 ± 0.00; from step 1,000 on.",
+    ]
+    assert sweep_table(summary).splitlines() == [
+        "| learning rate | 3x100 sigmoid (2,000 steps) | 3x100 sigmoid, BN (2,000 steps) |",
+        "| ---: | ---: | ---: |",
+        "| 0.1 | **95.50 ± 0.71** | **97.50 ± 0.71** |",
+        "| 1 | 90.50 ± 0.71 | 92.50 ± 0.71 |",
+    ]
+
+
+def test_an_arm_that_lacks_a_rate_leaves_its_cell_empty(made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    for seed in (0, 1):
+        shutil.rmtree(out / "sweep" / f"mlp-lr0.1-s{seed}")
+    lines = sweep_table(summarize(out)).splitlines()
+    assert lines[2:] == ["| 0.1 |  | **97.50 ± 0.71** |", "| 1 | **90.50 ± 0.71** | 92.50 ± 0.71 |"]

@@ -1,0 +1,160 @@
+"""Checkpoints: one writer to a directory, its errors and its death."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+from made_checkpoints import CONFIG, make_state, steps_on_disk
+
+from bnjax.training.checkpoints import CheckpointError, Checkpoints
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with (
+        Checkpoints(tmp_path, config=CONFIG),
+        pytest.raises(CheckpointError, match=rf"{tmp_path} is in use.*process {os.getpid()}"),
+    ):
+        Checkpoints(tmp_path, config=CONFIG)
+    with Checkpoints(tmp_path, config=CONFIG):
+        pass
+
+
+def test_closed_checkpoints_say_so(tmp_path):
+    checkpoints = Checkpoints(tmp_path, config=CONFIG)
+    checkpoints.close()
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match="are closed"):
+        checkpoints.save(0, make_state(0))
+
+
+def test_a_full_disk_is_reported_before_writing(run, monkeypatch):
+    usage = shutil.disk_usage(run)._replace(free=7)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with Checkpoints(run, config=CONFIG) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"state has 16 bytes, .* has only 7 free"):
+            checkpoints.save(3, {"a": np.zeros(2)})
+        assert checkpoints.latest() == 2
+
+
+def block_writes(run):
+    (run / "9.tmp").write_text("a file where the writer expects a folder")
+
+
+def test_a_failed_write_surfaces_in_the_next_save_and_can_be_repeated(run):
+    with Checkpoints(run, config=CONFIG) as checkpoints:
+        block_writes(run)
+        checkpoints.save(3, make_state(3))
+        with pytest.raises(CheckpointError, match=r"step 3 was not saved in .*NotADirectoryError"):
+            checkpoints.save(4, make_state(4))
+        (run / "9.tmp").unlink()
+        checkpoints.save(4, make_state(4))
+    assert steps_on_disk(run) == ["2", "4"]
+
+
+def test_a_write_that_fails_half_way_gives_its_space_back(run, monkeypatch):
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with Checkpoints(run, config=CONFIG) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            checkpoints.save(3, make_state(3))
+            with pytest.raises(CheckpointError, match=r"step 3 .* No space left on device"):
+                checkpoints.latest()
+        assert steps_on_disk(run) == ["1", "2"]
+        assert checkpoints.restore(make_state(0)).step == 2
+
+
+def test_a_failed_write_surfaces_on_close_and_frees_the_directory(run):
+    checkpoints = Checkpoints(run, config=CONFIG)
+    block_writes(run)
+    checkpoints.save(3, make_state(3))
+    with pytest.raises(CheckpointError, match="step 3 was not saved"):
+        checkpoints.close()
+    (run / "9.tmp").unlink()
+    with Checkpoints(run, config=CONFIG) as checkpoints:
+        assert checkpoints.restore(make_state(0)).step == 2
+
+
+def test_a_failed_write_does_not_hide_the_error_that_ended_the_block(run):
+    def train():
+        with Checkpoints(run, config=CONFIG) as checkpoints:
+            block_writes(run)
+            checkpoints.save(3, make_state(3))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        train()
+    assert "step 3 was not saved" in caught.value.__notes__[0]
+
+
+FORGETFUL_WRITER = """
+import sys
+import numpy as np
+from bnjax.training.checkpoints import Checkpoints
+
+Checkpoints(sys.argv[1], config={}).save(1, {"a": np.zeros(1_000_000)})
+"""
+
+
+def test_a_save_lost_because_nobody_closed_is_reported(tmp_path):
+    """Orbax cannot finish while Python shuts down; red if that passes in silence."""
+    ended = subprocess.run(
+        [sys.executable, "-c", FORGETFUL_WRITER, tmp_path], capture_output=True, text=True
+    )
+    assert (tmp_path / "1").is_dir() or "step 1 was not saved" in ended.stderr
+
+
+def test_unfinished_folders_are_ignored_and_cleared(run):
+    shutil.copytree(run / "2", run / "3.tmp")
+    (run / "3.tmp" / "arrays.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(run, config=CONFIG) as checkpoints:
+        assert checkpoints.latest() == 2
+    assert steps_on_disk(run) == ["1", "2"]
+
+
+ENDLESS_WRITER = """
+import sys
+import numpy as np
+from bnjax.training.checkpoints import Checkpoints
+
+with Checkpoints(sys.argv[1], config={}) as checkpoints:
+    checkpoints.save(0, {"a": np.zeros(1_000_000)})
+    checkpoints.latest()
+    print("saved", flush=True)
+    for step in range(1, 10_000):
+        checkpoints.save(step, {"a": np.full(1_000_000, float(step))})
+"""
+
+
+def test_kill_in_mid_save_leaves_the_last_finished_checkpoint(tmp_path):
+    """Red if a checkpoint has its name before it is whole, or the lock outlives its owner."""
+    interrupted = 0
+    runs = [tmp_path / str(number) for number in range(3)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, run], stdout=subprocess.PIPE)
+        for run in runs
+    ]
+    try:
+        for number, writer in enumerate(writers):
+            assert writer.stdout.readline() == b"saved\n"
+            time.sleep(0.05 + 0.1 * number)
+            writer.send_signal(signal.SIGKILL)
+            writer.communicate()
+    finally:
+        for writer in writers:
+            writer.kill()
+    for run in runs:
+        interrupted += any(path.suffix == ".tmp" for path in run.iterdir())
+        with Checkpoints(run, config={}) as checkpoints, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            restored = checkpoints.restore({"a": np.zeros(1_000_000)})
+        np.testing.assert_array_equal(restored.state["a"], restored.step)
+        assert not any(path.suffix == ".tmp" for path in run.iterdir())
+    assert interrupted, "no writer was killed while it was writing"
