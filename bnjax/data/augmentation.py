@@ -1,0 +1,278 @@
+"""What a network sees of an image: a random view in training, fixed ones in evaluation.
+
+Host-side and pure: a view is a function of the image, the fields and the generator. Views are
+uint8; `Augmentation` and the arguments hold every choice, each with where it comes from.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from bnjax.data.crops import (
+    AREA,
+    ASPECT,
+    ATTEMPTS,
+    CENTRE,
+    SCALES,
+    Window,
+    central_window,
+    five_windows,
+    sample_window,
+    scaled_size,
+    squares,
+    whole,
+)
+from bnjax.data.decoding import DamagedImageError, Image, Interpolation, Picture, open_image
+from bnjax.data.distortions import Distortion, distort
+
+__all__ = [
+    "Augmentation",
+    "DamagedImageError",
+    "Image",
+    "evaluation_view",
+    "evaluation_views",
+    "training_view",
+]
+
+_INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "area", "nearest", "bicubic")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A training view, every choice a field."""
+
+    image_size: int = 224
+    """Height and width of the views, pixels."""
+    crop: Literal["inception", "pad", "none"] = "inception"
+    """"inception": a part of the area, resized (Szegedy et al. 2014, section 6). "pad": `padding`
+    black pixels around the image and a crop of the image's scale, usual for CIFAR (He et al. 2015,
+    section 4.2). "none": the whole image, resized where it is of another size."""
+    area: tuple[float, float] = AREA
+    """Of "inception": least and largest part of the image's area."""
+    aspect: tuple[float, float] = ASPECT
+    """Of "inception": least and largest width over height."""
+    aspect_spacing: Literal["uniform", "log_uniform"] = "uniform"
+    """Of "inception": how the aspect ratio is drawn; the paper says "randomly"."""
+    attempts: int = ATTEMPTS
+    """Of "inception": draws that do not fit into the image before the fall-back."""
+    interpolation: Interpolation | Literal["random"] = "bilinear"
+    """How a window is resized; "random": one of the four evenly, as late in GoogLeNet's training
+    (Szegedy et al. 2014, section 6)."""
+    padding: int = 4
+    """Of "pad": pixels on each side."""
+    mirror: bool = True
+    """Mirror every other view from left to right, as a coin falls."""
+    photometric: Literal["none", "reduced", "full"] = "full"
+    """Strength of the distortions of colours; "reduced" is change 7 of Ioffe & Szegedy 2015,
+    section 4.2.1, which gives no number."""
+    distortion: Distortion = field(default_factory=Distortion)
+    """What "full" means."""
+    reduced: float = 0.5
+    """What "reduced" means: this part of each range; our choice."""
+
+    def __post_init__(self) -> None:
+        for name, options in (
+            ("crop", ("inception", "pad", "none")),
+            ("aspect_spacing", ("uniform", "log_uniform")),
+            ("interpolation", (*_INTERPOLATIONS, "random")),
+            ("photometric", ("none", "reduced", "full")),
+        ):
+            if getattr(self, name) not in options:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(options)}; got {getattr(self, name)!r}."
+                )
+        for name, least in (("image_size", 1), ("attempts", 1), ("padding", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}.")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area must be two numbers, 0 < low <= high <= 1; got {self.area}.")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"aspect must be two numbers, 0 < low <= high; got {self.aspect}.")
+        if not 0 <= self.reduced <= 1:
+            raise ValueError(f"reduced must be in [0, 1], got {self.reduced}.")
+
+
+def training_view(image: Image, rng: np.random.Generator, augmentation: Augmentation) -> np.ndarray:
+    """A random view of an image: crop, mirror, distortion of colours, in this order.
+
+    Args:
+        image: a JPEG or PNG file, or uint8 [height, width, 1 or 3].
+        rng: a generator of this view alone: how often it is called depends on what it draws.
+        augmentation: the choices; `partial(training_view, augmentation=...)` is what
+            `training_batches` takes.
+
+    Returns:
+        uint8 [image_size, image_size, 3].
+
+    Raises:
+        DamagedImageError: the image cannot be decoded.
+        ValueError: the image is no image, or smaller than a crop after padding.
+    """
+    picture = open_image(image)
+    if augmentation.crop == "inception":
+        view = _inception_crop(picture, augmentation, rng)
+    elif augmentation.crop == "pad":
+        view = _padded_crop(picture, augmentation, rng)
+    else:
+        view = _whole(picture, augmentation.image_size, _draw_interpolation(augmentation, rng))
+    if augmentation.mirror and rng.random() < 0.5:
+        view = view[:, ::-1]
+    if augmentation.photometric == "none":
+        return np.ascontiguousarray(view)
+    factor = 1.0 if augmentation.photometric == "full" else augmentation.reduced
+    return distort(view, augmentation.distortion.scaled(factor), rng)
+
+
+def evaluation_view(
+    image: Image,
+    image_size: int,
+    *,
+    fraction: float = CENTRE,
+    shape: Literal["square", "image"] = "square",
+) -> np.ndarray:
+    """The central crop of an image: the single crop of all published numbers.
+
+    Args:
+        image: a JPEG or PNG file, or uint8 [height, width, 1 or 3].
+        image_size: height and width of the view, pixels.
+        fraction: of the side that stays; 1 for images that are their subject, as CIFAR's.
+        shape: "square" keeps that part of the shorter side, which is the crop of 224 pixels out of
+            256 (Krizhevsky et al. 2012); "image" that of each side, and squeezes it, as the public
+            Inception code does.
+
+    Returns:
+        uint8 [image_size, image_size, 3].
+
+    Raises:
+        DamagedImageError: the image cannot be decoded.
+        ValueError: an argument is out of its range.
+    """
+    _check_size(image_size)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+    if shape not in ("square", "image"):
+        raise ValueError(f"shape must be 'square' or 'image', got {shape!r}.")
+    picture = open_image(image)
+    window = central_window(picture.width, picture.height, fraction=fraction, shape=shape)
+    if window == (0, 0, picture.width, picture.height):
+        return _whole(picture, image_size, "bilinear")
+    return picture.resized(window, (image_size, image_size))
+
+
+def evaluation_views(
+    image: Image, image_size: int, crops: Literal[1, 10, 144], *, fraction: float = CENTRE
+) -> np.ndarray:
+    """The crops over which probabilities are averaged in evaluation.
+
+    - 1: `evaluation_view`.
+    - 10: the shorter side is resized to `image_size / fraction`; the corners and the centre of the
+      central square, and their mirror images (Krizhevsky et al. 2012).
+    - 144: the shorter side is resized to 256, 288, 320 and 352 for views of 224, for others in
+      proportion; of each the left, centre and right square (top, centre, bottom in portrait); of
+      each the corners, the centre, and the square resized (Szegedy et al. 2014, section 7).
+
+    Corners go upper left, upper right, lower left, lower right; each view's mirror image follows
+    it.
+
+    Args:
+        image: a JPEG or PNG file, or uint8 [height, width, 1 or 3].
+        image_size: height and width of the views, pixels.
+        crops: how many.
+        fraction: of 1 and 10 crops: of the shorter side that stays.
+
+    Returns:
+        uint8 [crops, image_size, image_size, 3].
+
+    Raises:
+        DamagedImageError: the image cannot be decoded.
+        ValueError: an argument is out of its range.
+    """
+    if crops == 1:
+        return evaluation_view(image, image_size, fraction=fraction)[None]
+    if crops not in (10, 144):
+        raise ValueError(f"crops must be 1, 10 or 144, got {crops}.")
+    _check_size(image_size)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+    pixels = open_image(image).pixels()
+    views = _ten(pixels, image_size, fraction) if crops == 10 else _googlenet(pixels, image_size)
+    return np.stack([turned for view in views for turned in (view, view[:, ::-1])])
+
+
+def _inception_crop(
+    picture: Picture, augmentation: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    window = sample_window(
+        picture.width,
+        picture.height,
+        rng,
+        area=augmentation.area,
+        aspect=augmentation.aspect,
+        spacing=augmentation.aspect_spacing,
+        attempts=augmentation.attempts,
+    )
+    size = augmentation.image_size
+    return picture.resized(window, (size, size), _draw_interpolation(augmentation, rng))
+
+
+def _padded_crop(
+    picture: Picture, augmentation: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    size, padding = augmentation.image_size, augmentation.padding
+    rest = [side + 2 * padding - size for side in (picture.height, picture.width)]
+    if min(rest) < 0:
+        raise ValueError(
+            f"an image of {picture.width} x {picture.height} pixels with padding={padding} is "
+            f"smaller than image_size={size}: choose crop='inception' or more padding."
+        )
+    top, left = (int(rng.integers(most + 1)) for most in rest)
+    padded = np.pad(picture.pixels(), ((padding, padding), (padding, padding), (0, 0)))
+    return padded[top : top + size, left : left + size]
+
+
+def _whole(picture: Picture, size: int, interpolation: Interpolation) -> np.ndarray:
+    """The whole image; its own pixels where it has the size."""
+    if (picture.width, picture.height) == (size, size):
+        return picture.pixels()
+    window = whole(picture.width, picture.height)
+    return picture.resized(window, (size, size), interpolation)
+
+
+def _draw_interpolation(augmentation: Augmentation, rng: np.random.Generator) -> Interpolation:
+    if augmentation.interpolation == "random":
+        return _INTERPOLATIONS[int(rng.integers(len(_INTERPOLATIONS)))]
+    return augmentation.interpolation
+
+
+def _ten(pixels: np.ndarray, size: int, fraction: float) -> Iterator[np.ndarray]:
+    scaled = _resized_to(pixels, round(size / fraction))
+    _, centre, _ = squares(scaled.width, scaled.height)
+    for window in five_windows(centre, size):
+        yield _cut(scaled, window)
+
+
+def _googlenet(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for scale in SCALES:
+        scaled = _resized_to(pixels, round(scale * size))
+        for square in squares(scaled.width, scaled.height):
+            for window in five_windows(square, size):
+                yield _cut(scaled, window)
+            yield scaled.resized(square, (size, size))
+
+
+def _resized_to(pixels: np.ndarray, shorter: int) -> Picture:
+    picture = open_image(pixels)
+    size = scaled_size(picture.width, picture.height, shorter)
+    return open_image(picture.resized(whole(picture.width, picture.height), size))
+
+
+def _cut(picture: Picture, window: Window) -> np.ndarray:
+    left, top, right, bottom = (int(edge) for edge in window.edges)
+    return picture.pixels()[top:bottom, left:right]
+
+
+def _check_size(image_size: int) -> None:
+    if image_size < 1:
+        raise ValueError(f"image_size must be >= 1, got {image_size}.")

@@ -1,0 +1,178 @@
+"""Encoded or plain images to uint8 RGB, and no more of them than a window needs.
+
+Of a JPEG file, Pillow decodes the rows down to the window's end, at a half, a quarter or an eighth
+of the size where the window stays as large as what is asked for.
+
+- Colours: grayscale is repeated, CMYK, YCCK and palettes are converted, an alpha channel is
+  dropped and what lies under it stands, as in TensorFlow and torchvision.
+- The orientation that EXIF data gives is not applied, as in TensorFlow, Caffe and torchvision:
+  ImageNet's published numbers are of pixels as stored.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from bnjax.data.crops import Window
+from bnjax.data.dataset import DataError
+from bnjax.data.jpeg import keep_rows
+
+Image = bytes | np.ndarray
+"""An encoded JPEG or PNG file, whatever its name is, or uint8 [height, width, 1 or 3]."""
+
+Interpolation = Literal["bilinear", "area", "nearest", "bicubic"]
+"""How an image is resized. All but "nearest" average over what an output pixel covers."""
+
+MOST_PIXELS = 1 << 26
+"""Images with more are refused: a file of a few bytes can claim any size. ImageNet's largest has
+below a third of it."""
+
+_JPEG = b"\xff\xd8"
+_FORMATS = {_JPEG: JpegImageFile, b"\x89P": PngImageFile}
+_FILTERS = {
+    "bilinear": Pillow.Resampling.BILINEAR,
+    "area": Pillow.Resampling.BOX,
+    "nearest": Pillow.Resampling.NEAREST,
+    "bicubic": Pillow.Resampling.BICUBIC,
+}
+
+
+class DamagedImageError(DataError):
+    """An image cannot be decoded; the message says why. Who reads records adds the record."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of which the header is read.
+
+    Attributes:
+        image: what it was made from.
+        width: pixels.
+        height: pixels.
+    """
+
+    image: Image
+    width: int
+    height: int
+
+    def pixels(self) -> np.ndarray:
+        """The whole image, uint8 [height, width, 3].
+
+        Raises:
+            DamagedImageError: the file is damaged.
+        """
+        if isinstance(self.image, bytes):
+            return np.array(_decode(self.image))
+        return np.repeat(self.image, 3 // self.image.shape[-1], axis=-1)
+
+    def resized(
+        self, window: Window, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+    ) -> np.ndarray:
+        """A window of the image, resized.
+
+        Pixel centres are at halves, and the filter's support grows with the scale: Pillow's rule,
+        by which a smaller image has no aliases. Pixels outside the window do not count.
+
+        Args:
+            window: within the image; a fraction of a pixel may be cut.
+            size: (width, height) of the result.
+            interpolation: how.
+
+        Returns:
+            uint8 [size[1], size[0], 3].
+
+        Raises:
+            DamagedImageError: the file is damaged where it is decoded, or cut off anywhere.
+        """
+        pixels, scale = _decode_window(self, window, None if interpolation == "nearest" else size)
+        left, top, right, bottom = (edge / scale for edge in window.edges)
+        hull = (int(left), int(top), math.ceil(right), math.ceil(bottom))
+        pixels = pixels.crop((*hull[:2], min(hull[2], pixels.width), min(hull[3], pixels.height)))
+        left, top, right, bottom = left - hull[0], top - hull[1], right - hull[0], bottom - hull[1]
+        box = (left, top, min(right, pixels.width), min(bottom, pixels.height))
+        return np.asarray(pixels.resize(size, _FILTERS[interpolation], box=box))
+
+
+def open_image(image: Image) -> Picture:
+    """Reads an image's size and refuses what cannot be an image.
+
+    Raises:
+        DamagedImageError: the bytes are no JPEG or PNG file, the header is damaged, or the image
+            has more than `MOST_PIXELS`.
+        ValueError: an array is not uint8 [height, width, 1 or 3], or is empty.
+    """
+    if isinstance(image, bytes):
+        return Picture(image, *_open(image).size)
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"image must be bytes or a NumPy array, got {type(image).__name__}.")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"image must be uint8 [height, width, 1 or 3], got {image.dtype} {list(image.shape)}."
+        )
+    if not image.size:
+        raise ValueError(f"image has no pixels: its shape is {list(image.shape)}.")
+    return Picture(image, image.shape[1], image.shape[0])
+
+
+def _decode_window(
+    picture: Picture, window: Window, least: tuple[int, int] | None
+) -> tuple[Pillow.Image, float]:
+    """What of the image holds the window, and how many of the image's pixels make one of it."""
+    if not isinstance(picture.image, bytes):
+        return Pillow.fromarray(picture.pixels()), 1.0
+    if not picture.image.startswith(_JPEG):
+        return _decode(picture.image), 1.0
+    factor = min(window.width // least[0], window.height // least[1]) if least else 1
+    if factor < 2:
+        return _decode(keep_rows(picture.image, math.ceil(window.edges[3]))), 1.0
+    file = _open(picture.image)
+    drafted = file.draft(None, (int(picture.width // factor), int(picture.height // factor)))
+    return _rgb(file), picture.width / drafted[1][2] if drafted else 1.0
+
+
+def _decode(data: bytes) -> Pillow.Image:
+    return _rgb(_open(data))
+
+
+def _rgb(file: ImageFile) -> Pillow.Image:
+    """Decodes; what any plug-in of Pillow raises then says that the file is damaged."""
+    try:
+        file.load()
+        if file.mode.startswith("I"):  # 16 bits: Pillow's own conversion cuts at 255
+            gray = (np.asarray(file) >> 8).astype(np.uint8)
+            return Pillow.fromarray(gray).convert("RGB")
+        return file if file.mode == "RGB" else file.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> DamagedImageError:
+    return DamagedImageError(f"{type(error).__name__}: {error}")
+
+
+def _open(data: bytes) -> ImageFile:
+    """The file's header, by its own class: Pillow's `open` would warn of a size that is refused."""
+    kind = _FORMATS.get(data[:2])
+    if kind is None:
+        raise DamagedImageError(
+            f"neither a JPEG nor a PNG file: {len(data)} bytes that begin with {data[:8]!r}"
+        )
+    try:
+        file = kind(io.BytesIO(data))
+    except Exception as error:
+        raise _damaged(error) from error
+    if file.width * file.height > MOST_PIXELS:
+        raise DamagedImageError(
+            f"{file.width} x {file.height} pixels, more than {MOST_PIXELS} in all, "
+            f"in {len(data)} bytes"
+        )
+    return file
