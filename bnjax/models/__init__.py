@@ -7,5 +7,27 @@ from bnjax.models.inception_v3 import InceptionV3
 from bnjax.models.layers import scaled_tanh
 from bnjax.models.lenet import LeNet5
 from bnjax.models.mlp import MLP
+from bnjax.models.pretrained import (
+    Preprocessing,
+    Pretrained,
+    Saved,
+    load_pretrained,
+    load_safetensors,
+    save_safetensors,
+)
 
-__all__ = ["MLP", "BNInception", "GoogLeNet", "InceptionV3", "LeNet5", "Logits", "scaled_tanh"]
+__all__ = [
+    "MLP",
+    "BNInception",
+    "GoogLeNet",
+    "InceptionV3",
+    "LeNet5",
+    "Logits",
+    "Preprocessing",
+    "Pretrained",
+    "Saved",
+    "load_pretrained",
+    "load_safetensors",
+    "save_safetensors",
+    "scaled_tanh",
+]

@@ -14,8 +14,10 @@ from bnjax.models.inception import (
     Conv,
     InceptionNetwork,
     Logits,
+    PoolRule,
     check_choice,
     googlenet_stem,
+    halve,
 )
 from bnjax.models.layers import DenseNorm, average_pool
 
@@ -129,9 +131,10 @@ class GoogLeNet(InceptionNetwork):
             and in training only.
         auxiliary_dropout: fraction of a side head's hidden units that is dropped in training.
         local_response_norm: whether the stem has it; Ioffe & Szegedy 2015 remove it with `norm`.
-        variant: `"torchvision"` has 3x3 kernels in place of 5x5 ones, a 2x2 last max pool, and side
-            heads on another pool and without `norm` in their dense layer. Its weights need it,
-            with a `norm` and `local_response_norm=False`.
+        variant: `"torchvision"` has 3x3 kernels in place of 5x5 ones, a 2x2 last max pool, max
+            pools that lie otherwise at odd sizes (`halve`), and side heads on another pool and
+            without `norm` in their dense layer. Its weights need it, with a `norm` and
+            `local_response_norm=False`.
         padding: of the first convolution.
     """
 
@@ -152,6 +155,7 @@ class GoogLeNet(InceptionNetwork):
         self._check(images)
         grid = tuple(-(-n // self.stem_stride) for n in images.shape[1:3])
         paper = self.variant == "paper"
+        pool: PoolRule = "SAME" if paper else "CEIL"
         self._check_grid(images, grid, 9 if self.auxiliary and paper else 5)
         conv = partial(self._convolutions(), padding=self.padding)
         x = googlenet_stem(
@@ -159,6 +163,7 @@ class GoogLeNet(InceptionNetwork):
             conv,
             REDUCTIONS[self.stem_stride],
             local_response_norm=self.local_response_norm,
+            pool=pool,
             train=train,
         )
         heads = []
@@ -169,8 +174,7 @@ class GoogLeNet(InceptionNetwork):
             if row.name in HEADS_AFTER and self.auxiliary and (train or self.is_initializing()):
                 heads.append(self._side_head(row.name, conv)(x, train=train))
             if row.name in ("3b", "4e"):
-                size = 3 if paper or row.name == "3b" else 2
-                x = nn.max_pool(x, (size, size), (2, 2), "SAME")
+                x = halve(x, 3 if paper or row.name == "3b" else 2, pool)
         return Logits(self._classify(x, train), tuple(heads))
 
     def _side_head(self, name: str, conv: Conv) -> SideHead:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,10 @@ from bnjax.models.layers import (
     Norm,
     local_response_normalization,
 )
+
+PoolRule = Literal["SAME", "CEIL"]
+"""Where the windows of a max pool of stride 2 lie if the number of rows is odd: as in TensorFlow,
+or as in Caffe and in torch's `ceil_mode`, see `halve`."""
 
 Conv = Callable[..., nn.Module]
 """Makes a `ConvNorm`, `conv(features, kernel, strides, name=...)`, with a network's settings."""
@@ -151,6 +155,7 @@ def googlenet_stem(
     *,
     local_response_norm: bool,
     separable: bool = False,
+    pool: PoolRule = "SAME",
     train: bool,
 ) -> jax.Array:
     """The layers before the first Inception module of GoogLeNet and BN-Inception.
@@ -163,6 +168,7 @@ def googlenet_stem(
         reduction: its strides.
         local_response_norm: whether the two layers of it stand where the Caffe model has them.
         separable: whether the first convolution is, with 8 maps of each channel.
+        pool: of the max pools, at odd sizes.
         train: as for the network.
     """
     x = conv(
@@ -173,11 +179,24 @@ def googlenet_stem(
         name="conv1",
     )(x, train=train)  # 112x112x64
     if reduction.first_pool:
-        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")  # 56x56x64
+        x = halve(x, 3, pool)  # 56x56x64
     if local_response_norm:
         x = local_response_normalization(x)
     x = conv(64, (1, 1), name="conv2_reduce")(x, train=train)  # 56x56x64
     x = conv(192, (3, 3), name="conv2")(x, train=train)  # 56x56x192
     if local_response_norm:
         x = local_response_normalization(x)
-    return nn.max_pool(x, (3, 3), (2, 2), "SAME") if reduction.second_pool else x  # 28x28x192
+    return halve(x, 3, pool) if reduction.second_pool else x  # 28x28x192
+
+
+def halve(x: jax.Array, size: int, rule: PoolRule = "SAME") -> jax.Array:
+    """A max pool of stride 2 over `[n, h, w, c]`.
+
+    With an even number of rows both rules make half of them. With an odd one, `"SAME"` pads both
+    sides; `"CEIL"` puts the first window at the first row and lets the last one hang over the end
+    as long as it starts inside, which makes one row less if `size` is 3.
+    """
+    if rule == "SAME":
+        return nn.max_pool(x, (size, size), (2, 2), "SAME")
+    over = [(0, -(n - size) % 2) for n in x.shape[1:3]]
+    return nn.max_pool(x, (size, size), (2, 2), over)

@@ -1,0 +1,121 @@
+"""Variables to a safetensors file and back, bitwise."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class Saved(NamedTuple):
+    """What `load_safetensors` returns.
+
+    Attributes:
+        variables: nested dictionaries of NumPy arrays.
+        metadata: what was given to `save_safetensors`.
+    """
+
+    variables: dict[str, Any]
+    metadata: dict[str, str]
+
+
+def save_safetensors(
+    variables: Mapping[str, Any],
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a model's variables, for anyone to read.
+
+    Each array has the name of its path, joined by slashes: `params/conv_1a/conv/kernel`,
+    `batch_stats/conv_1a/norm/var`. Layouts are Flax's: kernels `[h, w, in, out]` and `[in, out]`.
+
+    Args:
+        variables: nested dictionaries of arrays, of any dtype that JAX has down to 8 bits.
+        path: of the new file; ends in `.safetensors`. An existing file is replaced.
+        metadata: text by name, kept in the file.
+
+    Raises:
+        ValueError: for another ending, names with a slash, nothing to save, leaves that are no
+            arrays, or metadata that is not text.
+    """
+    from safetensors.numpy import save_file  # late, as every reader of files here
+
+    path = _checked_path(path)
+    arrays: Arrays = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        names = [getattr(key, "key", None) for key in keys]
+        if not all(isinstance(name, str) and name and "/" not in name for name in names):
+            raise ValueError(
+                f"variables must be nested dictionaries with names without a slash, got the path "
+                f"{jax.tree_util.keystr(keys)}."
+            )
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            raise ValueError(
+                f"variables{jax.tree_util.keystr(keys)} must be an array, got {type(leaf)}."
+            )
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise ValueError(
+                f"variables{jax.tree_util.keystr(keys)} is of dtype {leaf.dtype}, which no file "
+                "holds: give jax.random.key_data of it."
+            )
+        arrays["/".join(map(str, names))] = np.array(leaf, order="C")
+    if not arrays:
+        raise ValueError("variables holds no array: there is nothing to save.")
+    texts = dict(metadata or {})
+    for name, text in texts.items():
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise ValueError(f"metadata must be text by name, got {name!r}: {text!r}.")
+    save_file(arrays, path, metadata=texts)
+
+
+def load_safetensors(path: str | Path) -> Saved:
+    """Reads what `save_safetensors` wrote: the same bits, dtypes and structure.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for another ending, a file that is damaged or not of safetensors, or names that
+            are not those of nested dictionaries.
+    """
+    arrays, metadata = read_safetensors(_checked_path(path))
+    variables: dict[str, Any] = {}
+    for name, value in arrays.items():
+        *parents, last = name.split("/")
+        place: Any = variables
+        for parent in parents:
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last in place:
+            raise ValueError(f"{path} has an array {name!r} and another inside it.")
+        place[last] = value
+    return Saved(variables, metadata)
+
+
+def read_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """The arrays of a file by name, and its metadata.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or not of safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged, truncated, or not of safetensors: {error}."
+        ) from error
+
+
+def _checked_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}.")
+    return path
