@@ -1,5 +1,7 @@
 """Eight CPU devices, strict promotion: set before any test can start a backend."""
 
+import os
+
 import jax
 import pytest
 
@@ -12,6 +14,21 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture(scope="session", autouse=True)
 def _eight_devices():
     assert jax.device_count() == 8
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_are_compiled_once(tmp_path_factory):
+    """By this process and those that its tests start: most of the suite's time is XLA's compiler.
+
+    Each worker of pytest-xdist has a folder of its own, for JAX does not write its files at once.
+    """
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture
