@@ -139,7 +139,7 @@ def _read(compiled: jax.stages.Compiled, topology: Topology, seconds: float) -> 
     memory, text = compiled.memory_analysis(), compiled.as_text()
     cost = {} if chip.platform == "cuda" else compiled.cost_analysis()
     if memory is None or text is None or cost is None:
-        raise NotImplementedError(
+        raise RuntimeError(
             f"this version of JAX says nothing about programs for {topology.name}: use another."
         )
     module = parse(text)

@@ -17,12 +17,13 @@ from eight_devices import (
     FEATURES,
     JITTED,
     MAPPED,
+    layer,
     make,
     mesh,
     rows_of,
     run,
 )
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tolerances import PARALLEL, assert_close
 
@@ -118,6 +119,18 @@ def test_jit_over_a_sharded_array_is_one_batch(how, masked):
     assert_one_batch(case, y, dx, dparams, stats)
 
 
+@pytest.mark.parametrize(("rows", "axis_type"), [(12, AxisType.Auto), (32, AxisType.Explicit)])
+def test_a_mesh_that_cannot_divide_the_examples(rows, axis_type):
+    """12 examples are not equal parts on 8 devices; arrays of explicit meshes divide themselves."""
+    case = make(masked=False)
+    x, weights = (a.reshape(-1, FEATURES)[:rows] for a in (case.x, case.weights))
+    with jax.set_mesh(jax.make_mesh((DEVICES,), ("data",), (axis_type,))):
+        if axis_type == AxisType.Explicit:
+            x, weights = jax.device_put((x, weights), P("data"))
+        y, stats, dx, dparams = jax.jit(layer)(x, weights, None, case.params, case.stats)
+    assert_one_batch(case._replace(x=x, weights=weights), y, dx, dparams, stats)
+
+
 @pytest.mark.parametrize("how", ["pmap", "sharded jit in a mesh"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_devices_whose_means_differ_far_from_zero(how, masked):
@@ -207,6 +220,26 @@ def test_gradients_through_a_mesh_of_two_axes(where, impl, check_vma):
     assert_close(dparams["bias"], sum(of_part.dbias for of_part in expected), PARALLEL, "dbias")
 
 
+def test_an_input_that_is_shared_by_devices_of_different_parameters():
+    """Each column of the mesh scales the same x its own way: dx is the sum over the columns."""
+    case = make(masked=False)
+    x, weights = (a.reshape(-1, FEATURES) for a in (case.x, case.weights))
+    scales = jnp.stack([case.params["scale"], case.params["bias"]])
+
+    def each(x, scale, weights):
+        def loss(x):
+            y, _ = bnjax.batch_transform(x, {"scale": scale[0]}, epsilon=EPSILON, axis_name="data")
+            return jax.lax.psum(jnp.sum(weights * y), "model")
+
+        return jax.grad(loss)(x)
+
+    rows = P("data")
+    specs = (rows, P("model"), rows)
+    mapped = jax.shard_map(each, mesh=mesh(4, 2), in_specs=specs, out_specs=rows)
+    expected = reference.backward(weights, x, scales.sum(0), epsilon=EPSILON).dx
+    assert_close(jax.jit(mapped)(x, scales, weights), expected, PARALLEL)
+
+
 def test_second_derivatives_through_a_shared_batch():
     """Sums over devices have derivatives as well: both ways of computing them agree."""
     case = make(masked=True)
@@ -245,25 +278,33 @@ def collectives(f, *arguments) -> list[int]:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_one_collective_forward_and_one_backward(masked):
-    """An all-gather of the devices' moments, an all-reduce of the sums of the gradient."""
+    """An all-gather of the devices' moments, an all-reduce of the sums of the gradient.
+
+    Those are the gradients of scale and bias as well: red if they are summed once more.
+    """
     case = make(masked)
+    rows = P("data")
 
-    def on_devices(f, *arguments):
-        specs = (P("data"),) * len(arguments)
-        each = jax.shard_map(f, mesh=mesh(DEVICES), in_specs=specs, out_specs=P("data"))
-        return collectives(each, *arguments)
+    def on_devices(f, *arguments, specs, out_specs):
+        each = jax.shard_map(f, mesh=mesh(DEVICES), in_specs=specs, out_specs=out_specs)
+        compiled = collectives(each, *arguments)
+        written = jax.jit(each).lower(*arguments).as_text()  # where XLA has combined nothing yet
+        assert written.count("stablehlo.all_reduce") == compiled[1]
+        return compiled
 
-    def forward(x, mask):
-        return bnjax.batch_transform(x, {}, mask=mask, axis_name="data")[0]
+    def forward(x, mask, params):
+        return bnjax.batch_transform(x, params, mask=mask, axis_name="data")[0]
 
-    def backward(x, mask, weights):
-        return jax.vjp(lambda x: forward(x, mask), x)[1](weights)[0]
+    def backward(x, mask, params, weights):
+        return jax.vjp(lambda x, params: forward(x, mask, params), x, params)[1](weights)
 
     x, mask, weights = (
         None if a is None else a.reshape(-1, a.shape[-1]) for a in (case.x, case.mask, case.weights)
     )
-    assert on_devices(forward, x, mask) == [1, 0]
-    assert on_devices(backward, x, mask, weights) == [1, 1]
+    placed = (rows, rows, P())
+    assert on_devices(forward, x, mask, case.params, specs=placed, out_specs=rows) == [1, 0]
+    given, both = (x, mask, case.params, weights), (rows, P())
+    assert on_devices(backward, *given, specs=(*placed, rows), out_specs=both) == [1, 1]
 
 
 IN_A_MESH = {"forward": ([1, 0],), "backward": ([1, 1],)}

@@ -112,17 +112,17 @@ def test_what_k_leaves_over_is_a_smaller_group(impl, masked):
 
 
 LAYOUTS = {
-    "channels_last": ((5, 3, 2, 4), -1, 0),
-    "channels_first": ((5, 4, 3, 2), 1, 0),
-    "per_activation": ((5, 2, 3), (1, 2), 0),
-    "features first": ((4, 5, 3), 0, 1),
-    "examples between features": ((2, 5, 3), (0, 2), 1),
+    "channels_last": ((8, 3, 2, 4), -1, 0),
+    "channels_first": ((8, 4, 3, 2), 1, 0),
+    "per_activation": ((8, 2, 3), (1, 2), 0),
+    "features first": ((4, 8, 3), 0, 1),
+    "examples between features": ((2, 8, 3), (0, 2), 1),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_groups_are_of_examples_in_every_layout(layout):
-    """Groups of 2 and 3 examples. Red if positions are grouped, or the groups come back mixed."""
+    """Groups of 3, 3 and 2. Red if positions are grouped, or the groups come back mixed."""
     shape, axis, examples = LAYOUTS[layout]
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -130,7 +130,7 @@ def test_groups_are_of_examples_in_every_layout(layout):
     features = tuple(shape[a] for a in axes)
     params, stats = bnjax.init_params(features), bnjax.init_stats(features)
     y, stats = train(x, params, stats, axis=axis, batch=3, decay=0.0)
-    parts = np.split(np.asarray(x), [3], axis=examples)
+    parts = np.split(np.asarray(x), [3, 6], axis=examples)
     batches = [reference.forward(part, None, None, axis=axis) for part in parts]
     assert_close(y, np.concatenate([batch.y for batch in batches], examples), PARALLEL)
     for key, value in reference.pooled(batches, "unbiased").items():

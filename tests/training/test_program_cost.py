@@ -173,7 +173,7 @@ def test_a_gpus_figures_are_counted():
 
 
 def test_a_compiler_that_says_nothing_is_named():
-    with pytest.raises(NotImplementedError, match="says nothing about programs for v5e:1"):
+    with pytest.raises(RuntimeError, match="says nothing about programs for v5e:1"):
         said("v5e", None)
 
 
