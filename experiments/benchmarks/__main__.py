@@ -13,7 +13,15 @@ from bnjax.evidence.records import require_commit
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import one_cpu_device_per_core
 from bnjax.training.topologies import MissingCompilerError
-from experiments.benchmarks import batch_norm, compiled, memory, mnist, train_step
+from experiments.benchmarks import (
+    batch_norm,
+    compiled,
+    memory,
+    mnist,
+    networks,
+    networks_memory,
+    train_step,
+)
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -68,6 +76,21 @@ def run_train_step(
     _run(train_step, config, out)
 
 
+def run_networks(
+    config: Annotated[networks.Config, tyro.conf.arg(name="")] = networks.Config(),  # noqa: B008
+    out: Path = Path("runs/benchmarks"),
+) -> None:
+    """A train step of BN-Inception, narrow and whole, in bnjax and in PyTorch.
+
+    Args:
+        config: what to measure.
+        out: Where networks.json and networks.md are written.
+    """
+    if config.keep_memory:
+        memory.restart_keeping_memory()
+    _run(networks, config, out)
+
+
 def run_compiled(
     config: Annotated[compiled.Config, tyro.conf.arg(name="")] = compiled.Config(),  # noqa: B008
     out: Path = Path("runs/benchmarks"),
@@ -82,6 +105,20 @@ def run_compiled(
     _run(compiled, config, out)
 
 
+def run_networks_memory(
+    config: Annotated[networks_memory.Config, tyro.conf.arg(name="")] = networks_memory.Config(),  # noqa: B008
+    out: Path = Path("runs/benchmarks"),
+) -> None:
+    """Memory that a training step of BN-Inception and Inception-v3 takes on a chip, by batch.
+
+    Args:
+        config: what to compile.
+        out: Where networks_memory.json and networks_memory.md are written.
+    """
+    jax.config.update("jax_platforms", "cpu")  # chips are compiled for, none is used
+    _run(networks_memory, config, out)
+
+
 def main() -> None:
     """Reads the command line and runs one benchmark."""
     try:
@@ -90,6 +127,8 @@ def main() -> None:
                 "batch_norm": run_batch_norm,
                 "compiled": run_compiled,
                 "mnist": run_mnist,
+                "networks": run_networks,
+                "networks_memory": run_networks_memory,
                 "train_step": run_train_step,
             },
             prog="python -m experiments.benchmarks",

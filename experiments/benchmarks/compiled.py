@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,14 +25,27 @@ import bnjax.linen
 from bnjax.evidence.records import environment
 from bnjax.models.bn_inception import BNInception
 from bnjax.models.layers import ConvNorm, Norm
+from bnjax.training.objectives import Objective
 from bnjax.training.optimizers import sgd
 from bnjax.training.program_cost import ProgramCost, abstract, compile_program
 from bnjax.training.state import TrainState
-from bnjax.training.steps import make_train_step
+from bnjax.training.steps import cross_entropy, make_train_step
 from bnjax.training.topologies import MissingCompilerError, Topology, find_topology
 from experiments.benchmarks.compiled_table import table
 
-__all__ = ["ARMS", "PROGRAMS", "SCHEMA", "Config", "measure", "table"]
+__all__ = [
+    "ARMS",
+    "PROGRAMS",
+    "SCHEMA",
+    "Config",
+    "Program",
+    "compile_data_parallel",
+    "compilers",
+    "find_topologies",
+    "measure",
+    "table",
+    "training_step",
+]
 
 SCHEMA = 1
 
@@ -76,8 +90,15 @@ class Config:
             raise ValueError(f"width must be > 0, got {self.width}.")
 
 
-class _Program(NamedTuple):
-    """A function, and its arguments' shapes: what all chips hold, and what is split over them."""
+class Program(NamedTuple):
+    """A function, and its arguments' shapes: what all chips hold, and what is split over them.
+
+    Attributes:
+        function: of `shared` and `split`.
+        shared: its first argument.
+        split: its second one; the batch.
+        donate: whether the results may take the place of `shared`.
+    """
 
     function: Callable[..., Any]
     shared: Any
@@ -95,7 +116,7 @@ def measure(config: Config) -> dict[str, Any]:
         ValueError: for a topology that does not exist, or a program that does not fit.
         MissingCompilerError: if nothing at all can be compiled.
     """
-    topologies, missing = _topologies(config.topologies)
+    topologies, missing = find_topologies(config.topologies)
     rows = []
     for topology in topologies:
         for program in config.programs:
@@ -109,13 +130,13 @@ def measure(config: Config) -> dict[str, Any]:
         "benchmark": "compiled",
         "config": asdict(config),
         "environment": environment(),
-        "compilers": _compilers(),
+        "compilers": compilers(),
         "missing": missing,
         "rows": rows,
     }
 
 
-def _topologies(names: tuple[str, ...]) -> tuple[list[Topology], dict[str, str]]:
+def find_topologies(names: tuple[str, ...]) -> tuple[list[Topology], dict[str, str]]:
     """Those that can be compiled for, and why the others cannot."""
     found, missing = [], {}
     for name in names:
@@ -130,14 +151,30 @@ def _topologies(names: tuple[str, ...]) -> tuple[list[Topology], dict[str, str]]
 
 
 def _compile(
-    make: Callable[[Config, Norm | None, int], _Program],
+    make: Callable[[Config, Norm | None, int], Program],
     config: Config,
     norm: Norm | None,
     topology: Topology,
 ) -> ProgramCost:
+    return compile_data_parallel(functools.partial(make, config, norm), config.batch_size, topology)
+
+
+def compile_data_parallel(
+    make: Callable[[int], Program], batch_size: int, topology: Topology
+) -> ProgramCost:
+    """Compiles a program whose batch is split over the chips.
+
+    Args:
+        make: makes it for so many examples on all chips together.
+        batch_size: examples on each chip.
+        topology: the chips.
+
+    Raises:
+        DoesNotFitError: if the compiler refuses it for want of memory.
+    """
     mesh = Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
     everywhere, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    program = make(config, norm, config.batch_size * mesh.size)
+    program = make(batch_size * mesh.size)
     compiled = jax.jit(
         program.function,
         donate_argnums=(0,) if program.donate else (),
@@ -151,26 +188,50 @@ def _compile(
     )
 
 
-def _bn_inception(config: Config, norm: Norm | None, examples: int) -> _Program:
+def _bn_inception(config: Config, norm: Norm | None, examples: int) -> Program:
     model = BNInception(norm=norm, width=config.width, dtype=jnp.bfloat16)
-    tx = sgd(0.1)
-    size = (config.image_size, config.image_size, 3)
+    return training_step(model, sgd(0.1), (config.image_size, config.image_size, 3), examples)
+
+
+def training_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image: tuple[int, int, int],
+    examples: int,
+    objective: Objective = cross_entropy,
+) -> Program:
+    """A whole training step on images in bfloat16.
+
+    Args:
+        model: to be trained; `dropout` has always the same key, as no number is ever drawn.
+        tx: its optimizer.
+        image: height, width and channels.
+        examples: of a batch, on all chips together.
+        objective: to be minimized.
+    """
     batch = (
-        jax.ShapeDtypeStruct((examples, *size), jnp.bfloat16),
+        jax.ShapeDtypeStruct((examples, *image), jnp.bfloat16),
         jax.ShapeDtypeStruct((examples,), jnp.int32),
     )
 
     def start() -> TrainState:
-        one = jnp.zeros((1, *size), jnp.bfloat16)
+        one = jnp.zeros((1, *image), jnp.bfloat16)
         variables = model.init(jax.random.key(0), one, train=False)
         params, stats = variables["params"], variables.get("batch_stats", {})
         return TrainState(jnp.int32(0), params, stats, tx.init(params))
 
     def apply(variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        logits, updates = model.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
         return logits, updates.get("batch_stats", {})
 
-    return _Program(make_train_step(apply, tx), jax.eval_shape(start), batch, donate=True)
+    step = make_train_step(apply, tx, objective)
+    return Program(step, jax.eval_shape(start), batch, donate=True)
 
 
 class _Stack(nn.Module):
@@ -184,7 +245,7 @@ class _Stack(nn.Module):
         return x
 
 
-def _convolutions(config: Config, norm: Norm | None, examples: int) -> _Program:
+def _convolutions(config: Config, norm: Norm | None, examples: int) -> Program:
     model = _Stack(norm, config.layers)
     images = jax.ShapeDtypeStruct((examples, 56, 56, 64), jnp.bfloat16)
 
@@ -201,10 +262,10 @@ def _convolutions(config: Config, norm: Norm | None, examples: int) -> _Program:
     def start() -> Any:
         return model.init(jax.random.key(0), jnp.zeros((1, 56, 56, 64), jnp.bfloat16), train=False)
 
-    return _Program(value_and_gradient, jax.eval_shape(start), images, donate=False)
+    return Program(value_and_gradient, jax.eval_shape(start), images, donate=False)
 
 
-PROGRAMS: dict[str, Callable[[Config, Norm | None, int], _Program]] = {
+PROGRAMS: dict[str, Callable[[Config, Norm | None, int], Program]] = {
     "bn_inception": _bn_inception,
     "convolutions": _convolutions,
 }
@@ -218,7 +279,7 @@ def _json(cost: ProgramCost) -> dict[str, Any]:
     }
 
 
-def _compilers() -> dict[str, str]:
+def compilers() -> dict[str, str]:
     """Versions of those that are installed."""
     versions = {}
     for name in _COMPILERS:

@@ -6,6 +6,7 @@ alone, turn by turn in one process; the same in eager PyTorch, where it is insta
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,13 +23,17 @@ from experiments.benchmarks.train_step_networks import (
 from experiments.benchmarks.train_step_table import table
 from experiments.benchmarks.turns import take_turns
 
-__all__ = ["CONTESTANTS", "SCHEMA", "Config", "measure", "table"]
+__all__ = ["CONTESTANTS", "SCHEMA", "Config", "find_torch", "measure", "race", "table"]
 
 SCHEMA = 1
 
-_TORCH = {"torch": "flax", "torch_bias": "bias"}  # whose initial parameters they take
+CONTESTANTS = (*NETWORKS, "torch", "torch_bias")
 
-CONTESTANTS = (*NETWORKS, *_TORCH)
+_TORCH = {  # whose initial parameters they take
+    "torch": "flax",
+    "torch_compiled": "flax",
+    "torch_bias": "bias",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def measure(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: if a contestant's loss is not finite at the end: its times mean nothing then.
     """
-    version, missing = _torch(config.contestants)
+    version, missing = find_torch(config.contestants)
     names = [name for name in config.contestants if name not in missing]
     return {
         "schema": SCHEMA,
@@ -106,10 +111,10 @@ def training(name: str, setting: Setting) -> Training:
     from experiments.benchmarks.train_step_torch import TorchTraining
 
     variables = initial_variables(network(_TORCH[name], setting), setting)
-    return TorchTraining(setting, variables["params"])
+    return TorchTraining(setting, variables["params"], compiled=name == "torch_compiled")
 
 
-def _torch(names: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
+def find_torch(names: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
     """Its version; or the contestants that need it, and why they are missing."""
     wanted = [name for name in names if name in _TORCH]
     if not wanted:
@@ -132,23 +137,39 @@ def _cell(config: Config, dtype: str, names: list[str]) -> dict[str, Any]:
         config.classes,
         config.learning_rate,
     )
+    return {
+        "dtype": dtype,
+        **race(setting, names, repeats=config.repeats, turn_seconds=config.turn_seconds),
+    }
+
+
+def race(
+    setting: Setting, names: Sequence[str], *, repeats: int, turn_seconds: float
+) -> dict[str, Any]:
+    """Times the named contestants turn by turn, for `repeats` and `turn_seconds` of `take_turns`.
+
+    Returns:
+        JSON values, raw, each by contestant.
+
+    Raises:
+        ValueError: if a contestant's loss is not finite at the end.
+    """
     trainings: dict[str, Training] = {}
     for name in names:
-        print(f"compiling: {name}, {dtype}", file=sys.stderr, flush=True)
+        print(f"compiling: {name}, {setting.dtype}", file=sys.stderr, flush=True)
         trainings[name] = training(name, setting)
     turns = take_turns(
         {name: each.run for name, each in trainings.items()},
-        repeats=config.repeats,
-        turn_seconds=config.turn_seconds,
+        repeats=repeats,
+        turn_seconds=turn_seconds,
     )
     losses = {name: each.loss() for name, each in trainings.items()}
     for name, loss in losses.items():
         if not math.isfinite(loss):
             raise ValueError(
-                f"{name} diverged: choose a learning_rate below {config.learning_rate}."
+                f"{name} diverged: choose a learning_rate below {setting.learning_rate}."
             )
     return {
-        "dtype": dtype,
         "seconds": {name: [turn.seconds for turn in taken] for name, taken in turns.items()},
         "page_faults": {
             name: [turn.page_faults for turn in taken] for name, taken in turns.items()

@@ -1,4 +1,4 @@
-"""The train step in eager PyTorch. Importing this file needs torch, of the parity extra."""
+"""The train step in PyTorch. Importing this file needs torch, of the parity extra."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,9 +21,12 @@ class TorchTraining:
         setting: as for the other contestants.
         params: initial parameters of `network("flax", setting)` or `network("bias", setting)`;
             without normalization parameters there is no normalization.
+        compiled: whether `torch.compile` does it, at the first step.
     """
 
-    def __init__(self, setting: Setting, params: Mapping[str, Any]) -> None:
+    def __init__(
+        self, setting: Setting, params: Mapping[str, Any], *, compiled: bool = False
+    ) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = BNInception(setting, normalized="norm" in params["conv1"])
         load(network, params)
@@ -31,6 +34,7 @@ class TorchTraining:
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.network = network.to(self._device).train()
+        self._forward = torch.compile(self.network) if compiled else self.network
         self._optimizer = torch.optim.SGD(
             self.network.parameters(), lr=setting.learning_rate, momentum=MOMENTUM
         )
@@ -45,7 +49,7 @@ class TorchTraining:
         for _ in range(steps):
             self._optimizer.zero_grad()
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._narrow):
-                logits = self.network(self._images)
+                logits = self._forward(self._images)
             self._loss = functional.cross_entropy(logits.float(), self._labels)
             self._loss.backward()
             self._optimizer.step()
