@@ -27,6 +27,7 @@ ALLOWED = {
     "bnjax.recalibration": {"bnjax.linen", "bnjax.normalization"},
     "bnjax.models": {"bnjax.models", "bnjax.linen"},
     "bnjax.data": {"bnjax.data"},
+    "bnjax.doctor": {"bnjax.doctor"},
     "bnjax.training": {"bnjax.training", "bnjax.evidence.records"},
     "bnjax.evidence": {"bnjax.evidence"},
     "experiments": {"bnjax", "experiments"},
@@ -114,7 +115,7 @@ def test_jit_and_placing_are_said_in_one_file():
 def test_imports_stay_light():
     """In a process of its own: this one has imported everything already."""
     light = ["bnjax", "bnjax.normalization", "bnjax.linen", "bnjax.models", "bnjax.data"]
-    light += ["bnjax.nnx", "bnjax.inference", "bnjax.recalibration"]
+    light += ["bnjax.nnx", "bnjax.inference", "bnjax.recalibration", "bnjax.doctor"]
     light += [name for name in MODULES if within(name, {"bnjax.training"})]
     lines = [
         "import importlib, sys",

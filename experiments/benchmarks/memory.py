@@ -10,17 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-KEEP = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-}
-"""Environment under which glibc gives no memory back to the system while the process lives.
-
-Without it every large array is a fresh mapping, whose pages the kernel clears at first touch, at
-every step anew. All three are needed: the second alone moves large arrays into the threads' own
-arenas, which are unmapped whole as soon as they are empty, whatever the third says.
-"""
+from bnjax.doctor import KEEP_MEMORY as KEEP
 
 SHARE_ACCELERATOR = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Environment under which JAX leaves some of an accelerator's memory to PyTorch."""

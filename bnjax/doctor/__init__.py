@@ -1,0 +1,23 @@
+"""What machine is this, and what will bite you here: `python -m bnjax.doctor`.
+
+`check()` prints the same in a notebook. `examine(take_snapshot())` gives the findings as values.
+Nothing here sets anything, asks the network, or initializes several hosts; nothing here fails.
+"""
+
+from bnjax.doctor.finding import Finding, Severity
+from bnjax.doctor.report import check, examine, report
+from bnjax.doctor.settings import KEEP_MEMORY
+from bnjax.doctor.snapshot import Device, Requirement, Snapshot, take_snapshot
+
+__all__ = [
+    "KEEP_MEMORY",
+    "Device",
+    "Finding",
+    "Requirement",
+    "Severity",
+    "Snapshot",
+    "check",
+    "examine",
+    "report",
+    "take_snapshot",
+]

@@ -1,0 +1,5 @@
+"""python -m bnjax.doctor: what machine is this, and what will bite you here."""
+
+from bnjax.doctor.report import check
+
+check()

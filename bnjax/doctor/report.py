@@ -1,0 +1,68 @@
+"""The doctor's words: what it saw, then what it found, the worst first."""
+
+import textwrap
+from typing import get_args
+
+from bnjax.doctor import devices, packages, settings
+from bnjax.doctor.finding import Finding, Severity
+from bnjax.doctor.snapshot import Snapshot, take_snapshot
+
+_SHOWN = ("jax", "jaxlib", "flax", "optax", "bnjax")
+_WIDTH = 96
+
+
+def check() -> None:
+    """Looks at this machine and prints what it is, what will bite here, and the remedies.
+
+    Starts JAX's backend, but never where several hosts have to start theirs together.
+    """
+    print(report(take_snapshot()))
+
+
+def examine(snapshot: Snapshot) -> list[Finding]:
+    """What will bite on such a machine, the worst first; nothing is looked at again."""
+    found = [
+        finding
+        for rule in (*devices.RULES, *packages.RULES, *settings.RULES)
+        for finding in rule(snapshot)
+    ]
+    found += [
+        Finding("note", f"Could not be read: {what}.", "none is needed; please report it")
+        for what in snapshot.unread
+    ]
+    return sorted(found, key=lambda finding: get_args(Severity).index(finding.severity))
+
+
+def report(snapshot: Snapshot) -> str:
+    """What was seen and found, as text."""
+    findings = examine(snapshot)
+    parts = [*_facts(snapshot), *map(_paragraph, findings)]
+    if not any(finding.severity != "note" for finding in findings):
+        parts.append("Nothing will bite here." if not findings else "Nothing worse than notes.")
+    return "\n".join(parts)
+
+
+def _facts(snapshot: Snapshot) -> list[str]:
+    versions = [f"{name} {snapshot.versions[name]}" for name in _SHOWN if name in snapshot.versions]
+    kinds = [device.kind for device in snapshot.devices]
+    present = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    chosen = snapshot.settings
+    return [
+        f"Python {snapshot.python} on {snapshot.system}; {', '.join(versions)}",
+        f"backend {snapshot.backend or 'not started'}"
+        + (f": {present}" if present else "")
+        + (f"; {snapshot.cores} cores" if snapshot.cores else ""),
+        f"matrix products {chosen.get('jax_default_matmul_precision') or 'default'}, "
+        f"float64 {'on' if chosen.get('jax_enable_x64') else 'off'}, "
+        f"XLA_FLAGS {snapshot.environ.get('XLA_FLAGS') or 'none'}",
+    ]
+
+
+def _paragraph(finding: Finding) -> str:
+    begin = f"[{finding.severity}] "
+    indent = " " * len(begin)
+    lines = textwrap.wrap(
+        finding.what, _WIDTH, initial_indent=begin, subsequent_indent=indent, break_on_hyphens=False
+    )
+    # A remedy may hold a command: it stays in one piece, to be copied.
+    return "\n".join([*lines, f"{indent}-> {finding.remedy}"])

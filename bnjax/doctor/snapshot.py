@@ -1,0 +1,341 @@
+"""What a process can see of its machine: read once, then judged without looking again."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from packaging.requirements import Requirement as _Requirement
+
+T = TypeVar("T")
+
+_SETTINGS = (
+    "jax_platforms",
+    "jax_default_matmul_precision",
+    "jax_enable_x64",
+    "jax_compilation_cache_dir",
+    "jax_disable_jit",
+    "jax_debug_nans",
+)
+_OWNERS = {  # whose requirements are read, of which extras
+    "bnjax": (),
+    "jax": ("tpu", "cuda12", "cuda13"),
+    "jax-cuda12-plugin": (),
+    "jax-cuda13-plugin": (),
+}
+_PATIENCE = 120.0  # seconds for a backend to start; a busy host of TPUs takes half a minute
+_TPUS = {  # PCI devices of Google, as JAX looks for them
+    *("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"),
+}
+
+
+class Device(NamedTuple):
+    """One of JAX's devices.
+
+    Attributes:
+        kind: such as "TPU v5 lite".
+        used: bytes of its memory in use; None where that is not told (CPU).
+        limit: bytes that may be used.
+    """
+
+    kind: str
+    used: int | None = None
+    limit: int | None = None
+
+
+class Requirement(NamedTuple):
+    """What a package wants of another.
+
+    Attributes:
+        owner: the package that wants it.
+        name: the package that is wanted.
+        versions: such as ">=0.10,<0.13"; empty for any.
+        needed: whether it must be there at all.
+    """
+
+    owner: str
+    name: str
+    versions: str
+    needed: bool
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A process and its machine. The defaults are a CPU on which nothing is amiss.
+
+    Attributes:
+        python: its version.
+        system: operating system and processor's architecture.
+        environ: environment variables.
+        versions: of all installed packages, by normalized name.
+        running_jax: the version that this process imported; None if that is not told.
+        requirements: bnjax's, and those of JAX that concern jaxlib, plugins and libtpu.
+        pinned: versions in the constraints.txt of the clone that bnjax runs from, if it does.
+        plugged: accelerators that the system shows, "NVIDIA GPU" or "TPU", with or without JAX.
+        cores: that the process may use; None if unknown.
+        quota: of the control group, in cores; None without one.
+        glibc: whether the C library is GNU's.
+        backend: JAX's; None if it was not started.
+        failure: why it was not.
+        devices: JAX's, of all hosts.
+        settings: of JAX, by name.
+        cache_writable: whether the folder of compiled programs is; None without a local one.
+        tensorflow_sees: accelerators that an imported TensorFlow may take, as it names them.
+        distributed: whether `jax.distributed` is initialized.
+        unread: what could not be read, and why.
+    """
+
+    python: str = "3.12.0"
+    system: str = "Linux x86_64"
+    environ: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    running_jax: str | None = None
+    requirements: tuple[Requirement, ...] = ()
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    plugged: tuple[str, ...] = ()
+    cores: int | None = 2
+    quota: float | None = None
+    glibc: bool = False
+    backend: str | None = "cpu"
+    failure: str = ""
+    devices: tuple[Device, ...] = (Device("cpu"),)
+    settings: Mapping[str, Any] = field(
+        default_factory=lambda: {"jax_compilation_cache_dir": "programs"}
+    )
+    cache_writable: bool | None = True
+    tensorflow_sees: tuple[str, ...] = ()
+    distributed: bool = False
+    unread: tuple[str, ...] = ()
+
+
+def take_snapshot(patience: float = _PATIENCE) -> Snapshot:
+    """Reads this process and its machine.
+
+    Starts JAX's backend, unless several hosts have to start theirs together and
+    `jax.distributed` is not initialized: then a backend would wait for the others, or make
+    initializing impossible.
+
+    Args:
+        patience: seconds that the backend may take.
+    """
+    unread: list[str] = []
+
+    def read(what: str, probe: Callable[[], T], otherwise: T) -> T:
+        try:
+            return probe()
+        except Exception as error:
+            unread.append(f"{what} ({_reason(error)})")
+            return otherwise
+
+    environ = dict(os.environ)
+    distributed = read("jax.distributed", jax.distributed.is_initialized, False)
+    if host_count(environ) > 1 and not distributed:
+        backend, devices, failure = None, (), "several hosts start theirs together"
+    else:
+        backend, devices, failure = _start_backend(environ, patience)
+    settings = read("JAX's settings", _settings, {})
+    return Snapshot(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        environ=environ,
+        versions=read("installed packages", _versions, {}),
+        running_jax=jax.__version__,
+        requirements=read("requirements", _requirements, ()),
+        pinned=read("constraints.txt", _pinned, {}),
+        plugged=read("device files", _plugged, ()),
+        cores=read("cores", _cores, None),
+        quota=read("the control group", _quota, None),
+        glibc=read("the C library", lambda: platform.libc_ver()[0] == "glibc", False),
+        backend=backend,
+        failure=failure,
+        devices=devices,
+        settings=settings,
+        cache_writable=read("the compilation cache", lambda: _writable(settings), None),
+        tensorflow_sees=read("TensorFlow's devices", _tensorflow_sees, ()),
+        distributed=distributed,
+        unread=tuple(unread),
+    )
+
+
+def host_count(environ: Mapping[str, str]) -> int:
+    """Processes that the environment says work together: Slurm, Open MPI, Cloud TPU."""
+    counts = [1]
+    if "SLURM_JOB_ID" in environ:
+        counts.append(_integer(environ.get("SLURM_NTASKS")))
+    counts.append(_integer(environ.get("OMPI_COMM_WORLD_SIZE")))
+    slices = max(1, _integer(environ.get("MEGASCALE_NUM_SLICES")))
+    workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
+    counts.append(slices * max(1, len(list(filter(None, workers.split(","))))))
+    return max(counts)
+
+
+def _integer(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 1
+
+
+def _start_backend(
+    environ: Mapping[str, str], patience: float
+) -> tuple[str | None, tuple[Device, ...], str]:
+    """The backend, its devices, and why there is none.
+
+    In a thread, for a backend that waits (for other hosts, for a driver) never returns.
+    """
+    refused = _refused_flags(environ)
+    if refused:
+        return None, (), refused
+    result: list[tuple[str | None, tuple[Device, ...], str]] = []
+
+    def start() -> None:
+        try:
+            devices = tuple(map(_device, jax.devices()))
+            result.append((jax.default_backend(), devices, ""))
+        except Exception as error:
+            result.append((None, (), _reason(error)))
+
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    thread.join(patience)
+    return result[0] if result else (None, (), f"it did not start within {patience:g} s")
+
+
+def _refused_flags(environ: Mapping[str, str]) -> str:
+    """What XLA says of XLA_FLAGS that it does not know, for which it would end the process."""
+    if not environ.get("XLA_FLAGS"):
+        return ""
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env={**environ, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""  # then XLA itself must say it
+    found = re.findall(r"Unknown flags? in XLA_FLAGS: .*", tried.stderr)
+    return found[0] if tried.returncode and found else ""
+
+
+def _device(device: Any) -> Device:
+    try:
+        memory = device.memory_stats() or {}
+    except Exception:  # some platforms, and devices of other hosts, do not tell
+        memory = {}
+    return Device(device.device_kind, memory.get("bytes_in_use"), memory.get("bytes_limit"))
+
+
+def _settings() -> dict[str, Any]:
+    return {name: jax.config.values.get(name) for name in _SETTINGS}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        _normal(found.metadata["Name"]): found.version
+        for found in importlib.metadata.distributions()
+        if found.metadata["Name"]
+    }
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _requirements() -> tuple[Requirement, ...]:
+    found = []
+    for owner, extras in _OWNERS.items():
+        try:
+            texts = importlib.metadata.requires(owner) or ()
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for wanted in map(_Requirement, texts):
+            always = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+            if always or any(wanted.marker.evaluate({"extra": extra}) for extra in extras):
+                found.append(
+                    Requirement(owner, _normal(wanted.name), str(wanted.specifier), always)
+                )
+    return tuple(dict.fromkeys(found))
+
+
+def _pinned() -> dict[str, str]:
+    """Nothing where bnjax is not run from a clone."""
+    file = Path(__file__).parents[2] / "constraints.txt"
+    if not file.exists():
+        return {}
+    pinned = {}
+    for line in file.read_text().splitlines():
+        text = line.partition("#")[0].strip()
+        if text:
+            wanted = _Requirement(text)
+            if wanted.marker is None or wanted.marker.evaluate():
+                pinned[_normal(wanted.name)] = next(iter(wanted.specifier)).version
+    return pinned
+
+
+def _plugged() -> tuple[str, ...]:
+    found = []
+    nvidia = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # the last under Windows' Linux
+    if any(map(os.path.exists, nvidia)):
+        found.append("NVIDIA GPU")
+    pci = Path("/sys/bus/pci/devices")
+    ids = [
+        [(device / name).read_text().strip() for name in ("vendor", "device")]
+        for device in (pci.iterdir() if pci.exists() else ())
+        if (device / "vendor").exists()
+    ]
+    if any(vendor == "0x1ae0" and device in _TPUS for vendor, device in ids) or list(
+        Path("/dev").glob("accel[0-9]*")
+    ):
+        found.append("TPU")
+    return tuple(found)
+
+
+def _cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()  # macOS
+
+
+def _quota() -> float | None:
+    """Of control groups, version 2, then 1."""
+    newer = Path("/sys/fs/cgroup/cpu.max")
+    if newer.exists():
+        limit, period = newer.read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    older = Path("/sys/fs/cgroup/cpu")
+    if (older / "cpu.cfs_quota_us").exists():
+        limit, period = (
+            (older / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+        )
+        return int(limit) / int(period) if int(limit) > 0 else None
+    return None
+
+
+def _writable(settings: Mapping[str, Any]) -> bool | None:
+    folder = settings.get("jax_compilation_cache_dir")
+    if not folder or "://" in folder:
+        return None
+    path = Path(folder).absolute()
+    there = next(part for part in (path, *path.parents) if part.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
+
+
+def _tensorflow_sees() -> tuple[str, ...]:
+    """Asks only a TensorFlow that is imported already: importing it takes seconds."""
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None:
+        return ()
+    visible = tensorflow.config.get_visible_devices()
+    return tuple(device.name for device in visible if device.device_type != "CPU")
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
