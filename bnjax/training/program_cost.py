@@ -8,7 +8,7 @@ import jax
 
 from bnjax.training.hlo import parse
 from bnjax.training.hlo_counts import Collective, collectives, matmul_flops, traffic
-from bnjax.training.topologies import Chip, Topology
+from bnjax.training.topologies import Topology
 
 Tree = Any
 
@@ -94,25 +94,6 @@ def abstract(tree: Tree, sharding: jax.sharding.Sharding) -> Tree:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )
-
-
-def least_seconds(cost: ProgramCost, chip: Chip) -> float | None:
-    """The time below which the chip's stated rates cannot go: products, memory or links.
-
-    The three are taken to overlap wholly. An all-reduce sends its bytes twice over the links.
-
-    Returns:
-        Seconds; None for a CPU, whose rates are not stated.
-    """
-    products, memory, links = (
-        chip.matmul_flops_per_second,
-        chip.memory_bytes_per_second,
-        chip.link_bytes_per_second,
-    )
-    if products is None or memory is None or links is None:
-        return None
-    sent = sum((2 if c.kind == "all-reduce" else 1) * c.bytes for c in cost.collectives)
-    return max(cost.flops / products, cost.bytes_accessed / memory, sent / links)
 
 
 def _check_placed(topology: Topology, args: Tree) -> None:

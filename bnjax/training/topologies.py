@@ -22,7 +22,7 @@ Platform = Literal["tpu", "cuda", "cpu"]
 _SLICES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SLICES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _CUBE = 4  # larger slices of a torus in three dimensions consist of cubes of this edge
-_GPUS_PER_HOST = 8
+GPUS_PER_HOST = 8
 
 _LIBTPU = {  # what libtpu reads once, as it is loaded; it would ask a cloud host otherwise
     "TPU_SKIP_MDS_QUERY": "1",
@@ -164,10 +164,10 @@ def _check_slice(name: str, chip: Chip, size: str) -> None:
 
 
 def _check_gpus(name: str, chip: Chip, count: int) -> None:
-    if count > chip.most or (count > _GPUS_PER_HOST and count % _GPUS_PER_HOST):
+    if count > chip.most or (count > GPUS_PER_HOST and count % GPUS_PER_HOST):
         raise ValueError(
-            f"topology: there is no {name!r}; up to {_GPUS_PER_HOST} GPUs are one host's, more "
-            f"are whole hosts': multiples of {_GPUS_PER_HOST} up to {chip.most}."
+            f"topology: there is no {name!r}; up to {GPUS_PER_HOST} GPUs are one host's, more "
+            f"are whole hosts': multiples of {GPUS_PER_HOST} up to {chip.most}."
         )
 
 
@@ -190,7 +190,7 @@ def _tpu(chip: Chip, size: str) -> list[jax.Device]:
 
 
 def _cuda(chip: Chip, count: int) -> list[jax.Device]:
-    hosts = max(1, count // _GPUS_PER_HOST)
+    hosts = max(1, count // GPUS_PER_HOST)
     try:
         topology = jax_topologies.get_topology_desc(
             platform="cuda",

@@ -10,10 +10,8 @@ from jax.sharding import PartitionSpec as P
 from bnjax.training.hlo_counts import Collective
 from bnjax.training.program_cost import (
     DoesNotFitError,
-    ProgramCost,
     abstract,
     compile_program,
-    least_seconds,
 )
 from bnjax.training.topologies import CHIPS, Topology, find_topology
 
@@ -175,35 +173,6 @@ def test_a_gpus_figures_are_counted():
 def test_a_compiler_that_says_nothing_is_named():
     with pytest.raises(RuntimeError, match="says nothing about programs for v5e:1"):
         said("v5e", None)
-
-
-def cost_of(flops, accessed, *collectives):
-    return ProgramCost(
-        topology="v5e:2x4",
-        device_kind="TPU v5 lite",
-        devices=8,
-        argument_bytes=0,
-        output_bytes=0,
-        alias_bytes=0,
-        temporary_bytes=0,
-        peak_bytes=0,
-        fits=True,
-        flops=flops,
-        bytes_accessed=accessed,
-        kernels=1,
-        seconds=None,
-        collectives=collectives,
-        compile_seconds=0.0,
-    )
-
-
-def test_the_slowest_of_products_memory_and_links_decides():
-    chip = CHIP["v5e"]
-    sums, gathers = Collective("all-reduce", 1, 10**9), Collective("all-gather", 1, 10**9)
-    assert least_seconds(cost_of(197e12, 0.0), chip) == 1.0
-    assert least_seconds(cost_of(0.0, 819e9 / 2), chip) == 0.5
-    assert least_seconds(cost_of(0.0, 0.0, sums, gathers), chip) == pytest.approx(3e9 / 200e9)
-    assert least_seconds(cost_of(1.0, 1.0), CHIP["cpu"]) is None
 
 
 def test_nothing_is_run(topology):
