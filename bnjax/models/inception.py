@@ -12,6 +12,7 @@ from flax.typing import Dtype
 from bnjax.models.layers import (
     Activation,
     ConvNorm,
+    Dropout,
     Initializer,
     Norm,
     local_response_normalization,
@@ -65,6 +66,7 @@ class InceptionNetwork(nn.Module):
         width: factor on all widths.
         stem_stride: total stride before the first Inception module: 8 (the papers), 4, 2 or 1.
         dropout: fraction of the pooled features that is dropped in training.
+        axis_name: mapped axis of the devices that share a batch, for dropout; `norm` has its own.
         count_include_pad: the border rule of average pools, see `average_pool`.
         kernel_init: of the convolutions.
         channels: of the images.
@@ -80,6 +82,7 @@ class InceptionNetwork(nn.Module):
     width: float = 1.0
     stem_stride: int = 8
     dropout: float = 0.0
+    axis_name: str | None = None
     count_include_pad: bool = False
     kernel_init: Initializer = nn.initializers.he_normal()
     channels: int = 3
@@ -136,7 +139,7 @@ class InceptionNetwork(nn.Module):
     def _classify(self, x: jax.Array, train: bool) -> jax.Array:
         """Logits of the last Inception module's output."""
         x = x.mean((1, 2))
-        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
         return nn.Dense(
             self.classes, dtype=self.dtype, param_dtype=self.param_dtype, name="logits"
         )(x)

@@ -251,6 +251,33 @@ def local_response_normalization(
     return (wide * (k + alpha / size * total) ** -beta).astype(x.dtype)
 
 
+class Dropout(nn.Module):
+    """Dropout whose masks do not depend on how a batch is divided over devices.
+
+    Attributes:
+        rate: fraction of the values that is zeroed in training; the others are scaled by
+            1 / (1 - rate).
+        axis_name: mapped axis of the devices that share a batch: each draws for all of it, and
+            takes its own examples' part. None where a program sees all of it.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[n, ...]` to an array of its shape; training needs the PRNG key `"dropout"`."""
+        if not train or self.rate == 0:
+            return x
+        keep, n = 1 - self.rate, x.shape[0]
+        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (n * devices, *x.shape[1:]))
+        if self.axis_name is not None:
+            first = n * lax.axis_index(self.axis_name)
+            kept = lax.dynamic_slice_in_dim(kept, first, n)
+        return jnp.where(kept, x / keep, jnp.zeros_like(x))
+
+
 class Subsample(nn.Module):
     """LeNet's subsampling: the sum of each 2x2 window, times a coefficient, plus a bias.
 

@@ -157,8 +157,8 @@ SOURCES = (
         notes=(
             *_AS_TORCH,
             "the gluon weights of timm want mean (123.675, 116.28, 103.53) and scale (58.395, "
-            "57.12, 57.375); its weights from TensorFlow have a background class first, which "
-            "class_offset=1 drops.",
+            "57.12, 57.375); files with 1,001 classes, of older versions, have TensorFlow's "
+            "background class first, which class_offset=1 drops.",
         ),
     ),
     Source(
