@@ -8,6 +8,7 @@ through all of them. For it, give the whole batch to one step, with `jax.checkpo
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -18,12 +19,13 @@ from jax import lax
 from bnjax.training.averaging import widened
 from bnjax.training.objectives import Metrics
 from bnjax.training.state import TrainState
+from bnjax.training.updates import AxisName, step_keys, sum_over_devices, update
 
 Tree = Any
 
-Loss = Callable[[Tree, Tree, Tree], tuple[jax.Array, tuple[Tree, Metrics]]]
-"""`loss(params, batch_stats, batch) -> (sum, (new batch_stats, metrics))`: the loss summed over
-the `metrics.examples` that count; for example from `bnjax.training.steps.make_loss`."""
+Loss = Callable[..., tuple[jax.Array, tuple[Tree, Metrics]]]
+"""`loss(params, batch_stats, batch, key=None) -> (sum, (new batch_stats, metrics))`: the loss
+summed over the `metrics.examples` that count; for example from `bnjax.training.steps.make_loss`."""
 
 Statistics = Literal["once", "each"]
 """How micro-batches move the running statistics: see `accumulate`."""
@@ -44,7 +46,14 @@ class Accumulated(NamedTuple):
 
 
 def accumulate(
-    loss: Loss, params: Tree, batch_stats: Tree, batches: Tree, *, statistics: Statistics
+    loss: Loss,
+    params: Tree,
+    batch_stats: Tree,
+    batches: Tree,
+    *,
+    statistics: Statistics,
+    key: jax.Array | None = None,
+    axis_name: AxisName = None,
 ) -> Accumulated:
     """The gradient over several micro-batches, one after another: memory holds one's activations.
 
@@ -67,32 +76,36 @@ def accumulate(
         loss: of one micro-batch.
         params: to differentiate by.
         batch_stats: before the update; an empty dict without normalization.
-        batches: tree of arrays `[micro_batches, ...]`, for example from `split_batch`. Where
-            layers need random numbers, a leaf of keys `[micro_batches]` among them.
+        batches: tree of arrays `[micro_batches, ...]`, for example from `split_batch`.
         statistics: `"once"` or `"each"`; there is no default because papers rarely say.
+        key: of random layers; micro-batch i's loss is given the key with i folded in.
+        axis_name: mapped axes of devices that hold a share of each micro-batch; all sums go over
+            them, at the end and at once.
 
     Raises:
         ValueError: for bad `statistics`, or batches without a common leading axis.
     """
     _check_statistics(statistics)
-    _leading("batches", batches)
-    first = jax.tree.map(lambda leaf: leaf[0], batches)
-    _, (_, metrics) = jax.eval_shape(loss, params, batch_stats, first)
+    numbers = jnp.arange(_leading("batches", batches))
+    keys = () if key is None else (jax.vmap(partial(jax.random.fold_in, key))(numbers),)
+    first = jax.tree.map(lambda leaf: leaf[0], (batches, *keys))
+    _, (_, metrics) = jax.eval_shape(loss, params, batch_stats, *first)
     start = Accumulated(
         jax.tree.map(_zeros, params),
         batch_stats if statistics == "each" else _start_mean(batch_stats),
         jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics),
     )
 
-    def visit(sums: Accumulated, batch: Tree) -> tuple[Accumulated, None]:
+    def visit(sums: Accumulated, batch: tuple[Tree, ...]) -> tuple[Accumulated, None]:
         old = sums.batch_stats if statistics == "each" else batch_stats
-        gradient, (new, metrics) = jax.grad(loss, has_aux=True)(params, old, batch)
+        gradient, (new, metrics) = jax.grad(loss, has_aux=True)(params, old, *batch)
         if statistics == "once":
             new = _add_change(sums.batch_stats, batch_stats, new, metrics.examples)
         gradient = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums.gradient, gradient)
         return Accumulated(gradient, new, jax.tree.map(jnp.add, sums.metrics, metrics)), None
 
-    sums, _ = lax.scan(visit, start, batches)
+    sums, _ = lax.scan(visit, start, (batches, *keys))
+    sums = _over_devices(sums, axis_name, statistics)
     examples = jnp.maximum(sums.metrics.examples, 1)
 
     def mean(total: jax.Array, like: jax.Array) -> jax.Array:
@@ -107,7 +120,11 @@ def accumulate(
 
 
 def make_accumulating_step(
-    loss: Loss, tx: optax.GradientTransformation, *, statistics: Statistics
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    *,
+    statistics: Statistics,
+    axis_name: AxisName = None,
 ) -> Callable[[TrainState, Tree], tuple[TrainState, Metrics]]:
     """A training step on `batches`, leaves `[micro_batches, ...]`: one update, one step counted.
 
@@ -117,11 +134,15 @@ def make_accumulating_step(
 
     def train_step(state: TrainState, batches: Tree) -> tuple[TrainState, Metrics]:
         gradient, batch_stats, metrics = accumulate(
-            loss, state.params, state.batch_stats, batches, statistics=statistics
+            loss,
+            state.params,
+            state.batch_stats,
+            batches,
+            statistics=statistics,
+            key=next(iter(step_keys(state)), None),
+            axis_name=axis_name,
         )
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        return update(state, tx, gradient, batch_stats, metrics)
 
     return train_step
 
@@ -159,6 +180,20 @@ def _leading(name: str, tree: Tree) -> int:
             f"{name} must be arrays that share a leading axis of one or more, got shapes {shapes}."
         )
     return shapes[0][0]
+
+
+def _over_devices(sums: Accumulated, axis_name: AxisName, statistics: Statistics) -> Accumulated:
+    """The sums over devices; statistics that moved once are sums too, weighted by examples."""
+    if axis_name is None:
+        return sums
+    gradient, leaves, metrics = sums
+    leaves, tree = jax.tree.flatten(leaves)
+    weighted = [statistics == "once" and _is_float(leaf) for leaf in leaves]
+    own = [leaf for leaf, is_sum in zip(leaves, weighted, strict=True) if is_sum]
+    gradient, own, metrics = sum_over_devices((gradient, own, metrics), axis_name)
+    rest = iter(own)
+    leaves = [next(rest) if is_sum else leaf for leaf, is_sum in zip(leaves, weighted, strict=True)]
+    return Accumulated(gradient, jax.tree.unflatten(tree, leaves), metrics)
 
 
 def _start_mean(batch_stats: Tree) -> Tree:

@@ -13,9 +13,15 @@ class TrainState(NamedTuple):
         params: the model's parameters.
         batch_stats: running statistics; an empty dict without normalization.
         opt_state: the optimizer's state, hyperparameters included.
+        key: PRNG key of the run's dropout and the like, the same at every step, which folds its
+            number in; None without.
+        fault: int32, what was not finite first, zero for nothing, see
+            `bnjax.training.divergence`; None for a run that is not watched.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    key: Any = None
+    fault: Any = None

@@ -11,10 +11,12 @@ from jax import lax
 from bnjax.training.accumulation import Loss
 from bnjax.training.objectives import Metrics, Objective, classification_metrics
 from bnjax.training.state import TrainState
+from bnjax.training.updates import AxisName, step_keys, sum_over_devices, update
 
 Variables = Any
-TrainApply = Callable[[Variables, jax.Array], tuple[Any, Any]]
-"""Variables and images to what the objective takes (logits) and new `batch_stats`."""
+TrainApply = Callable[..., tuple[Any, Any]]
+"""Variables and images to what the objective takes (logits) and new `batch_stats`. In a run whose
+state has a `key`, the step's key is a third argument."""
 
 EvalApply = Callable[[Variables, jax.Array], jax.Array]
 """Variables and images to logits."""
@@ -32,20 +34,40 @@ def cross_entropy(
 
 
 def make_train_step(
-    apply: TrainApply, tx: optax.GradientTransformation, objective: Objective = cross_entropy
+    apply: TrainApply,
+    tx: optax.GradientTransformation,
+    objective: Objective = cross_entropy,
+    *,
+    axis_name: AxisName = None,
 ) -> TrainStep:
-    """A step on one batch `(images, labels)`: the mean objective's gradient, one update."""
+    """A step on one batch `(images, labels)`: the mean objective's gradient, one update.
+
+    Args:
+        apply: the network in training.
+        tx: the optimizer.
+        objective: what to minimize.
+        axis_name: mapped axes of devices that hold a share of the batch. Gradient and metrics are
+            then summed over them and divided by the count of all, so that all devices return the
+            same. Layers that share moments are given it by themselves.
+    """
     loss = make_loss(apply, objective)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = step_keys(state)
+
         def mean(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            total, (batch_stats, metrics) = loss(params, state.batch_stats, batch)
+            total, (batch_stats, metrics) = loss(params, state.batch_stats, batch, *keys)
+            if axis_name is not None:  # the count of all is not known yet
+                return total, (batch_stats, metrics)
             return total / metrics.examples.astype(jnp.float32), (batch_stats, metrics)
 
         gradient, (batch_stats, metrics) = jax.grad(mean, has_aux=True)(state.params)
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        if axis_name is not None:
+            gradient, metrics = sum_over_devices((gradient, metrics), axis_name)
+            gradient = jax.tree.map(
+                lambda total: total / metrics.examples.astype(total.dtype), gradient
+            )
+        return update(state, tx, gradient, batch_stats, metrics)
 
     return train_step
 
@@ -57,13 +79,25 @@ def make_loss(apply: TrainApply, objective: Objective = cross_entropy) -> Loss:
     normalization counts all of them.
     """
 
-    def loss(params: Any, batch_stats: Any, batch: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+    def loss(
+        params: Any, batch_stats: Any, batch: Any, *key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
         images, labels, *mask = batch
-        outputs, batch_stats = apply({"params": params, "batch_stats": batch_stats}, images)
+        outputs, batch_stats = apply({"params": params, "batch_stats": batch_stats}, images, *key)
         total, metrics = objective(outputs, labels, *mask)
         return total, (batch_stats, metrics)
 
     return loss
+
+
+def scan_batches(step: TrainStep) -> TrainStep:
+    """Many steps in one dispatch: `step` on batches of leaves `[steps, n, ...]`, metrics summed."""
+
+    def run(state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = lax.scan(step, state, batches)
+        return state, jax.tree.map(lambda each: each.sum(0, dtype=each.dtype), metrics)
+
+    return run
 
 
 def scan_steps(

@@ -1,11 +1,11 @@
-"""Where programs meet devices: the only file that says jit, shard_map, mesh and donate.
+"""Independent runs of one program side by side: seeds, learning rates.
 
-Members are independent runs of one program (seeds, learning rates). Their states are stacked on a
-leading axis, which is split over the devices; each device runs its members one after another
-(`"map"`) or together (`"vmap"`). On CPUs one device per core and `"map"` is fastest: small
-matrix products do not gain from several threads (`experiments/benchmarks`: one seed against ten).
-A member's numbers do not depend on who runs beside it, but for the rounding of a compiled
-loop over one member, which can differ from that of a loop over several.
+Members' states are stacked on a leading axis, which is split over the devices; each device runs
+its members one after another (`"map"`) or together (`"vmap"`). On CPUs one device per core and
+`"map"` is fastest: small matrix products do not gain from several threads
+(`experiments/benchmarks`: one seed against ten). A member's numbers do not depend on who runs
+beside it, but for the rounding of a compiled loop over one member, which can differ from that of a
+loop over several.
 """
 
 import os

@@ -1,0 +1,230 @@
+"""One run on all devices of all hosts: states copied, batches split by example.
+
+Three ways to compile the same step. They agree within rounding, and a program's layers and step
+are told which it is by `axis_name`:
+
+- `"jit"`: one program over the whole batch; the compiler divides it. Layers see all examples.
+- `"shard_map"`: the program of one device, which exchanges what it must over the axis `"data"`.
+- `"pmap"`: the same by JAX's older interface, whose arrays have an axis of devices.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Tree = Any
+How = Literal["jit", "shard_map", "pmap"]
+"""How a step is compiled for several devices."""
+
+_AXIS = "data"
+
+
+class DataParallel:
+    """Places and compiles for one run over a number of devices.
+
+    Args:
+        how: see `How`.
+        devices: all devices of all hosts by default; or those of a topology, to compile for.
+
+    Attributes:
+        how: as given.
+        axis_name: the mapped axis of the devices, for layers and steps; None under `"jit"`.
+
+    Raises:
+        ValueError: for an unknown `how`, or no devices.
+    """
+
+    def __init__(self, how: How = "jit", *, devices: Sequence[jax.Device] | None = None) -> None:
+        if how not in get_args(How):
+            raise ValueError(f"how must be one of {list(get_args(How))}, got {how!r}.")
+        if devices is None:
+            devices = jax.devices()
+        if not devices:
+            raise ValueError("devices must be one or more, got none.")
+        # By host, so that the hosts' shares follow one another in the order of examples.
+        devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+        self.how: How = how
+        self.axis_name: str | None = None if how == "jit" else _AXIS
+        self._mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+        self._replicated = NamedSharding(self._mesh, P())
+
+    @property
+    def device_count(self) -> int:
+        """Devices of all hosts."""
+        return self._mesh.size
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises ValueError unless each device gets equally many examples, at least one."""
+        if batch_size < 1 or batch_size % self.device_count:
+            below = batch_size // self.device_count * self.device_count
+            raise ValueError(
+                f"batch_size={batch_size} cannot be split evenly over {self.device_count} devices: "
+                f"use {f'{below} or ' if below > 0 else ''}{max(below, 0) + self.device_count}."
+            )
+
+    def replicate(self, tree: Tree) -> Tree:
+        """Puts a copy of host arrays on every device; on each host the same are given."""
+
+        def put(leaf: Any) -> jax.Array:
+            if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+                data = put(jax.random.key_data(leaf))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+            leaf = np.asarray(leaf)
+            return jax.make_array_from_process_local_data(self._replicated, leaf, leaf.shape)
+
+        return jax.tree.map(put, tree)
+
+    def split(self, batch: Tree, *, axis: int = 0) -> Tree:
+        """Puts this host's share of a batch on its devices.
+
+        Args:
+            batch: tree of host arrays, each with this host's examples along `axis`, in order.
+            axis: 1 where the arrays hold several batches, `[steps, n, ...]`.
+
+        Returns:
+            Arrays over the devices of all hosts; under `"pmap"` with one axis more.
+
+        Raises:
+            ValueError: if a leaf's examples cannot be split evenly.
+        """
+        sharding = NamedSharding(self._mesh, self._spec(axis))
+        local = len(self._mesh.local_devices)
+
+        def put(leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            if leaf.ndim <= axis or leaf.shape[axis] % local or not leaf.shape[axis]:
+                raise ValueError(
+                    f"batch has an array of shape {leaf.shape}, whose axis {axis} cannot be split "
+                    f"evenly over {local} devices."
+                )
+            if self.how == "pmap":
+                leaf = leaf.reshape(*leaf.shape[:axis], local, -1, *leaf.shape[axis + 1 :])
+            whole = leaf.shape[axis] * self.device_count // local
+            shape = (*leaf.shape[:axis], whole, *leaf.shape[axis + 1 :])
+            return jax.make_array_from_process_local_data(sharding, leaf, shape)
+
+        return jax.tree.map(put, batch)
+
+    def fetch(self, tree: Tree) -> Tree:
+        """Host copies of a replicated tree: NumPy arrays, which donation does not touch.
+
+        Typed PRNG keys stay keys.
+        """
+
+        def local(leaf: jax.Array) -> jax.Array:
+            return leaf.addressable_data(0)
+
+        def copy(leaf: Any) -> Any:
+            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            return leaf if is_key else np.array(leaf)
+
+        local_tree = jax.tree.map(local, tree)
+        for leaf in jax.tree.leaves(local_tree):
+            leaf.copy_to_host_async()
+        return jax.tree.map(copy, local_tree)
+
+    def compile_train(
+        self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], *, axis: int = 0
+    ) -> "Compiled":
+        """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are given up.
+
+        Args:
+            step: both results must be the same on all devices, as those of
+                `bnjax.training.steps.make_train_step` with this `axis_name` are.
+            axis: of the examples in `batch`, as in `split`.
+        """
+        return Compiled(self, step, axis, outputs=2, donate=True)
+
+    def compile_eval(self, evaluate: Callable[[Tree, Tree], Tree], *, axis: int = 0) -> "Compiled":
+        """Compiles `evaluate(variables, batch) -> sums`, which come back summed over all devices.
+
+        Args:
+            evaluate: of the examples that it is given.
+            axis: of the examples in `batch`, as in `split`.
+        """
+
+        def of_all(variables: Tree, batch: Tree) -> Tree:
+            sums = evaluate(variables, batch)
+            return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
+
+        return Compiled(self, of_all, axis, outputs=1, donate=False)
+
+    def compile_init(self, init: Callable[..., Tree]) -> Callable[..., Tree]:
+        """Compiles `init(*args) -> state` of host arrays, the same on all hosts, to a replica."""
+        compiled = jax.jit(init, out_shardings=self._replicated)
+        return lambda *args: compiled(*self.replicate(args))
+
+    def _spec(self, axis: int) -> P:
+        return P(*(None,) * axis, _AXIS)
+
+
+class Compiled:
+    """A function of something replicated and a batch, compiled for a `DataParallel`'s devices."""
+
+    def __init__(
+        self,
+        parallel: DataParallel,
+        function: Callable[[Tree, Tree], Tree],
+        axis: int,
+        *,
+        outputs: int,
+        donate: bool,
+    ) -> None:
+        self._mesh, self._how, self._axis = parallel._mesh, parallel.how, axis
+        whole, rows = P(), parallel._spec(axis)
+        given = (0,) if donate else ()
+        if self._how == "pmap":
+            self._compiled: Any = jax.pmap(
+                function,
+                axis_name=_AXIS,
+                in_axes=(None, axis),
+                out_axes=None if outputs == 1 else (None,) * outputs,
+                devices=list(self._mesh.devices),
+                donate_argnums=given,
+            )
+            return
+        if self._how == "shard_map":
+            # Untyped: with types, each parameter's gradient would be summed where it is made.
+            function = jax.shard_map(
+                function, mesh=self._mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False
+            )
+        self._compiled = jax.jit(
+            function,
+            in_shardings=tuple(NamedSharding(self._mesh, spec) for spec in (whole, rows)),
+            out_shardings=NamedSharding(self._mesh, whole),
+            donate_argnums=given,
+        )
+
+    def __call__(self, replicated: Tree, batch: Tree) -> Tree:
+        """Runs it, on what `replicate`, or a call before, and `split` returned."""
+        if self._how != "jit":
+            return self._compiled(replicated, batch)
+        with jax.set_mesh(self._mesh):  # layers divide their sums by it, see bnjax.normalize_batch
+            return self._compiled(replicated, batch)
+
+    def lower(self, replicated: Tree, batch: Tree) -> jax.stages.Lowered:
+        """Lowers it, without data or devices.
+
+        Args:
+            replicated: tree of `jax.ShapeDtypeStruct` or arrays.
+            batch: the same, of whole batches: those of all hosts, without an axis of devices.
+        """
+        if self._how == "pmap":
+            batch = jax.tree.map(self._with_devices, batch)
+        if self._how != "jit":
+            return self._compiled.lower(replicated, batch)
+        with jax.set_mesh(self._mesh):
+            return self._compiled.lower(replicated, batch)
+
+    def _with_devices(self, leaf: Any) -> jax.ShapeDtypeStruct:
+        before, n, after = (
+            leaf.shape[: self._axis],
+            leaf.shape[self._axis],
+            leaf.shape[self._axis + 1 :],
+        )
+        shape = (*before, self._mesh.size, n // self._mesh.size, *after)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)

@@ -1,0 +1,50 @@
+"""From a gradient to the next state: what all training steps end with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+from jax import lax
+
+from bnjax.training.divergence import keep_finite
+from bnjax.training.objectives import Metrics
+from bnjax.training.state import TrainState
+
+Tree = Any
+AxisName = str | Sequence[str] | None
+"""Mapped axes of the devices that share a batch; None where a program sees all of it."""
+
+
+def step_keys(state: TrainState) -> tuple[jax.Array, ...]:
+    """This step's PRNG key, or nothing for a run without; a function of the run's key and step."""
+    return () if state.key is None else (jax.random.fold_in(state.key, state.step),)
+
+
+def sum_over_devices(tree: Tree, axis_name: AxisName) -> Tree:
+    """The sums of all leaves over a mapped axis; XLA makes one all-reduce of those of a dtype."""
+    return tree if axis_name is None else lax.psum(tree, axis_name)
+
+
+def update(
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    gradient: Tree,
+    batch_stats: Tree,
+    metrics: Metrics,
+) -> tuple[TrainState, Metrics]:
+    """The state after a step, and what the step counts; a watched run stays at its last finite one.
+
+    Args:
+        state: before the step.
+        tx: the optimizer.
+        gradient: of the mean loss over all examples of all devices.
+        batch_stats: the new running statistics.
+        metrics: sums over all examples of all devices.
+    """
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = state._replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
+    )
+    return keep_finite(state, new, gradient, metrics)
