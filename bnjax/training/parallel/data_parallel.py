@@ -53,6 +53,11 @@ class DataParallel:
         self._replicated = NamedSharding(self._mesh, P())
 
     @property
+    def devices(self) -> list[jax.Device]:
+        """Those of all hosts, by host."""
+        return list(self._mesh.devices.flat)
+
+    @property
     def device_count(self) -> int:
         """Devices of all hosts."""
         return self._mesh.size
@@ -65,6 +70,22 @@ class DataParallel:
                 f"batch_size={batch_size} cannot be split evenly over {self.device_count} devices: "
                 f"use {f'{below} or ' if below > 0 else ''}{max(below, 0) + self.device_count}."
             )
+
+    def batch_choice(self, batch: Literal["all", "device"] | int, examples: int) -> Any:
+        """What a normalization layer is told, so that it means the same under any `how`.
+
+        Args:
+            batch: as for `bnjax.linen.BatchNorm`. Under `"jit"`, where a layer sees no devices,
+                `"device"` is the number of examples that a device holds.
+            examples: in a batch over all devices.
+
+        Raises:
+            ValueError: if they cannot be split evenly.
+        """
+        self.check_batch(examples)
+        if batch == "device" and self.axis_name is None:
+            return examples // self.device_count
+        return batch
 
     def replicate(self, tree: Tree) -> Tree:
         """Puts a copy of host arrays on every device; on each host the same are given."""

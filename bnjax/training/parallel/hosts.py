@@ -1,0 +1,211 @@
+"""Several processes that make one run: how they find each other, and how they agree.
+
+Every process runs the same program. What they must not do apart (start, stop, restore) goes
+through the functions below, which all of them must call, in the same order. In a run of one
+process these do nothing.
+"""
+
+import glob
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bnjax.evidence.records import differences
+from bnjax.training.parallel.roll_call import HostsError, call_roll
+
+Tree = Any
+
+
+class Meeting(NamedTuple):
+    """Where the processes meet.
+
+    Attributes:
+        coordinator: `host:port` of process 0.
+        count: of processes.
+        index: of this one, from zero.
+    """
+
+    coordinator: str
+    count: int
+    index: int
+
+
+def initialize_hosts(
+    coordinator: str | None = None,
+    process_count: int | None = None,
+    process_index: int | None = None,
+    *,
+    timeout_s: int = 300,
+) -> None:
+    """Joins the processes of a run. Call it before anything asks for devices.
+
+    The arguments tell, all three of them; else Slurm's variables, in a step of several tasks; else
+    those of Cloud TPU, or its metadata on a TPU machine. Otherwise the process is alone.
+
+    Args:
+        coordinator: `host:port` of process 0, reached from all hosts.
+        process_count: of all hosts together.
+        process_index: of this process, from zero.
+        timeout_s: how long to wait for the other processes.
+
+    Raises:
+        HostsError: if a process is missing, or they do not fit; on each of them.
+        ValueError: for some but not all arguments, or bad ones.
+    """
+    given = {
+        "coordinator": coordinator,
+        "process_count": process_count,
+        "process_index": process_index,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise ValueError(f"{' and '.join(missing)} must be given too: give all of {list(given)}.")
+    if coordinator is not None and process_count is not None and process_index is not None:
+        meeting = Meeting(coordinator, process_count, process_index)
+    else:
+        found = find_meeting(os.environ)
+        if found is None:
+            if _on_tpu_machine():
+                jax.distributed.initialize(initialization_timeout=timeout_s)
+            return
+        meeting = found
+    if meeting.count < 1 or not 0 <= meeting.index < meeting.count:
+        raise ValueError(
+            f"process_index must be in 0..{meeting.count - 1} with process_count={meeting.count}, "
+            f"got {meeting.index}."
+        )
+    if meeting.count == 1:
+        return
+    call_roll(*meeting, timeout_s=timeout_s)
+    jax.distributed.initialize(
+        *meeting, initialization_timeout=timeout_s, cluster_detection_method="deactivate"
+    )
+
+
+def find_meeting(environment: Mapping[str, str]) -> Meeting | None:
+    """What a scheduler's variables say, or None for a process that is alone.
+
+    Raises:
+        HostsError: if they say half of it.
+    """
+    for find in (_of_slurm, _of_cloud_tpu):
+        try:
+            found = find(environment)
+        except KeyError as error:
+            raise HostsError(
+                f"the environment says that this run has several processes, but {error.args[0]} is "
+                "not set: start it by srun, or give coordinator, process_count and process_index."
+            ) from error
+        if found is not None:
+            return found
+    return None
+
+
+def _of_slurm(environment: Mapping[str, str]) -> Meeting | None:
+    # A job's own variables are also those of its batch script and of a shell in it: a step's count.
+    count = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+    if count == 1:
+        return None
+    # "node7,node9" or "node[007-011,20],other3": the first of them runs process 0.
+    nodes = re.match(r"([^,\[]+)(?:\[([^\],-]+))?", environment["SLURM_STEP_NODELIST"])
+    if nodes is None:
+        raise KeyError("SLURM_STEP_NODELIST")
+    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096  # jobs that share a node seldom collide
+    coordinator = f"{nodes[1]}{nodes[2] or ''}:{port}"
+    return Meeting(coordinator, count, int(environment["SLURM_PROCID"]))
+
+
+def _of_cloud_tpu(environment: Mapping[str, str]) -> Meeting | None:
+    hosts = [host for host in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
+    if len(hosts) < 2 or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1:
+        return None  # of several slices, JAX knows more
+    return Meeting(f"{hosts[0]}:8476", len(hosts), int(environment["TPU_WORKER_ID"]))
+
+
+def _on_tpu_machine() -> bool:
+    """Whether the metadata server is to be asked, as JAX does by itself."""
+    if "TPU_SKIP_MDS_QUERY" in os.environ or "cpu" in (jax.config.jax_platforms or "").split(","):
+        return False
+    one_host = "TPU_WORKER_HOSTNAMES" in os.environ and "MEGASCALE_NUM_SLICES" not in os.environ
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips) and not one_host and importlib.util.find_spec("libtpu") is not None
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def broadcast_from_first(tree: Tree) -> Tree:
+    """Process 0's arrays, bit for bit, on all processes.
+
+    Args:
+        tree: of NumPy arrays; on the other processes, of the same shapes and dtypes, whose values
+            do not matter.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def of_first(leaf: np.ndarray) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        # As bytes: sums of floats, by which JAX sends them, would lose the sign of zeros.
+        own = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        return (
+            np.array(multihost_utils.broadcast_one_to_all(own)).view(leaf.dtype).reshape(leaf.shape)
+        )
+
+    return jax.tree.map(of_first, tree)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """What each process gave, a JSON value, in the order of processes."""
+    if jax.process_count() == 1:
+        return [json.loads(json.dumps(value))]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: text.size] = text
+    texts = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size]).decode()) for row, size in zip(texts, sizes, strict=True)]
+
+
+def all_hosts_agree(value: Any, what: str) -> None:
+    """Refuses processes that were started with different settings, on each of them.
+
+    Args:
+        value: a JSON value, or a mapping of JSON values, for example the config.
+        what: its name, for the error.
+
+    Raises:
+        HostsError: with the processes that differ from process 0, and in what.
+    """
+    given = gather_json(value)
+    lines = []
+    for index, other in enumerate(given[1:], 1):
+        both = (given[0], other)
+        named = [each if isinstance(each, dict) else {what: each} for each in both]
+        changed = differences(*named)
+        if changed:
+            lines.append(f"process {index}: " + "; ".join(changed))
+    if lines:
+        raise HostsError(
+            f"{what} must be the same on all processes; stored is process 0's, given is another's:"
+            "\n  " + "\n  ".join(lines)
+        )
+
+
+def first_signal(number: int) -> int:
+    """The largest of all processes' signal numbers, zero for none.
+
+    All call it between the same two steps, so that a signal to one stops all of them there.
+    """
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
