@@ -111,12 +111,16 @@ def run_networks_memory(
 ) -> None:
     """Memory that a training step of BN-Inception and Inception-v3 takes on a chip, by batch.
 
+    Minutes for each; a run that is cut short goes on with the same command.
+
     Args:
         config: what to compile.
         out: Where networks_memory.json and networks_memory.md are written.
     """
     jax.config.update("jax_platforms", "cpu")  # chips are compiled for, none is used
-    _run(networks_memory, config, out)
+    _prepare(out)
+    result = networks_memory.measure(config, out / "networks_memory.rows.tmp")
+    _write(out, result, networks_memory.table(result))
 
 
 def main() -> None:

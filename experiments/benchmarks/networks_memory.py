@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from experiments.benchmarks.compiled import (
     find_topologies,
     training_step,
 )
+from experiments.benchmarks.kept_rows import KeptRows
 
 __all__ = ["NETWORKS", "SCHEMA", "Config", "measure", "table"]
 
@@ -61,8 +63,12 @@ class Config:
                 raise ValueError(f"batch_sizes must be >= 1, got {size}.")
 
 
-def measure(config: Config) -> dict[str, Any]:
+def measure(config: Config, keep: Path | None = None) -> dict[str, Any]:
     """Compiles a training step for every network, topology and batch.
+
+    Args:
+        config: what to compile.
+        keep: a file for what is done, until all is: the same call goes on after it.
 
     Returns:
         JSON values, raw; `missing` names the topologies whose compiler is not installed, and why.
@@ -72,20 +78,29 @@ def measure(config: Config) -> dict[str, Any]:
         MissingCompilerError: if nothing at all can be compiled.
     """
     topologies, missing = find_topologies(config.topologies)
+    conditions = {
+        "environment": environment(),
+        "compilers": compilers(),
+        "remat": config.remat,
+    }
+    kept = KeptRows(keep, conditions)
     rows = []
     for name in config.networks:
         for topology in topologies:
             for size in config.batch_sizes:
-                print(f"{name}, {topology.name}, {size} a chip", file=sys.stderr, flush=True)
-                make = partial(NETWORKS[name], config.remat)
-                cost = _cost(make, size, topology)
-                rows.append({"network": name, "batch_size": size, **cost})
+                identity = {"network": name, "topology": topology.name, "batch_size": size}
+                if kept.find(**identity) is None:
+                    print(f"{name}, {topology.name}, {size} a chip", file=sys.stderr, flush=True)
+                    make = partial(NETWORKS[name], config.remat)
+                    kept.add(identity | _cost(make, size, topology))
+                rows.append(kept.find(**identity))
+    kept.discard()
     return {
         "schema": SCHEMA,
         "benchmark": "networks_memory",
         "config": asdict(config),
-        "environment": environment(),
-        "compilers": compilers(),
+        "environment": conditions["environment"],
+        "compilers": conditions["compilers"],
         "missing": missing,
         "rows": rows,
     }
@@ -94,7 +109,6 @@ def measure(config: Config) -> dict[str, Any]:
 def _cost(make: Callable[[int], Program], size: int, topology: Topology) -> dict[str, Any]:
     """What fits, with its figures; what does not, with the compiler's reason."""
     row: dict[str, Any] = {
-        "topology": topology.name,
         "memory_bytes": topology.chip.memory_bytes,
         "refused": None,
         "peak_bytes": None,

@@ -179,6 +179,33 @@ def test_the_steps_are_whole(name):
     assert metrics.loss.shape == ()
 
 
+@pytest.mark.parametrize(
+    ("changed", "again"), [({}, 1), ({"dirty": True}, 2), ({"commit": "b"}, 2)]
+)
+def test_a_run_that_was_cut_short_goes_on(monkeypatch, tmp_path, changed, again):
+    """After what it has done, if the code is the same; the file goes when all is done."""
+    git = {"commit": "a", "dirty": False}
+    compiled = []
+
+    def compile_(make, size, topology):
+        compiled.append(size)
+        if len(compiled) == 2:
+            raise KeyboardInterrupt
+        raise DoesNotFitError("the program does not fit")
+
+    monkeypatch.setattr(networks_memory, "environment", lambda: {"git": git})
+    monkeypatch.setattr(networks_memory, "compile_data_parallel", compile_)
+    config = networks_memory.Config(("bn_inception",), (32, 64), ("cpu:1",))
+    keep = tmp_path / "rows.tmp"
+    with pytest.raises(KeyboardInterrupt):
+        networks_memory.measure(config, keep)
+    git = git | changed
+    result = networks_memory.measure(config, keep)
+    assert [row["batch_size"] for row in result["rows"]] == [32, 64]
+    assert len(compiled) == 2 + again
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_does_not_fit_is_a_result(monkeypatch):
     def refuse(make, size, topology):
         raise DoesNotFitError("the program does not fit")
