@@ -19,7 +19,7 @@ from bnjax.models.inception import (
     googlenet_stem,
     halve,
 )
-from bnjax.models.layers import DenseNorm, average_pool
+from bnjax.models.layers import DenseNorm, Dropout, average_pool
 
 AUXILIARY_WEIGHT = 0.3
 """Of each side head's loss, added to the loss of the main classifier."""
@@ -93,6 +93,7 @@ class SideHead(nn.Module):
         conv: makes its convolution.
         dense: makes its dense layer.
         dropout: fraction of the 1024 that is dropped in training.
+        axis_name: mapped axis of the devices that share a batch, for dropout.
         pool: `"paper"`: 5x5, stride 3; `"torchvision"`: 4x4 windows that cover the grid.
         dtype: of the logits.
         param_dtype: of the last layer's parameters.
@@ -102,6 +103,7 @@ class SideHead(nn.Module):
     conv: Conv
     dense: Conv
     dropout: float
+    axis_name: str | None
     pool: Literal["paper", "torchvision"]
     dtype: Dtype | None
     param_dtype: Dtype
@@ -114,7 +116,7 @@ class SideHead(nn.Module):
         x = self.conv(128, (1, 1), name="conv1x1")(x, train=train)  # 4x4x128
         x = x.reshape(len(x), -1)  # 2048
         x = self.dense(1024, name="hidden")(x, train=train)
-        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
         return nn.Dense(
             self.classes, dtype=self.dtype, param_dtype=self.param_dtype, name="logits"
         )(x)
@@ -192,6 +194,7 @@ class GoogLeNet(InceptionNetwork):
             conv,
             dense,
             self.auxiliary_dropout,
+            self.axis_name,
             self.variant,
             self.dtype,
             self.param_dtype,

@@ -16,7 +16,7 @@ from bnjax.linen import BatchNorm
 from bnjax.models import BNInception, GoogLeNet, InceptionV3, Logits
 from bnjax.models.bn_inception import FIGURE_5, InceptionModule
 from bnjax.models.googlenet import adaptive_average_pool
-from bnjax.models.layers import ConvNorm
+from bnjax.models.layers import ConvNorm, Dropout
 
 NETWORKS = [GoogLeNet, BNInception, InceptionV3]
 SMALL = {"classes": 5, "width": 1 / 16, "stem_stride": 1}
@@ -146,11 +146,12 @@ def test_side_heads_can_be_left_out():
     ids=["googlenet", "googlenet_other", "bn_inception", "v3"],
 )
 def test_dropout(model, rates):
-    """Its rates by default, and that `train` alone switches it."""
-    training = layers(trace(model), nn.Dropout)
-    assert [layer.rate for layer in training] == rates
-    assert not any(layer.deterministic for layer in training)
-    assert all(layer.deterministic for layer in layers(trace(model, train=False), nn.Dropout))
+    """Its rates by default, and that `train` switches it: each rate draws once."""
+    assert [layer.rate for layer in layers(trace(model), Dropout)] == rates
+    drawn = [
+        str(trace(model, train=train).jaxpr).count("name=_bernoulli") for train in (True, False)
+    ]
+    assert drawn == [sum(rate > 0 for rate in rates), 0]
 
 
 def test_inference_needs_no_random_numbers():

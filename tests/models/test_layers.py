@@ -15,6 +15,7 @@ from bnjax.models import scaled_tanh
 from bnjax.models.layers import (
     ConvNorm,
     DenseNorm,
+    Dropout,
     NormActivation,
     Subsample,
     average_pool,
@@ -337,3 +338,27 @@ def test_our_normalization_applies_the_activation_itself(activation):
     np.testing.assert_allclose(y, together[0], rtol=1e-6, atol=1e-6)
     (preactivation,) = new["intermediates"]["preactivation"]
     np.testing.assert_allclose(activation(preactivation), y, rtol=1e-6)
+
+
+def test_dropout_drops_the_fraction_and_scales_the_rest():
+    """Of 4,000 values 0.7 within four standard deviations; without training, or at rate 0, none."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (40, 100)), jnp.float32)
+    rngs = {"dropout": jax.random.key(0)}
+    y = np.asarray(Dropout(0.7).apply({}, x, train=True, rngs=rngs))
+    dropped = y == 0
+    assert abs(dropped.mean() - 0.7) < 4 * np.sqrt(0.7 * 0.3 / x.size)
+    np.testing.assert_allclose(y[~dropped], np.asarray(x)[~dropped] / 0.3, rtol=1e-6)
+    np.testing.assert_array_equal(Dropout(0.7).apply({}, x, train=False), x)
+    np.testing.assert_array_equal(Dropout(0.0).apply({}, x, train=True), x)
+
+
+def test_dropout_on_eight_devices_is_dropout_on_one():
+    """Each takes its own rows of the same mask: red if all of them draw the first rows'."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (8, 3, 20)), jnp.float32)
+
+    def apply(axis_name, x):
+        return Dropout(0.5, axis_name).apply({}, x, train=True, rngs={"dropout": jax.random.key(1)})
+
+    together = apply(None, x.reshape(24, 20))
+    apart = jax.pmap(partial(apply, "devices"), axis_name="devices")(x)
+    np.testing.assert_array_equal(apart.reshape(24, 20), together)

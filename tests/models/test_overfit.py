@@ -73,13 +73,12 @@ def test_network_learns_64_digits_by_heart(name, digits):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if state.batch_stats:
         batches = jnp.split(digits[0], 2)
-        variables = recalibrate(model, variables, batches, rngs=DROPOUT, train=True)
+        variables = recalibrate(model, variables, batches, train=True)
     logits = jax.jit(partial(model.apply, train=False))(variables, digits[0])
     logits = logits if isinstance(logits, jax.Array) else logits.main
     assert (logits.argmax(-1) == digits[1]).sum() >= IMAGES - 1
 
 
-DROPOUT = {"dropout": jax.random.key(0)}  # of which the networks ask a key, at any rate
 ENOUGH = 0.02  # nats, on average: the update after it moves no label
 STEPS = 200
 
@@ -89,9 +88,7 @@ def train(arm: Arm, digits: Any) -> tuple[TrainState, int]:
     model, tx, auxiliary_weights, gain = arm
 
     def apply(variables, images):
-        logits, updates = model.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs=DROPOUT
-        )
+        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
         return logits, updates.get("batch_stats", {})
 
     objective = classification_objective(auxiliary_weights=auxiliary_weights)
