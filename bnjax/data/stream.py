@@ -10,6 +10,7 @@ nothing is saved and a resume costs nothing. Every host reads any example: all n
 and there may be more hosts than shards.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -81,7 +82,7 @@ class Stream(Iterator[Batch]):
         self._shares_memory = workers > 0
         # A list that closing empties: Grain's objects complain when they outlive its modules.
         self._iterator: list[Any] = [iterator]
-        self._finalizer = weakref.finalize(self, _close, self._iterator)
+        self._finalizer = weakref.finalize(self, _close, self._iterator, workers > 0)
 
     def __next__(self) -> Batch:
         if not self._iterator:
@@ -261,7 +262,7 @@ class _EvaluationBatches:
         # A host whose share is all padding learns the shape of a view from the last example.
         made = [_named(example, self.view) for example in examples or [self.examples[size - 1]]]
         images = np.zeros((count, *made[0].shape), np.uint8)
-        images[: len(examples)] = made[: len(examples)]
+        images[: len(examples)] = np.stack(made)[: len(examples)]
         labels = np.zeros(count, np.int32)
         labels[: len(examples)] = [example.label for example in examples]
         return Batch(images, labels, np.arange(count) < len(examples)), ()
@@ -279,9 +280,11 @@ def _named(
         raise RuntimeError(f"{example.name}: {type(error).__name__}: {error}") from error
 
 
-def _close(iterator: list[Any]) -> None:
+def _close(iterator: list[Any], shares_memory: bool) -> None:
     while iterator:
         iterator.pop().close()
+    if shares_memory:
+        gc.collect()  # cycles among Grain's objects hold the last batches
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> range:

@@ -1,0 +1,267 @@
+"""Streams: the same batches for any workers and hosts, resume, masks, damage, memory given back.
+
+Processes are slow to start: one stream with two of them serves all tests that can share it.
+"""
+
+import re
+from collections import Counter
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from bnjax.data.dataset import DataError
+from bnjax.data.examples import Example
+from bnjax.data.order import Order
+from bnjax.data.stream import Stream, evaluation_batches, training_batches
+
+SIZE = 23
+
+
+class Numbers:
+    """Example i is an image of one pixel, i; labels are i % 7. Some records are damaged."""
+
+    shard_sizes = (10, 13)
+
+    def __init__(self, unreadable=()):
+        self.unreadable = unreadable
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, index):
+        if index in self.unreadable:
+            raise DataError(f"record {index}: checksum")
+        return Example(np.full((1, 1, 1), index, np.uint8), index % 7, f"record {index}")
+
+
+def training_view(image, rng):
+    """The pixel and three draws."""
+    return np.concatenate([image.ravel(), rng.integers(0, 256, 3, np.uint8)])
+
+
+def evaluation_view(image):
+    return np.repeat(image.ravel(), 2)
+
+
+def refusing(image, *rng, damaged=()):
+    if int(image.ravel()[0]) in damaged:
+        raise DataError("truncated")
+    return image.ravel()
+
+
+class TwoArgumentError(Exception):
+    """Cannot be pickled and read back: its constructor takes two arguments."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def failing(image, *rng):
+    if int(image.ravel()[0]) == 5:
+        raise TwoArgumentError("no", "memory")
+    return image.ravel()
+
+
+def train(view=training_view, examples=None, **choices):
+    choices = {"seed": 3, "first_step": 0, "batch_size": 6} | choices
+    return training_batches(examples or Numbers(), view, **choices)
+
+
+def taken(stream, count=None):
+    with stream:
+        return list(islice(stream, count))
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        for one, two in zip(batch, other, strict=True):
+            assert one.dtype == two.dtype
+            np.testing.assert_array_equal(one, two)
+
+
+def expected(step, batch_size, seed=3, shuffle="thorough"):
+    """A training batch, made from nothing but the order and Philox."""
+    indices = Order(seed, (10, 13), shuffle).indices(step * batch_size, batch_size)
+    images = []
+    for row, index in enumerate(indices):
+        key = np.array([seed, step * batch_size + row], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, 1]))
+        images.append([index, *rng.integers(0, 256, 3, np.uint8)])
+    return np.array(images, np.uint8), (indices % 7).astype(np.int32), np.ones(batch_size, bool)
+
+
+@pytest.mark.parametrize("shuffle", ["shards", "within_shard", "thorough"])
+@pytest.mark.parametrize("step", [0, 2, 3, 1000])
+def test_batches_are_a_function_of_seed_and_step(shuffle, step):
+    """Also where a batch ends an epoch and begins the next: 23 examples in batches of 6."""
+    batches = taken(train(first_step=step, shuffle=shuffle), 5)
+    assert_same(batches, [expected(step + i, 6, shuffle=shuffle) for i in range(5)])
+
+
+def test_views_differ_from_epoch_to_epoch_and_from_seed_to_seed():
+    views = {tuple(image) for batch in taken(train(), 12) for image in batch.images}
+    assert len(views) == 72
+    other = {tuple(image) for batch in taken(train(seed=4), 12) for image in batch.images}
+    assert len(views & other) <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_hosts_share_the_global_batch(count):
+    hosts = [taken(train(process_index=i, process_count=count), 9) for i in range(count)]
+    joined = [
+        tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        for batches in zip(*hosts, strict=True)
+    ]
+    assert_same(joined, [expected(step, 6) for step in range(9)])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 12, 23, 40])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_every_example_is_measured_exactly_once(batch_size, count):
+    """With more hosts than batches or examples, too: some are given nothing but padding."""
+    batch_size *= count
+    hosts = [
+        taken(
+            evaluation_batches(
+                Numbers(),
+                evaluation_view,
+                batch_size=batch_size,
+                process_index=i,
+                process_count=count,
+            )
+        )
+        for i in range(count)
+    ]
+    assert {len(batches) for batches in hosts} == {-(-SIZE // batch_size)}
+    seen: Counter = Counter()
+    for images, labels, mask in (batch for batches in hosts for batch in batches):
+        assert (images.dtype, images.shape) == (np.uint8, (batch_size // count, 2))
+        assert (labels.dtype, mask.dtype) == (np.int32, bool)
+        assert not images[~mask].any()
+        assert not labels[~mask].any()
+        np.testing.assert_array_equal(images[mask, 0] % 7, labels[mask])
+        seen.update(images[mask, 0].tolist())
+    assert seen == Counter(range(SIZE))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(workers):
+    assert_same(taken(train(first_step=2, workers=workers), 7), taken(train(first_step=2), 7))
+
+
+def test_evaluation_in_processes():
+    def batches(workers):
+        return evaluation_batches(Numbers(), evaluation_view, batch_size=5, workers=workers)
+
+    assert_same(taken(batches(2)), taken(batches(0)))
+
+
+def test_a_damaged_image_is_refused_by_name():
+    view = partial(refusing, damaged=(4, 9))
+    with pytest.raises(DataError, match=r"record [49]: truncated"):
+        taken(train(view), 4)
+    with pytest.raises(DataError, match="record 4: truncated"):
+        taken(evaluation_batches(Numbers(), view, batch_size=8))
+
+
+def test_a_damaged_image_is_skipped_and_counted_if_asked():
+    """The next stored example stands in for it: 22 is followed by 0, 4 and 5 both by 6."""
+    with train(partial(refusing, damaged=(4, 5, 22)), damaged="skip") as stream:
+        assert not stream.skipped
+        batches = list(islice(stream, 23))  # six epochs
+        images = np.concatenate([batch.images[:, 0] for batch in batches])
+        labels = np.concatenate([batch.labels for batch in batches])
+        whole = np.concatenate([expected(step, 6)[0][:, 0] for step in range(23)]).astype(int)
+        stand_ins = {4: 6, 5: 6, 22: 0}
+        np.testing.assert_array_equal(images, [stand_ins.get(i, i) for i in whole])
+        np.testing.assert_array_equal(labels, images % 7)
+        assert stream.skipped == {"record 4": 6, "record 5": 12, "record 22": 6}
+
+
+def test_all_images_damaged_is_an_error():
+    view = partial(refusing, damaged=range(SIZE))
+    with pytest.raises(DataError, match="all 23 images are damaged, record"):
+        taken(train(view, damaged="skip"), 1)
+
+
+@pytest.mark.parametrize("damaged", ["refuse", "skip"])
+def test_an_unreadable_record_is_an_error_in_any_case(damaged):
+    """The shard is broken, not an image."""
+    with pytest.raises(DataError, match="record 4: checksum"):
+        taken(train(examples=Numbers({4}), damaged=damaged), 4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_exception_of_a_view_names_the_image_and_closes_the_stream(workers):
+    """From a process as from a thread, and although it cannot be pickled."""
+    stream = train(failing, workers=workers)
+    with pytest.raises(RuntimeError, match="record 5: TwoArgumentError: no memory"):
+        list(islice(stream, 4))
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_a_closed_stream_ends_and_may_be_closed_again():
+    stream = train()
+    next(stream)
+    stream.close()
+    stream.close()
+    assert list(stream) == []
+
+
+def test_what_comes_out_can_be_written_and_kept():
+    """A batch is the caller's own: no later one overwrites it."""
+    with train() as stream:
+        first = next(stream)
+        copy = first.images.copy()
+        list(islice(stream, 20))
+        np.testing.assert_array_equal(first.images, copy)
+        first.images[:] = 0
+
+
+class Bad(NamedTuple):
+    choices: dict
+    said: str
+
+
+BAD = [
+    Bad({"seed": -1}, "seed must be in .* got -1"),
+    Bad({"shuffle": "much"}, "shuffle must be one of .* got 'much'"),
+    Bad({"damaged": "ignore"}, "damaged must be 'refuse' or 'skip', got 'ignore'"),
+    Bad({"first_step": -1}, "first_step must be >= 0, got -1"),
+    Bad({"batch_size": 0}, "batch_size must be between 1 and the 23 examples, got 0"),
+    Bad({"batch_size": 24}, "batch_size must be between 1 and the 23 examples, got 24"),
+    Bad({"workers": -1}, "workers must be >= 0, got -1"),
+    Bad({"process_count": 4}, "batch_size=6 must be a multiple of process_count=4"),
+    Bad({"process_index": 2, "process_count": 2}, "process_index=2, process_count=2"),
+    Bad({"process_index": -1}, "process_index=-1"),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[bad.said for bad in BAD])
+def test_bad_arguments_are_refused_at_once(bad):
+    with pytest.raises(ValueError, match=bad.said):
+        train(**bad.choices)
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"batch_size": 4, "workers": -2}, "workers must be >= 0, got -2"),
+        ({"batch_size": 4, "process_count": 3}, "must be a multiple of process_count=3"),
+    ],
+)
+def test_bad_arguments_of_an_evaluation_are_refused_at_once(choices, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        evaluation_batches(Numbers(), evaluation_view, **choices)
+
+
+def test_a_stream_is_an_iterator():
+    with train() as stream:
+        assert isinstance(stream, Stream)
+        assert iter(stream) is stream
