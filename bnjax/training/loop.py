@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.objectives import Metrics
+from bnjax.training.parallel.host_checkpoints import HostCheckpoints
+from bnjax.training.parallel.hosts import first_signal
 
 Tree = Any
 
@@ -98,14 +100,15 @@ def fit(
     *,
     first_step: int,
     record: Callable[[int, Metrics, Tree], None],
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | HostCheckpoints | None = None,
     description: str = "",
     members: int = 1,
 ) -> Tree:
     """Trains from `first_step` to the schedule's end.
 
     Ctrl-C and SIGTERM end the dispatch under way, save a checkpoint and raise; a second signal
-    stops at once.
+    stops at once. In a run of several processes, a signal to one stops all of them after the same
+    step.
 
     Args:
         program: compiled functions.
@@ -149,10 +152,11 @@ def fit(
                 record(step, sums, program.evaluate(state))
                 sums = jax.tree.map(np.zeros_like, sums)
             due = schedule.checkpoint_every and step % schedule.checkpoint_every == 0
-            if checkpoints is not None and (due or received or step == schedule.steps):
+            signum = first_signal(received[0] if received else 0)
+            if checkpoints is not None and (due or signum or step == schedule.steps):
                 checkpoints.save(step, Progress(program.snapshot(state), sums))
-            if received:
-                raise Interrupted(step, received[0])
+            if signum:
+                raise Interrupted(step, signum)
     return state
 
 
