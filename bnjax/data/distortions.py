@@ -63,8 +63,8 @@ def distort(image: np.ndarray, distortion: Distortion, rng: np.random.Generator)
         distortion.saturation,
         distortion.hue,
     )
-    planes = np.moveaxis(image, -1, 0).astype(np.float32, order="C")
-    planes *= np.float32(1 / 255)
+    planes = np.empty((3, *image.shape[:2]), np.float32)
+    np.multiply(np.moveaxis(image, -1, 0), np.float32(1 / 255), out=planes)
     if added:
         planes = add_brightness(planes, added)
     if contrast and contrast_first:
@@ -74,7 +74,10 @@ def distort(image: np.ndarray, distortion: Distortion, rng: np.random.Generator)
     if contrast and not contrast_first:
         planes = scale_contrast(planes, 1 + contrast)
     planes *= 255
-    return np.ascontiguousarray(np.moveaxis(np.rint(planes).astype(np.uint8), 0, -1))
+    result = np.empty(image.shape, np.uint8)
+    for channel, plane in enumerate(np.rint(planes, out=planes)):
+        result[..., channel] = plane
+    return result
 
 
 def add_brightness(planes: np.ndarray, added: float) -> np.ndarray:
@@ -89,8 +92,10 @@ def add_brightness(planes: np.ndarray, added: float) -> np.ndarray:
 
 def scale_contrast(planes: np.ndarray, factor: float) -> np.ndarray:
     """Scales the distance to each channel's mean and cuts to [0, 1]."""
-    mean = planes.mean((1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
-    return np.clip((planes - mean) * np.float32(factor) + mean, 0, 1)
+    mean = planes.mean((1, 2), keepdims=True)
+    scaled = planes * np.float32(factor)
+    scaled += (1 - np.float32(factor)) * mean
+    return np.clip(scaled, 0, 1, out=scaled)
 
 
 def turn_colours(planes: np.ndarray, turn: float, factor: float) -> np.ndarray:
@@ -102,17 +107,25 @@ def turn_colours(planes: np.ndarray, turn: float, factor: float) -> np.ndarray:
         factor: on the saturation, which is cut to 1.
     """
     red, green, blue = planes
-    value = planes.max(0)
-    chroma = value - planes.min(0)
-    safe = np.where(chroma > 0, chroma, np.float32(1))  # gray has no hue: any will do
-    is_red, is_green = value == red, value == green
-    difference = np.where(is_red, green - blue, np.where(is_green, blue - red, red - green))
-    sector = np.where(is_red, np.float32(0), np.where(is_green, np.float32(2), np.float32(4)))
-    hue = difference / safe + sector + np.float32(6 * turn)  # sixths of the circle
-    chroma = np.minimum(chroma * np.float32(factor), value)
+    value = np.maximum(np.maximum(red, green), blue)
+    chroma = value - np.minimum(np.minimum(red, green), blue)
+    # Where the hue is, in sixths of the circle: 0 is red, 2 green, 4 blue.
+    is_red = value == red
+    is_green = (value == green) & ~is_red
+    is_blue = ~(is_red | is_green)
+    hue = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
+    hue /= np.maximum(chroma, np.finfo(np.float32).tiny)  # gray has no hue: any will do
+    hue += is_green * np.float32(2) + is_blue * np.float32(4)
+    hue += np.float32(6 * turn)
+    chroma *= np.float32(factor)
+    np.minimum(chroma, value, out=chroma)
     turned = np.empty_like(planes)
-    for plane, corner in zip(turned, (5, 3, 1), strict=True):
-        # A channel is at the value in two sixths, at its lowest in two, on a slope in the others.
-        away = np.mod(hue + np.float32(corner), np.float32(6))
-        np.subtract(value, chroma * np.clip(np.minimum(away, 4 - away), 0, 1), out=plane)
+    for channel, plane in enumerate(turned):
+        # A channel is highest within a sixth of its own hue, lowest beyond two, on a slope between.
+        away = hue - np.float32(2 * channel)
+        away -= 6 * np.rint(away * np.float32(1 / 6))
+        np.abs(away, out=away)
+        away -= 1
+        np.multiply(np.clip(away, 0, 1, out=away), chroma, out=plane)
+        np.subtract(value, plane, out=plane)
     return turned
