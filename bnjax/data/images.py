@@ -24,3 +24,20 @@ def binarize(images: jax.Array, threshold: float) -> jax.Array:
             f"threshold must be in [0, 1), got {threshold}: it is a fraction of the intensity 255."
         )
     return (images > jnp.uint8(int(threshold * 255))).astype(jnp.float32)
+
+
+def to_unit_range(images: jax.Array) -> jax.Array:
+    """Pixels as the released Inception code feeds them: 0 to 255 become -1 to 1.
+
+    Args:
+        images: uint8, any shape.
+
+    Returns:
+        float32 of the same shape.
+
+    Raises:
+        ValueError: for another dtype.
+    """
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}.")
+    return images.astype(jnp.float32) / 127.5 - 1

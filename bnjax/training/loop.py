@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -70,17 +71,20 @@ class Program(NamedTuple):
     """What the loop calls; all of it compiled by the caller.
 
     Attributes:
-        train: `(state, indices) -> (state, metrics)`, metrics host arrays, summed over the indices'
-            steps; may give up the old state's buffers.
+        train: `(state, inputs) -> (state, metrics)`, metrics summed over the inputs' steps, on the
+            host or replicated; may give up the old state's buffers.
         evaluate: `state -> tree` of arrays.
-        indices: `(first step, steps) -> array` that chooses the examples of these steps.
+        inputs: `(first step, steps)` to what `train` gets for these steps: batches, or indices of
+            examples that lie on the device. Called in order, and while the device is busy.
         snapshot: state to host arrays, for a checkpoint.
+        check: called with the state after each dispatch; raises to end the run.
     """
 
-    train: Callable[[Tree, np.ndarray], tuple[Tree, Metrics]]
+    train: Callable[[Tree, Tree], tuple[Tree, Metrics]]
     evaluate: Callable[[Tree], Tree]
-    indices: Callable[[int, int], np.ndarray]
+    inputs: Callable[[int, int], Tree]
     snapshot: Callable[[Tree], Tree]
+    check: Callable[[Tree], None] = lambda state: None
 
 
 class Progress(NamedTuple):
@@ -126,10 +130,16 @@ def fit(
 
     Raises:
         Interrupted: after a signal.
+        Diverged: or whatever else `program.check` raises.
     """
     schedule.check()
     state, sums = progress
     step = first_step
+    inputs: Tree = None
+
+    def dispatch() -> int:
+        return min(schedule.steps_per_dispatch, schedule.steps - step)
+
     bar = tqdm(
         total=schedule.steps * members,
         initial=step * members,
@@ -142,15 +152,28 @@ def fit(
     with bar, _signals() as received:
         if step == 0:
             record(0, sums, program.evaluate(state))
+        started, seen = time.perf_counter(), 0
         while step < schedule.steps:
-            steps = min(schedule.steps_per_dispatch, schedule.steps - step)
-            state, new = program.train(state, program.indices(step, steps))
-            sums = jax.tree.map(np.add, sums, new)
+            steps = dispatch()
+            if inputs is None:
+                inputs = program.inputs(step, steps)
+            state, new = program.train(state, inputs)
             step += steps
+            # Made while the device computes; what comes below waits for it.
+            inputs = program.inputs(step, dispatch()) if step < schedule.steps else None
+            new = jax.tree.map(np.asarray, new)
+            program.check(state)
+            sums = jax.tree.map(np.add, sums, new)
+            seen += int(new.examples.sum())
+            bar.set_postfix_str(
+                _postfix(new, seen / (time.perf_counter() - started)), refresh=False
+            )
             bar.update(steps * members)
             if schedule.evaluates_at(step):
+                paused = time.perf_counter()
                 record(step, sums, program.evaluate(state))
                 sums = jax.tree.map(np.zeros_like, sums)
+                started += time.perf_counter() - paused
             due = schedule.checkpoint_every and step % schedule.checkpoint_every == 0
             signum = first_signal(received[0] if received else 0)
             if checkpoints is not None and (due or signum or step == schedule.steps):
@@ -158,6 +181,13 @@ def fit(
             if signum:
                 raise Interrupted(step, signum)
     return state
+
+
+def _postfix(metrics: Metrics, rate: float) -> str:
+    """Loss, accuracy and speed of the last dispatch, over all members."""
+    examples = max(int(metrics.examples.sum()), 1)
+    loss, correct = (float(leaf.sum()) / examples for leaf in (metrics.loss, metrics.correct))
+    return f"loss {loss:.3f}, accuracy {100 * correct:.1f} %, {rate:,.0f} images/s"
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def train(
         Program(
             train=run,
             evaluate=lambda state: members.fetch(evaluate(state, test, probe)),
-            indices=indices,
+            inputs=indices,
             snapshot=members.fetch,
         ),
         progress,

@@ -57,7 +57,7 @@ class Trace:
         program = Program(
             train=self.train,
             evaluate=lambda state: {"total": state["total"]},
-            indices=lambda first, steps: np.arange(first, first + steps),
+            inputs=lambda first, steps: np.arange(first, first + steps),
             snapshot=dict,
         )
         return fit(

@@ -1,0 +1,105 @@
+"""python -m experiments.imagenet_inception: Figures 2 and 3 of the paper from one command."""
+
+import argparse
+import shlex
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from bnjax.data import DataError
+from bnjax.data.image_data import open_images
+from bnjax.evidence.records import RecordError, require_commit
+from bnjax.training.checkpoints import CheckpointError
+from bnjax.training.loop import Interrupted
+from bnjax.training.parallel import DataParallel, How
+from experiments.imagenet_inception.config import PRESETS, Config
+from experiments.imagenet_inception.runs import check, complete, task_for
+from experiments.imagenet_inception.train import Means
+
+_RESULTS = Path(__file__).parent / "results"
+_PROGRAM = "python -m experiments.imagenet_inception"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """ImageNet with Inception, five ways (Ioffe & Szegedy 2015, section 4.2)."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    preset: Literal["quick", "cifar", "paper"] = "quick"
+    """quick: the packaged digits, two minutes on 2 cores. cifar: all of CIFAR-10 and a narrow
+    network, hours on 2 cores. paper: ImageNet, 31 million steps."""
+    out: Path | None = None
+    """Where runs are written; by default runs/imagenet_inception/PRESET. What is there already is
+    kept: finished runs are not repeated, an interrupted one goes on."""
+    resume: bool = False
+    """Go on with the runs in --out; an error if there are none."""
+    data_dir: Path | None = None
+    """Where prepared data sets are; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    parallel: How = "jit"
+    """How the devices share a batch; the numbers are the same but for rounding."""
+    workers: int = 0
+    """Processes that make views; 0 for threads of this one."""
+    profile: Path | None = None
+    """Folder for a profile of the third to fifth dispatch of each run, for Perfetto."""
+
+
+def main() -> None:
+    """Reads the command line, trains, prints a table, draws the figure."""
+    try:
+        run(_parse(sys.argv[1:]))
+    except Interrupted as stop:
+        print(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {_command('--resume')}")
+        sys.exit(128 + stop.signum)
+    except KeyboardInterrupt:
+        print(f"\nStopped; what was saved is kept. Go on with:\n  {_command()}")
+        sys.exit(128 + signal.SIGINT)
+    except (CheckpointError, DataError, RecordError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(arguments: Arguments) -> None:
+    """Completes the runs of a configuration and reports them.
+
+    Raises:
+        ValueError, RecordError, CheckpointError, DataError: before anything is changed.
+        Interrupted: after Ctrl-C or SIGTERM.
+    """
+    config = arguments.config
+    out = arguments.out or Path("runs/imagenet_inception") / arguments.preset
+    if arguments.resume and not any(out.glob("*-s*/record.json")):
+        raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
+    require_commit(out, _RESULTS)
+    data = open_images(config.data, data_dir=arguments.data_dir)
+    means = Means(DataParallel(arguments.parallel), arguments.workers, arguments.profile)
+    tasks = [task_for(config, arm, seed) for seed in range(config.seeds) for arm in config.arms]
+    for task in tasks:
+        check(task, data, means.parallel, out)  # all of them, before hours go into the first
+    for task in tasks:
+        complete(task, data, means, out)
+
+
+def _parse(argv: list[str]) -> Arguments:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", nargs="?")  # tyro says what is wrong with it
+    given = first.parse_known_args(argv)[0].preset
+    preset: Literal["quick", "cifar", "paper"] = given if given in PRESETS else "quick"
+    return tyro.cli(
+        Arguments,
+        prog=_PROGRAM,
+        args=argv,
+        default=Arguments(PRESETS[preset], preset),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _command(*flags: str) -> str:
+    given = [argument for argument in sys.argv[1:] if argument not in flags]
+    return shlex.join([*_PROGRAM.split(), *given, *flags])
+
+
+if __name__ == "__main__":
+    main()

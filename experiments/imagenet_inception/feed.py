@@ -1,0 +1,122 @@
+"""What a run sees: training batches by step, each validation image once, those of Algorithm 2."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from bnjax.data.augmentation import Augmentation, evaluation_view, training_view
+from bnjax.data.image_data import ImageData
+from bnjax.data.stream import Batch, Stream, evaluation_batches, training_batches
+from bnjax.training.loop import Schedule
+from bnjax.training.parallel import DataParallel
+from experiments.imagenet_inception.arms import settings_of
+from experiments.imagenet_inception.config import Config
+from experiments.imagenet_inception.programs import batch_layout
+
+KEPT_BYTES = 256 * 2**20
+"""Validation views are kept in memory if they are no more than this."""
+_POPULATION_SEED = 2**32
+"""Added to a run's seed for the order and views of Algorithm 2's batches."""
+
+
+class Task(NamedTuple):
+    """All that the numbers of a run depend on, but the data."""
+
+    config: Config
+    arm: str
+    seed: int
+    schedule: Schedule
+
+
+class Feed:
+    """The batches of one run, on its devices; this host's share of each is made here.
+
+    Attributes:
+        waited: seconds that training waited for views.
+    """
+
+    def __init__(
+        self, task: Task, data: ImageData, parallel: DataParallel, *, axis: int, workers: int
+    ) -> None:
+        self._config, self._settings = task.config, settings_of(task.config, task.arm)
+        self._seed, self._data = task.seed, data
+        self._parallel, self._axis, self._workers = parallel, axis, workers
+        self._stream: Stream | None = None
+        self._kept: list[Batch] | None = None
+        self.waited = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def training(self, first_step: int, steps: int) -> Any:
+        """Images and labels of the next steps; calls follow one another without a gap."""
+        if self._stream is None:
+            self._stream = self._training_stream(first_step, self._seed)
+        started = time.perf_counter()
+        batches = [next(self._stream) for _ in range(steps)]
+        self.waited += time.perf_counter() - started
+        layout = batch_layout(self._config, steps)
+        local = layout[-1] // jax.process_count()
+
+        def stack(arrays: list[np.ndarray]) -> np.ndarray:
+            return np.stack(arrays).reshape(*layout[:-1], local, *arrays[0].shape[1:])
+
+        arrays = (stack([b.images for b in batches]), stack([b.labels for b in batches]))
+        return self._parallel.split(arrays, axis=self._axis)
+
+    def validation(self) -> Iterator[Any]:
+        """Every validation image once, in batches on the devices."""
+        if self._kept is not None:
+            yield from map(self._parallel.split, self._kept)
+            return
+        config, kept = self._config, []
+        view = partial(evaluation_view, image_size=config.image_size, fraction=config.centre)
+        keeps = len(self._data.validation) * 3 * config.image_size**2 <= KEPT_BYTES
+        with evaluation_batches(
+            self._data.validation,
+            view,
+            batch_size=config.eval_batch,
+            workers=self._workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ) as stream:
+            for batch in stream:
+                if keeps:
+                    kept.append(batch)
+                yield self._parallel.split(batch)
+        self._kept = kept if keeps else None
+
+    def population(self) -> Iterator[jax.Array]:
+        """Images for Algorithm 2: training views in another order than training's."""
+        whole = DataParallel("jit", devices=self._parallel.devices)  # recalibrate is jitted
+        with self._training_stream(0, self._seed + _POPULATION_SEED) as stream:
+            for _ in range(self._config.population_batches):
+                yield whole.split(next(stream).images)
+
+    def _training_stream(self, first_step: int, seed: int) -> Stream:
+        config, settings = self._config, self._settings
+        augmentation = Augmentation(
+            config.image_size,
+            config.crop,
+            mirror=config.mirror,
+            photometric=settings.photometric,
+        )
+        return training_batches(
+            self._data.train,
+            partial(training_view, augmentation=augmentation),
+            seed=seed,
+            first_step=first_step,
+            batch_size=config.batch_size,
+            shuffle=settings.shuffle,
+            workers=self._workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )

@@ -1,0 +1,201 @@
+"""The functions of a run, and the same compiled; runs that differ in numbers alone share them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bnjax.data.images import to_unit_range
+from bnjax.data.stream import Batch
+from bnjax.recalibration import recalibrate
+from bnjax.training.accumulation import make_accumulating_step
+from bnjax.training.averaging import Average, start_average, update_average
+from bnjax.training.divergence import start_watch
+from bnjax.training.objectives import Metrics, classification_metrics
+from bnjax.training.parallel import DataParallel
+from bnjax.training.state import TrainState
+from bnjax.training.steps import make_loss, make_train_step, scan_batches
+from experiments.imagenet_inception.arms import (
+    Settings,
+    make_model,
+    make_objective,
+    make_optimizer,
+    settings_of,
+)
+from experiments.imagenet_inception.config import CHANGES, Config
+
+Tree = Any
+
+
+class State(NamedTuple):
+    """What a run carries from step to step.
+
+    Attributes:
+        train: parameters, statistics, optimizer.
+        average: of parameters and statistics; None without averaging.
+    """
+
+    train: TrainState
+    average: Average | None
+
+
+class TrainingProgram(NamedTuple):
+    """The functions that train, before they are compiled, and what they are compiled for.
+
+    Attributes:
+        init: `(seed, learning_rate) -> State`, of an int32 and a float32 scalar.
+        step: `(State, batch) -> (State, Metrics)`, of `steps_per_dispatch` steps; metrics summed.
+        batch_shapes: images and labels of the global batches of a dispatch, `[steps, n, ...]`, or
+            `[steps, micro_batches, n, ...]`.
+        axis: of the examples in them, as `DataParallel.split` and `compile_train` take it.
+    """
+
+    init: Callable[[jax.Array, jax.Array], State]
+    step: Callable[[State, Any], tuple[State, Metrics]]
+    batch_shapes: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
+    axis: int
+
+
+def training_program(
+    config: Config, arm: str, parallel: DataParallel, *, classes: int = 1000
+) -> TrainingProgram:
+    """What trains an arm.
+
+    Raises:
+        ValueError: if the devices cannot share the batch.
+    """
+    return _training_program(config, settings_of(config, arm), parallel, classes)
+
+
+def batch_layout(config: Config, steps: int) -> tuple[int, ...]:
+    """The axes of the labels of a dispatch; the last is of examples."""
+    part = config.batch_size // config.micro_batches
+    parts = (config.micro_batches,) if config.micro_batches > 1 else ()
+    return (steps, *parts, part)
+
+
+def variables_of(state: State) -> dict[str, Tree]:
+    """What is evaluated: the average where there is one, else what trains."""
+    return _variables(state.train) if state.average is None else state.average.values
+
+
+class Programs:
+    """The compiled programs of one network.
+
+    Attributes:
+        axis: of the examples in a dispatch's arrays.
+        init: `(seed, learning_rate) -> State` on the devices.
+        train: `(State, batch) -> (State, Metrics)`; gives up the old state's buffers.
+        evaluate: `(variables, Batch) -> Metrics`, by the running statistics.
+    """
+
+    def __init__(
+        self, config: Config, settings: Settings, classes: int, parallel: DataParallel
+    ) -> None:
+        program = _training_program(config, settings, parallel, classes)
+        model = make_model(config, settings, classes=classes)
+
+        def evaluate(variables: Tree, batch: Batch) -> Metrics:
+            logits = model.apply(variables, to_unit_range(batch.images), train=False)
+            return classification_metrics(logits, batch.labels, batch.mask)  # type: ignore[arg-type]
+
+        self._model = model
+        self.axis = program.axis
+        self.init = parallel.compile_init(program.init)
+        self.train = parallel.compile_train(program.step, axis=program.axis)
+        self.evaluate = parallel.compile_eval(evaluate)
+
+    def population(
+        self, variables: Tree, batches: Iterable[jax.Array], key: jax.Array
+    ) -> dict[str, Tree]:
+        """The variables, with the statistics of Algorithm 2 over batches of images."""
+        images = map(to_unit_range, batches)
+        return recalibrate(self._model, variables, images, train=True, rngs={"dropout": key})
+
+
+def programs_of(config: Config, arm: str, parallel: DataParallel, *, classes: int) -> Programs:
+    """The compiled programs of an arm, those of an earlier call where only numbers differ."""
+    settings = settings_of(config, arm)._replace(learning_rate_factor=1.0)
+    default = Config()
+    same = {item.name: getattr(default, item.name) for item in fields(Config) if item.name in _DATA}
+    return _programs(replace(config, **same), settings, parallel, classes)
+
+
+_DATA = {*CHANGES, "data", "crop", "mirror", "centre", "arms", "seeds", "learning_rate"} | {
+    "steps",
+    "accelerated_steps",
+    "population_batches",
+    "eval_every",
+    "dense_until",
+    "sparse_eval_every",
+    "eval_batch",
+    "checkpoint_every",
+}
+"""Fields that no program depends on: they are in its arguments, its shapes, or not in it at all."""
+
+
+@lru_cache(maxsize=16)
+def _programs(config: Config, settings: Settings, parallel: DataParallel, classes: int) -> Programs:
+    return Programs(config, settings, classes, parallel)
+
+
+def _training_program(
+    config: Config, settings: Settings, parallel: DataParallel, classes: int
+) -> TrainingProgram:
+    parallel.check_batch(config.batch_size // config.micro_batches)
+    axis_name = parallel.axis_name
+    model = make_model(config, settings, classes=classes, axis_name=axis_name)
+    layout = batch_layout(config, config.steps_per_dispatch)
+    image = (config.image_size, config.image_size, 3)
+    averaging = config.parameter_averaging
+
+    def init(seed: jax.Array, learning_rate: jax.Array) -> State:
+        key = jax.random.key(seed)
+        whole = make_model(config, settings, classes=classes)
+        variables = whole.init(key, jnp.zeros((1, *image)), train=False)
+        params, stats = variables["params"], variables.get("batch_stats", {})
+        opt_state = make_optimizer(config, settings, learning_rate).init(params)
+        dropout_key = jax.random.fold_in(key, 1)
+        train = TrainState(jnp.int32(0), params, stats, opt_state, key=dropout_key)
+        average = None if averaging == "none" else start_average(_variables(train))
+        return State(start_watch(train), average)
+
+    def apply(variables: Tree, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Tree]:
+        logits, updates = model.apply(
+            variables,
+            to_unit_range(images),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        return logits, updates.get("batch_stats", {})
+
+    tx = make_optimizer(config, settings, 0.0)  # the rate in use is the one in the state
+    objective = make_objective(config)
+    if config.micro_batches == 1:
+        train_step = make_train_step(apply, tx, objective, axis_name=axis_name)
+    else:
+        loss = make_loss(apply, objective)
+        train_step = make_accumulating_step(loss, tx, statistics="once", axis_name=axis_name)
+
+    def step(state: State, batch: Any) -> tuple[State, Metrics]:
+        train, metrics = train_step(state.train, batch)
+        average = state.average
+        if average is not None and averaging != "none":
+            average = update_average(
+                average, _variables(train), averaging=averaging, decay=config.parameter_decay
+            )
+        return State(train, average), metrics
+
+    shapes = (
+        jax.ShapeDtypeStruct((*layout, *image), jnp.uint8),
+        jax.ShapeDtypeStruct(layout, jnp.int32),
+    )
+    return TrainingProgram(init, scan_batches(step), shapes, len(layout) - 1)  # type: ignore[arg-type]
+
+
+def _variables(train: TrainState) -> dict[str, Tree]:
+    return {"params": train.params, "batch_stats": train.batch_stats}

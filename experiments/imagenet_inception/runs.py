@@ -1,0 +1,166 @@
+"""The run directories of the experiment: which runs there are, what is missing, what they hold."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bnjax.data.image_data import ImageData, open_images
+from bnjax.evidence.records import RecordError, Run, check_identity, environment
+from bnjax.training.checkpoints import Checkpoints
+from bnjax.training.loop import Schedule
+from bnjax.training.parallel import DataParallel
+from experiments.imagenet_inception.arms import settings_of
+from experiments.imagenet_inception.config import CHANGES, Config
+from experiments.imagenet_inception.feed import Task
+from experiments.imagenet_inception.train import Log, Means, train
+from experiments.imagenet_inception.weights import save_weights
+
+EXPERIMENT = "imagenet_inception"
+
+
+def task_for(config: Config, arm: str, seed: int) -> Task:
+    """The run of an arm with a seed."""
+    return Task(config, arm, seed, config.schedule(arm))
+
+
+def run_name(task: Task) -> str:
+    """The folder of a run below the output folder."""
+    return f"{task.arm}-s{task.seed}"
+
+
+def checkpoint_folder(task: Task, out: Path) -> Path:
+    """Where a run has its checkpoints; the last one stays, for evaluation."""
+    return out / "checkpoints" / run_name(task)
+
+
+def check(task: Task, data: ImageData, parallel: DataParallel, out: Path) -> None:
+    """Refuses what cannot run, before any compute.
+
+    Raises:
+        RecordError: if `out` holds the run in another configuration.
+        ValueError: if the batches do not fit the data or the devices.
+    """
+    config = task.config
+    check_identity(out / run_name(task), _identity(task, data))
+    if config.batch_size > len(data.train):
+        raise ValueError(
+            f"batch_size must be at most the {len(data.train):,} training images of {data.name}, "
+            f"got {config.batch_size}."
+        )
+    for name, examples in (
+        ("batch_size / micro_batches", config.batch_size // config.micro_batches),
+        ("eval_batch", config.eval_batch),
+    ):
+        try:
+            parallel.check_batch(examples)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def complete(task: Task, data: ImageData, means: Means, out: Path) -> None:
+    """Trains a run to its end, unless `out` holds it whole already.
+
+    Raises:
+        RecordError: if `out` holds a run of another configuration; nothing is changed then.
+        CheckpointError: the same for its checkpoints; or another process trains it.
+        Interrupted: after Ctrl-C or SIGTERM.
+    """
+    folder = out / run_name(task)
+    check_identity(folder, _identity(task, data))
+    config = {"identity": _identity(task, data)}
+    with Checkpoints(checkpoint_folder(task, out), config=config) as checkpoints:
+        run = Run(folder, _header(task, data, means))
+        if run.finished:
+            return
+        start = time.perf_counter()
+        outcome = train(
+            task,
+            data,
+            means,
+            run.log,
+            begin=lambda step: run.rewind(step or -1),  # step 0 will be logged again
+            checkpoints=checkpoints,
+            description=run_name(task),
+        )
+        seconds = round(time.perf_counter() - start, 1)
+        if jax.process_index() == 0:
+            save_weights(folder, outcome.weights)
+        run.finish({**outcome.final, "wall_seconds": seconds, "timing": outcome.timing})
+
+
+def rerun(
+    record: dict[str, Any], *, steps: int | None, data_dir: Path | None
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Trains a recorded run again and writes nothing.
+
+    Args:
+        record: from `record.json`.
+        steps: how many steps; all of them by default.
+        data_dir: where prepared data sets are.
+
+    Returns:
+        The log's entries, and the outcome if all steps were taken.
+
+    Raises:
+        RecordError: if the data at hand is not that of the record.
+    """
+    identity = record["identity"]
+    data = open_images(record["data"]["name"], data_dir=data_dir)
+    if data.sha256 != record["data"]["sha256"]:
+        raise RecordError(
+            f"the data set {data.name} at hand has SHA-256 {data.sha256}, the record "
+            f"{record['data']['sha256']}: point --data-dir to the data that was used."
+        )
+    schedule = Schedule(**identity["schedule"])
+    changes = {name: identity["settings"][name] for name in CHANGES}
+    config = Config(
+        **identity["config"],
+        **changes,
+        data=data.name,
+        arms=(identity["arm"],),
+        steps=schedule.steps,
+        accelerated_steps=schedule.steps,
+    )
+    whole = steps is None or steps >= schedule.steps
+    if not whole:
+        schedule = schedule._replace(steps=steps)
+    task = Task(config, identity["arm"], identity["seed"], schedule)
+    count = record["environment"]["device_count"]
+    devices = jax.devices()[:count]
+    entries: list[dict[str, Any]] = []
+    log: Log = entries.append
+    means = Means(DataParallel(record["parallel"], devices=devices))
+    outcome = train(task, data, means, log, description=run_name(task))
+    return json.loads(json.dumps(entries)), outcome.final if whole else None
+
+
+def _header(task: Task, data: ImageData, means: Means) -> dict[str, Any]:
+    return {
+        "experiment": EXPERIMENT,
+        "arm": task.arm,
+        "seed": task.seed,
+        "identity": _identity(task, data),
+        "data": {
+            "name": data.name,
+            "sha256": data.sha256,
+            "train": len(data.train),
+            "test": len(data.validation),
+        },
+        "parallel": means.parallel.how,
+        "environment": environment(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _identity(task: Task, data: ImageData) -> dict[str, Any]:
+    return {
+        "arm": task.arm,
+        "seed": task.seed,
+        "settings": settings_of(task.config, task.arm)._asdict(),
+        "schedule": task.schedule._asdict(),
+        "data_sha256": data.sha256,
+        "config": task.config.identity(),
+    }

@@ -1,0 +1,201 @@
+"""Trains one run and reports what it measures."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bnjax.data.image_data import ImageData
+from bnjax.evidence.records import number
+from bnjax.training.checkpoints import Checkpoints
+from bnjax.training.divergence import Diverged, raise_if_diverged
+from bnjax.training.loop import Program, Progress, fit
+from bnjax.training.objectives import Metrics
+from bnjax.training.parallel import DataParallel
+from bnjax.training.profiles import profiled
+from experiments.imagenet_inception.arms import first_learning_rate, settings_of
+from experiments.imagenet_inception.feed import Feed, Task
+from experiments.imagenet_inception.programs import (
+    Programs,
+    State,
+    programs_of,
+    variables_of,
+)
+from experiments.imagenet_inception.weights import digests
+
+Log = Callable[[dict[str, Any]], None]
+"""Called with what a run measured at an evaluation."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """How a run is computed; its numbers depend on none of it, but for rounding.
+
+    Attributes:
+        parallel: devices, and how they share a batch.
+        workers: processes that make views; 0 for threads.
+        profile: folder for a profile of some dispatches, or None.
+    """
+
+    parallel: DataParallel
+    workers: int = 0
+    profile: Path | None = None
+
+
+class Outcome(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        final: metrics on the whole validation set by running statistics (`test`) and by Algorithm
+            2 (`test_population`, None without normalization or after a divergence), digests of
+            what was evaluated, and `diverged`: None, or where and how.
+        weights: what was evaluated, on the host: `params`, `batch_stats`, and, by Algorithm 2,
+            `population_stats`.
+        timing: seconds of training, without evaluations; share of them that waited for views;
+            images per second. From the second dispatch of this sitting on.
+    """
+
+    final: dict[str, Any]
+    weights: dict[str, Any]
+    timing: dict[str, float] | None
+
+
+def train(
+    task: Task,
+    data: ImageData,
+    means: Means,
+    log: Log,
+    *,
+    begin: Callable[[int], None] = lambda step: None,
+    checkpoints: Checkpoints | None = None,
+    description: str = "",
+) -> Outcome:
+    """Trains a run, from the newest whole checkpoint on if there is one.
+
+    Args:
+        task: what to train.
+        data: what to train and measure on.
+        means: devices and workers.
+        log: called at each evaluation.
+        begin: called once, before training, with the step to begin or go on from.
+        checkpoints: where to save and restore; None for nowhere.
+        description: shown on the progress bar.
+
+    Raises:
+        ValueError: if the devices cannot share a batch.
+        Interrupted: after Ctrl-C or SIGTERM; a checkpoint is saved if there is a place for it.
+    """
+    config, parallel = task.config, means.parallel
+    parallel.check_batch(config.eval_batch)
+    programs = programs_of(config, task.arm, parallel, classes=data.classes)
+    progress, first_step = _start(task, programs, parallel, checkpoints)
+    begin(first_step)
+    feed = Feed(task, data, parallel, axis=programs.axis, workers=means.workers)
+    clock = _Clock(feed)
+    last = progress.state
+
+    def evaluate(variables: Any) -> Metrics:
+        with clock.paused():
+            sums = [programs.evaluate(variables, batch) for batch in feed.validation()]
+            return Metrics(*(np.sum(np.array(leaves), 0) for leaves in zip(*sums, strict=True)))
+
+    def check(state: State) -> None:
+        nonlocal last
+        last = state  # of a run that diverges, the last finite one
+        raise_if_diverged(state.train)
+        clock.tick()
+
+    def record(step: int, sums: Metrics, test: Metrics) -> None:
+        log({"step": step, "train": _json(sums), "test": _json(test)})
+
+    program = Program(
+        train=programs.train if means.profile is None else profiled(programs.train, means.profile),
+        evaluate=lambda state: evaluate(variables_of(state)),
+        inputs=feed.training,
+        snapshot=parallel.fetch,
+        check=check,
+    )
+    with feed:
+        diverged = None
+        try:
+            last = fit(
+                program,
+                progress,
+                task.schedule,
+                first_step=first_step,
+                record=record,
+                checkpoints=checkpoints,
+                description=description,
+            )
+        except Diverged as error:
+            diverged = {"step": error.step, "layer": error.layer, "leaf": error.leaf}
+            diverged["what"] = error.what
+        timing = clock.timing(config.batch_size * config.steps_per_dispatch)
+        variables = variables_of(last)
+        weights = dict(parallel.fetch(variables))
+        final: dict[str, Any] = {"test": _json(evaluate(variables)), "test_population": None}
+        if diverged is None and variables["batch_stats"]:
+            key = jax.random.key(task.seed)
+            population = programs.population(variables, feed.population(), key)
+            final["test_population"] = _json(evaluate(population))
+            weights["population_stats"] = jax.device_get(population["batch_stats"])
+        return Outcome(final | digests(weights) | {"diverged": diverged}, weights, timing)
+
+
+def _start(
+    task: Task, programs: Programs, parallel: DataParallel, checkpoints: Checkpoints | None
+) -> tuple[Progress, int]:
+    """The progress to go on from, and the steps behind it."""
+    rate = first_learning_rate(task.config, settings_of(task.config, task.arm))
+    initial = programs.init(np.int32(task.seed), np.float32(rate))
+    sums = jax.tree.map(np.asarray, Metrics.zero())
+    if checkpoints is not None:
+        restored = checkpoints.restore(Progress(parallel.fetch(initial), sums))
+        if restored is not None:
+            state, sums = restored.state
+            return Progress(parallel.replicate(state), sums), restored.step
+    return Progress(initial, sums), 0
+
+
+class _Clock:
+    """Measures training from its first dispatch's end on, without evaluations."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._started: float | None = None
+        self._dispatches = 0
+        self._paused = 0.0
+
+    def tick(self) -> None:
+        """Says that a dispatch has ended."""
+        if self._started is None:  # compiling is over
+            self._started, self._paused, self._feed.waited = time.perf_counter(), 0.0, 0.0
+            return
+        self._dispatches += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count what is done inside."""
+        started = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - started
+
+    def timing(self, images: int) -> dict[str, float] | None:
+        """As in `Outcome`, with the images of a dispatch; None for less than two."""
+        if self._started is None or not self._dispatches:
+            return None
+        seconds = time.perf_counter() - self._started - self._paused
+        return {
+            "training_seconds": round(seconds, 1),
+            "waiting_share": round(self._feed.waited / seconds, 4),
+            "images_per_second": round(self._dispatches * images / seconds, 1),
+        }
+
+
+def _json(metrics: Metrics) -> dict[str, float | int]:
+    return {name: number(value) for name, value in metrics._asdict().items()}
