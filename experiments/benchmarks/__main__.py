@@ -16,6 +16,7 @@ from bnjax.training.topologies import MissingCompilerError
 from experiments.benchmarks import (
     batch_norm,
     compiled,
+    input_pipeline,
     memory,
     mnist,
     networks,
@@ -123,6 +124,19 @@ def run_networks_memory(
     _write(out, result, networks_memory.table(result))
 
 
+def run_input_pipeline(
+    config: Annotated[input_pipeline.Config, tyro.conf.arg(name="")] = input_pipeline.Config(),  # noqa: B008
+    out: Path = Path("runs/benchmarks"),
+) -> None:
+    """Training crops from full-size JPEG files on one core: bnjax, tf.data.
+
+    Args:
+        config: what to measure.
+        out: Where input_pipeline.json and input_pipeline.md are written.
+    """
+    _run(input_pipeline, config, out)
+
+
 def main() -> None:
     """Reads the command line and runs one benchmark."""
     try:
@@ -130,6 +144,7 @@ def main() -> None:
             {
                 "batch_norm": run_batch_norm,
                 "compiled": run_compiled,
+                "input_pipeline": run_input_pipeline,
                 "mnist": run_mnist,
                 "networks": run_networks,
                 "networks_memory": run_networks_memory,
