@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.experimental import topologies as jax_topologies
@@ -173,11 +173,13 @@ def _check_gpus(name: str, chip: Chip, count: int) -> None:
 
 def _tpu(chip: Chip, size: str) -> list[jax.Device]:
     # A v4 has two cores; as Cloud TPUs run it, they are one device.
-    cores = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    if size == "1x1":  # a host's share is four chips elsewhere; libtpu before 0.0.50 insists on it
+        options["chips_per_host_bounds"] = [1, 1, 1]
     with _environment(_LIBTPU):
         try:
             topology = jax_topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{chip.name}:{size}", **cores
+                platform="tpu", topology_name=f"{chip.name}:{size}", **options
             )
         except RuntimeError as error:
             if "not installed" not in str(error):

@@ -73,6 +73,13 @@ def test_a_v4_chip_is_one_device(asked):
     assert [call.get("chip_config_name") for call in asked] == ["megacore", None]
 
 
+def test_one_chip_is_no_part_of_a_host_of_four(asked):
+    """Some versions of libtpu refuse the slice otherwise."""
+    find_topology("v5e:1x1")
+    find_topology("v5e:2x2")
+    assert [call.get("chips_per_host_bounds") for call in asked] == [[1, 1, 1], None]
+
+
 @pytest.mark.parametrize(
     ("name", "grid"), [("h100:1", "1x1x1"), ("h100:8", "1x1x8"), ("h100:256", "1x32x8")]
 )
