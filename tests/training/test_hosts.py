@@ -1,0 +1,254 @@
+"""Two processes of four devices are one run of eight; and what they say if they do not fit."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from made_checkpoints import make_state as make_saved
+from small_runs import STEPS, batch_of, make_batches, make_state, make_step
+from tolerances import PARALLEL, assert_close
+
+from bnjax.training.parallel import DataParallel, HostsError, initialize_hosts
+from bnjax.training.parallel.hosts import Meeting, find_meeting
+from bnjax.training.parallel.roll_call import call_roll
+
+WORKER = Path(__file__).parents[1] / "two_hosts.py"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What two processes saw."""
+    out = tmp_path_factory.mktemp("two hosts")
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, WORKER, address, "2", str(index), out],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
+        )
+        for index in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=400)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    return out, [json.loads((out / f"{index}.json").read_text()) for index in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["jit", "shard_map", "pmap"])
+def test_two_processes_train_as_one(seen, how):
+    """Red if a host reads another's share, drops another's units, or sums over its own devices."""
+    out, (first, second) = seen
+    assert first["devices"] == second["devices"] == [4, 8]
+    parallel = DataParallel(how)
+    step = parallel.compile_train(make_step(parallel.axis_name, dropout=0.5))
+    state = parallel.replicate(make_state(jax.random.key(3)))
+    for i in range(STEPS):
+        state, metrics = step(state, parallel.split(batch_of(make_batches(), i)))
+    alone, metrics = parallel.fetch((state, metrics))
+    own, other = (np.load(out / f"{how}-{index}.npz") for index in (0, 1))
+    leaves = jax.tree.leaves((alone.params, alone.batch_stats))
+    assert len(leaves) == len(own.files)
+    for name, wanted in zip(own.files, leaves, strict=True):
+        np.testing.assert_array_equal(own[name], other[name])
+        assert_close(own[name], wanted, PARALLEL, name)
+    for run in (first["runs"][how], second["runs"][how]):
+        np.testing.assert_allclose(run["loss"], metrics.loss, rtol=1e-5)
+        assert run["diverged"] == "step 4: new value of mean in norm1 is not finite"
+
+
+@pytest.mark.slow
+def test_two_processes_restore_what_the_first_saved(seen):
+    """Bit for bit, negative zeros and keys too; and its errors are both's."""
+    saved = make_saved(1)
+    saved.params["zero"] = np.float32([-0.0, 0.0])
+    saved = saved._replace(rng=jax.random.key_data(saved.rng))
+    values = [np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves(saved)]
+    for index, each in enumerate(seen[1]):
+        other = each["checkpoint"].pop("other config")
+        assert each["checkpoint"] == {"step": 5, "extra": {"epoch": 3}, "values": values}
+        assert "belongs to another config:\n  a: stored 1, given 2" in other
+        assert other.startswith("process 0: ") == (index == 1)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_both_after_the_same_step(seen):
+    (first, second) = (each["interrupt"] for each in seen[1])
+    assert first == second
+    assert first["signal"] == signal.SIGTERM
+    assert 3 <= first["step"] <= 4
+    assert first["saved"] == first["step"]
+
+
+@pytest.mark.slow
+def test_processes_that_differ_say_in_what(seen):
+    for each in seen[1]:
+        assert each["disagree"].startswith("config must be the same on all processes")
+        assert each["disagree"].endswith("\n  process 1: rate: stored 0, given 1")
+
+
+def answers(*calls, timeout_s=20):
+    """What each of some processes is told, `(count, index)` each, as threads of this one."""
+    address = f"127.0.0.1:{free_port()}"
+    said = {}
+
+    def one(number, count, index):
+        try:
+            call_roll(address, count, index, timeout_s=timeout_s)
+        except HostsError as error:
+            said[number] = str(error)
+
+    threads = [
+        threading.Thread(target=one, args=(number, *call)) for number, call in enumerate(calls)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [said.get(number) for number in range(len(calls))]
+
+
+def test_all_come():
+    assert answers((3, 2), (3, 0), (3, 1)) == [None] * 3
+
+
+def test_processes_that_expect_other_numbers():
+    said = answers((2, 0), (3, 1))
+    assert said == ["process 1 expects 3 processes, process 0 expects 2."] * 2
+
+
+def test_two_processes_of_one_number():
+    said = answers((3, 0), (3, 1), (3, 1))
+    assert said == ["two processes say that they are process 1 of 3."] * 3
+
+
+def test_a_process_that_does_not_come():
+    said = answers((3, 0), (3, 2), timeout_s=0.5)
+    assert said[0] == said[1]
+    assert "of 3 processes, [1] did not come to 127.0.0.1:" in said[0]
+
+
+def test_strangers_are_not_counted():
+    address = f"127.0.0.1:{free_port()}"
+    failed = []
+
+    def first():
+        try:
+            call_roll(address, 2, 0, timeout_s=20)
+        except HostsError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    host, port = address.split(":")
+    while True:
+        try:
+            stranger = socket.create_connection((host, int(port)))
+            break
+        except ConnectionRefusedError:
+            continue
+    with stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    call_roll(address, 2, 1, timeout_s=20)
+    thread.join()
+    assert not failed
+
+
+def test_a_coordinator_that_is_not_there():
+    """Before JAX starts: it would end the process."""
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(HostsError, match=rf"{address} did not answer within 1 s .*is process 0"):
+        initialize_hosts(address, 2, 1, timeout_s=1)
+
+
+def test_a_port_that_is_taken():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(HostsError, match=f"cannot listen on port {port}"):
+            initialize_hosts(f"127.0.0.1:{port}", 2, 0, timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("here:1", None, None), "process_count and process_index must be given too"),
+        ((None, 2, 0), "coordinator must be given too"),
+        (("here:1", 2, 2), r"process_index must be in 0..1 with process_count=2, got 2"),
+        (("here:1", 2, -1), "got -1"),
+        (("here:1", 0, 0), "process_count=0"),
+        (("here", 2, 0), "coordinator must be host:port of process 0, got 'here'"),
+        (("here:port", 2, 1), "got 'here:port'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        initialize_hosts(*arguments, timeout_s=1)
+
+
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_JOB_ID": "12345",
+    "SLURM_PROCID": "5",
+    "SLURM_STEP_NODELIST": "node[007-011,20],other3",
+}
+TPU = {"TPU_WORKER_HOSTNAMES": "10.0.0.2,10.0.0.3", "TPU_WORKER_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "meeting"),
+    [
+        ({}, None),
+        (SLURM, Meeting("node007:61497", 8, 5)),
+        (SLURM | {"SLURM_STEP_NODELIST": "a-1,b-2"}, Meeting("a-1:61497", 8, 5)),
+        (SLURM | {"SLURM_STEP_NODELIST": "n[3,7]"}, Meeting("n3:61497", 8, 5)),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, None),  # a batch script, or a shell
+        (TPU, Meeting("10.0.0.2:8476", 2, 1)),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
+        (TPU | {"MEGASCALE_NUM_SLICES": "2"}, None),
+    ],
+)
+def test_what_the_environment_says(environment, meeting):
+    assert find_meeting(environment) == meeting
+
+
+@pytest.mark.parametrize(
+    ("environment", "missing"),
+    [
+        ({**SLURM, "SLURM_PROCID": None}, "SLURM_PROCID"),
+        ({**SLURM, "SLURM_STEP_NODELIST": None}, "SLURM_STEP_NODELIST"),
+        ({**TPU, "TPU_WORKER_ID": None}, "TPU_WORKER_ID"),
+    ],
+)
+def test_an_environment_that_says_half(environment, missing):
+    environment = {key: value for key, value in environment.items() if value is not None}
+    with pytest.raises(HostsError, match=f"{missing} is not set"):
+        find_meeting(environment)
+
+
+def test_a_process_alone_joins_nothing(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    initialize_hosts()
+    initialize_hosts("127.0.0.1:1", 1, 0)
+    assert jax.process_count() == 1
