@@ -12,7 +12,11 @@ _SMALL = 1 << 16
 """Fewer values than this fit a core's cache: reading them twice costs nothing."""
 
 _SLICES = (8, 7, 6, 5, 4, 3, 2)
-"""XLA fuses the sum of so many slices into one loop; more, and it copies them first."""
+"""So many slices XLA fuses into one loop, whatever follows."""
+
+_ROWS = {2: 16, 4: 64, 8: 64}
+"""By the bytes of a value: so many rows XLA fuses into the loop over the rest of an image; more,
+and it copies them first, or widens them into memory."""
 
 
 def pair_of_sums(
@@ -21,8 +25,9 @@ def pair_of_sums(
     """The sums over `axes` of two elementwise functions of the same arrays.
 
     XLA computes both in one pass on TPU and GPU. On CPU it makes a pass, and often a copy of the
-    summands, for each; there, slices of the images are added up as complex numbers, which stay in
-    one loop on all cores. The first axis, of examples, is left whole: devices may divide it.
+    summands, for each; there, the rows of the images, or larger slices, are added up as complex
+    numbers, which stay in one loop on all cores. The first axis, of examples, is left whole:
+    devices may divide it.
 
     Args:
         terms: maps `arrays`, or equal slices of them, to two float arrays of their shape.
@@ -35,16 +40,18 @@ def pair_of_sums(
         return first.sum(axes), second.sum(axes)
 
     x = arrays[0]
-    if x.size < _SMALL or len(slices_of(x, axes)) == 1:
+    if x.size < _SMALL or not (_have_few_rows(arrays, axes) or len(slices_of(x, axes)) > 1):
         return plain(*arrays)
     return lax.platform_dependent(*arrays, cpu=partial(_sliced, terms, axes), default=plain)
 
 
 def _sliced(terms: Terms, axes: tuple[int, ...], *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-    slices = zip(*(slices_of(a, axes) for a in arrays), strict=True)
+    rows = _have_few_rows(arrays, axes)
+    cut = partial(_rows_of, axis=axes[1]) if rows else partial(slices_of, axes=axes)
+    slices = zip(*map(cut, arrays), strict=True)
     first, *others = (lax.complex(*terms(*parts)) for parts in slices)
     total = sum(others, first)
-    if arrays[0].dtype.itemsize >= 4:  # narrower ones XLA would widen first, into memory
+    if not rows and arrays[0].dtype.itemsize >= 4:  # XLA would widen narrower ones into memory
         for axis in axes[1:]:
             total = _fold(total, axis)
     # Windows first: XLA would put the additions above into the loop of a plain sum, on one core.
@@ -52,6 +59,15 @@ def _sliced(terms: Terms, axes: tuple[int, ...], *arrays: jax.Array) -> tuple[ja
     total = lax.reduce_window(total, total.dtype.type(0), lax.add, window, window, "VALID")
     total = total.sum(axes)
     return total.real, total.imag
+
+
+def _have_few_rows(arrays: tuple[jax.Array, ...], axes: tuple[int, ...]) -> bool:
+    narrowest = min(a.dtype.itemsize for a in arrays if a.dtype != bool)
+    return len(axes) > 1 and 1 < arrays[0].shape[axes[1]] <= _ROWS.get(narrowest, 0)
+
+
+def _rows_of(x: jax.Array, axis: int) -> list[jax.Array]:
+    return [lax.slice_in_dim(x, i, i + 1, axis=axis) for i in range(x.shape[axis])]
 
 
 def _fold(x: jax.Array, axis: int) -> jax.Array:
