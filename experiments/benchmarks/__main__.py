@@ -103,7 +103,9 @@ def run_compiled(
         out: Where compiled.json and compiled.md are written.
     """
     jax.config.update("jax_platforms", "cpu")  # chips are compiled for, none is used
-    _run(compiled, config, out)
+    _prepare(out)
+    result = compiled.measure(config, out / "compiled.rows.tmp")
+    _write(out, result, compiled.table(result))
 
 
 def run_networks_memory(

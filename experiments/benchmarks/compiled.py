@@ -11,6 +11,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,6 +33,7 @@ from bnjax.training.state import TrainState
 from bnjax.training.steps import cross_entropy, make_train_step
 from bnjax.training.topologies import MissingCompilerError, Topology, find_topology
 from experiments.benchmarks.compiled_table import table
+from experiments.benchmarks.kept_rows import KeptRows
 
 __all__ = [
     "ARMS",
@@ -106,8 +108,12 @@ class Program(NamedTuple):
     donate: bool
 
 
-def measure(config: Config) -> dict[str, Any]:
+def measure(config: Config, keep: Path | None = None) -> dict[str, Any]:
     """Compiles every program with every normalization for every topology.
+
+    Args:
+        config: what to compile.
+        keep: a file for what is done, until all is: the same call goes on after it.
 
     Returns:
         JSON values, raw; `missing` names the topologies whose compiler is not installed, and why.
@@ -117,20 +123,25 @@ def measure(config: Config) -> dict[str, Any]:
         MissingCompilerError: if nothing at all can be compiled.
     """
     topologies, missing = find_topologies(config.topologies)
+    made_with = {"environment": environment(), "compilers": compilers()}
+    sizes = {name: value for name, value in asdict(config).items() if not isinstance(value, tuple)}
+    kept = KeptRows(keep, made_with | {"sizes": sizes})
     rows = []
     for topology in topologies:
         for program in config.programs:
             for arm, norm in ARMS.items():
-                print(f"{program}, {arm}, {topology.name}", file=sys.stderr)
-                cost = _compile(PROGRAMS[program], config, norm, topology)
-                row = {"program": program, "arm": arm, "platform": topology.chip.platform}
-                rows.append({**row, **_json(cost)})
+                identity = {"program": program, "arm": arm, "topology": topology.name}
+                if kept.find(**identity) is None:
+                    print(f"{program}, {arm}, {topology.name}", file=sys.stderr, flush=True)
+                    cost = _compile(PROGRAMS[program], config, norm, topology)
+                    kept.add({**identity, "platform": topology.chip.platform, **_json(cost)})
+                rows.append(kept.find(**identity))
+    kept.discard()
     return {
         "schema": SCHEMA,
         "benchmark": "compiled",
         "config": asdict(config),
-        "environment": environment(),
-        "compilers": compilers(),
+        **made_with,
         "missing": missing,
         "rows": rows,
     }

@@ -1,5 +1,6 @@
 """The benchmark of compiled programs: what it compiles, and its table. Nothing needs a chip."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -147,6 +148,42 @@ def test_a_missing_compiler_leaves_the_others(no_compilers, monkeypatch):
     assert set(result["missing"]) == {"v5e:1x1", "h100:1"}
     assert "bnjax[gpu-aot]" in result["missing"]["h100:1"]
     assert "- Not compiled: v5e:1x1: " in table({**result, "rows": []})
+
+
+def test_a_run_that_was_cut_short_goes_on(tmp_path, monkeypatch):
+    """Red if a row is compiled twice, lost, or taken over under other sizes."""
+    asked = []
+
+    def stop_at(row):
+        def compile_one(make, config, norm, topology):
+            if len(asked) == row:
+                raise KeyboardInterrupt
+            asked.append(norm)
+            return {"bytes_accessed": len(asked)}
+
+        monkeypatch.setattr(compiled, "_compile", compile_one)
+
+    monkeypatch.setattr(compiled, "_json", lambda cost: cost)
+    monkeypatch.setattr(compiled, "environment", lambda: {"git": {"commit": "a", "dirty": False}})
+    config, keep = Config(programs=("convolutions",), topologies=("cpu:1",)), tmp_path / "rows"
+    stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        measure(config, keep)
+    stop_at(None)
+    rows = measure(config, keep)["rows"]
+    assert asked == list(ARMS.values())
+    assert [(row["arm"], row["bytes_accessed"]) for row in rows] == [
+        *zip(ARMS, (1, 2, 3), strict=True)
+    ]
+    assert not keep.exists()
+
+    asked.clear()
+    stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        measure(config, keep)
+    stop_at(None)
+    measure(dataclasses.replace(config, batch_size=2), keep)
+    assert len(asked) == 2 + len(ARMS)
 
 
 def test_nothing_to_compile_with_is_an_error(no_compilers):
