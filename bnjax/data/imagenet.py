@@ -248,6 +248,8 @@ def main(argv: list[str] | None = None) -> None:
         | Annotated[Prepare, tyro.conf.subcommand("prepare")],
         args=argv,
         prog="python -m bnjax.data.imagenet",
+        description="ImageNet 2012: checks the two tar files that image-net.org gives to whoever "
+        "registers, and prepares them as tensorflow-datasets does, without TensorFlow.",
     )
     try:
         if isinstance(command, Check):

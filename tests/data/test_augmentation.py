@@ -1,0 +1,185 @@
+"""Views: made of crop, mirror and distortion, each by itself against plain NumPy."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from made_images import encode, picture
+from PIL import Image
+
+from bnjax.data.augmentation import (
+    Augmentation,
+    DamagedImageError,
+    evaluation_view,
+    evaluation_views,
+    training_view,
+)
+from bnjax.data.crops import Window, sample_window
+from bnjax.data.decoding import open_image
+from bnjax.data.distortions import Distortion, distort
+
+PHOTO = picture(0, 60, 80)
+PLAIN = {"mirror": False, "photometric": "none"}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("photometric", "factor"), [("full", 1.0), ("reduced", 0.5)])
+def test_a_view_is_crop_then_mirror_then_distortion(seed, photometric, factor):
+    draws = rng(seed)
+    window = sample_window(80, 60, draws)
+    expected = open_image(PHOTO).resized(window, (16, 16))
+    expected = expected[:, ::-1] if draws.random() < 0.5 else expected
+    expected = distort(expected, Distortion().scaled(factor), draws)
+    got = training_view(PHOTO, rng(seed), Augmentation(image_size=16, photometric=photometric))
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_both_mirror_images_occur_evenly():
+    choices = Augmentation(image_size=60, crop="none", photometric="none")
+    square = np.ascontiguousarray(PHOTO[:, :60])
+    views = [training_view(square, rng(seed), choices) for seed in range(200)]
+    mirrored = sum(np.array_equal(view, square[:, ::-1]) for view in views)
+    assert sum(np.array_equal(view, square) for view in views) == 200 - mirrored
+    assert abs(mirrored - 100) < 4.5 * np.sqrt(50)
+
+
+def test_padded_crops_are_those_of_the_padded_image_and_all_occur():
+    image = picture(3, 8, 8)
+    choices = Augmentation(image_size=8, crop="pad", padding=2, **PLAIN)
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    places = {
+        padded[top : top + 8, left : left + 8].tobytes(): (top, left)
+        for top in range(5)
+        for left in range(5)
+    }
+    seen = [places[training_view(image, rng(seed), choices).tobytes()] for seed in range(300)]
+    assert set(seen) == set(places.values())
+
+
+def test_interpolations_are_drawn_evenly():
+    choices = Augmentation(image_size=24, crop="none", interpolation="random", **PLAIN)
+    whole = Window(0, 0, 80, 60)
+    names = {
+        open_image(PHOTO).resized(whole, (24, 24), name).tobytes(): name
+        for name in ("bilinear", "area", "nearest", "bicubic")
+    }
+    views = [training_view(PHOTO, rng(seed), choices).tobytes() for seed in range(200)]
+    counts = Counter(names[view] for view in views)
+    assert len(counts) == 4
+    assert all(abs(count - 50) < 4.5 * np.sqrt(200 * 3 / 16) for count in counts.values())
+
+
+def test_a_view_of_a_jpeg_is_that_of_its_pixels():
+    data = encode(PHOTO)
+    pixels = open_image(data).pixels()
+    for seed in range(4):
+        choices = Augmentation(image_size=48)
+        np.testing.assert_array_equal(
+            training_view(data, rng(seed), choices), training_view(pixels, rng(seed), choices)
+        )
+
+
+def test_the_single_crop_is_the_centre_of_the_resized_image():
+    """224 of 256: of an image whose shorter side is 64, 56 x 56 in the middle."""
+    image = picture(1, 64, 96)
+    np.testing.assert_array_equal(evaluation_view(image, 56), image[4:60, 20:76])
+    squeezed = evaluation_view(image, 56, shape="image")
+    by_hand = Image.fromarray(image[4:60, 6:90]).resize((56, 56), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(squeezed, np.asarray(by_hand))
+    np.testing.assert_array_equal(evaluation_view(image, 64, fraction=1.0), image[:, 16:80])
+
+
+def test_ten_crops_by_hand():
+    """Of 64 x 64 resized to itself: corners and centre of 56, each followed by its mirror image."""
+    image = picture(2, 64, 64)
+    views = evaluation_views(image, 56, 10)
+    corners = [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
+    for place, (top, left) in enumerate(corners):
+        window = image[top : top + 56, left : left + 56]
+        np.testing.assert_array_equal(views[2 * place], window)
+        np.testing.assert_array_equal(views[2 * place + 1], window[:, ::-1])
+    assert views.shape == (10, 56, 56, 3)
+
+
+def test_144_crops_by_hand():
+    """4 scales x 3 squares x (4 corners, centre, whole) x 2. Of 32 x 48 at 28: the first is 32."""
+    image = picture(4, 32, 48)
+    views = evaluation_views(image, 28, 144)
+    assert views.shape == (144, 28, 28, 3)
+    np.testing.assert_array_equal(views[1::2], views[::2, :, ::-1])
+    place = 0
+    for scale in (32, 36, 40, 44):
+        size = (scale * 48 // 32, scale)
+        scaled = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+        pixels = np.asarray(scaled)
+        for left in (0, (size[0] - scale) // 2, size[0] - scale):
+            rest = scale - 28
+            for top, right in ((0, 0), (0, rest), (rest, 0), (rest, rest), (rest // 2, rest // 2)):
+                window = pixels[top : top + 28, left + right : left + right + 28]
+                np.testing.assert_array_equal(views[place], window)
+                place += 2
+            square = Image.fromarray(pixels[:, left : left + scale])
+            whole = np.asarray(square.resize((28, 28), Image.Resampling.BILINEAR))
+            np.testing.assert_array_equal(views[place], whole)
+            place += 2
+    assert place == 144
+
+
+def test_portraits_have_top_centre_and_bottom_squares():
+    image = picture(5, 48, 32)
+    turned = np.ascontiguousarray(np.swapaxes(image, 0, 1))
+    views, others = evaluation_views(image, 28, 144), evaluation_views(turned, 28, 144)
+    for first in range(0, 144, 12):  # the whole squares, whose place is the same in both
+        np.testing.assert_allclose(
+            views[first + 10].astype(int), np.swapaxes(others[first + 10], 0, 1), atol=1
+        )
+
+
+def test_one_crop_is_the_single_crop():
+    np.testing.assert_array_equal(evaluation_views(PHOTO, 32, 1)[0], evaluation_view(PHOTO, 32))
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ({"crop": "random"}, "crop must be one of inception, pad, none; got 'random'"),
+        ({"interpolation": "lanczos"}, "interpolation must be one of"),
+        ({"photometric": "strong"}, "photometric must be one of none, reduced, full"),
+        ({"aspect_spacing": "even"}, "aspect_spacing must be one of"),
+        ({"image_size": 0}, "image_size must be >= 1, got 0"),
+        ({"attempts": 0}, "attempts must be >= 1"),
+        ({"padding": -1}, "padding must be >= 0, got -1"),
+        ({"area": (0, 1)}, "area must be two numbers"),
+        ({"area": (0.5, 0.1)}, "area must be two numbers"),
+        ({"aspect": (2, 1)}, "aspect must be two numbers"),
+        ({"reduced": 1.5}, r"reduced must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_bad_choices_are_refused(choices, said):
+    with pytest.raises(ValueError, match=said):
+        Augmentation(**choices)
+
+
+def test_bad_arguments_of_views_are_refused():
+    with pytest.raises(ValueError, match="smaller than image_size=64: choose crop='inception'"):
+        training_view(picture(0, 32, 32), rng(), Augmentation(image_size=64, crop="pad"))
+    for choices, said in (
+        ({"image_size": 0}, "image_size must be >= 1, got 0"),
+        ({"image_size": 8, "fraction": 0.0}, r"fraction must be in \(0, 1\], got 0.0"),
+        ({"image_size": 8, "shape": "round"}, "shape must be 'square' or 'image', got 'round'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluation_view(PHOTO, **choices)
+    with pytest.raises(ValueError, match="crops must be 1, 10 or 144, got 5"):
+        evaluation_views(PHOTO, 8, 5)
+    with pytest.raises(ValueError, match="fraction must be in"):
+        evaluation_views(PHOTO, 8, 10, fraction=2)
+
+
+def test_damage_is_found():
+    with pytest.raises(DamagedImageError):
+        training_view(encode(PHOTO)[:300], rng(), Augmentation(image_size=16))
