@@ -103,9 +103,6 @@ def make_model(
         stem_stride=config.stem_stride,
         dropout=settings.dropout,
         axis_name=axis_name,
-        kernel_init=nn.initializers.variance_scaling(
-            2 * settings.init_scale**2, "fan_in", "truncated_normal"
-        ),
         remat=config.remat,
         dtype=jnp.bfloat16 if config.compute == "bfloat16" else None,
         stem=config.stem,

@@ -209,8 +209,6 @@ def _check_batches(config: Config) -> None:
         )
 
 
-_CIFAR_STEPS = 9_000
-
 PRESETS = {
     "quick": Config(),
     "cifar": replace(
@@ -219,16 +217,18 @@ PRESETS = {
         crop="pad",
         mirror=True,
         seeds=3,
-        steps=_CIFAR_STEPS,
-        accelerated_steps=2_400,
-        decay_every=8 / 774 * _CIFAR_STEPS,
+        steps=4_000,
+        accelerated_steps=1_600,
+        decay_every=171.0,  # the accelerated arms end at a tenth of their first learning rate
         width=0.125,
+        stem_stride=4,
+        stem="dense",
         population_batches=100,
         eval_every=150,
-        dense_until=2_400,
-        sparse_eval_every=600,
+        dense_until=1_600,
+        sparse_eval_every=400,
         eval_batch=500,
-        checkpoint_every=600,
+        checkpoint_every=400,
     ),
     "paper": replace(
         Config(),

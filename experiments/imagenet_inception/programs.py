@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from bnjax.data.images import to_unit_range
 from bnjax.data.stream import Batch
+from bnjax.models.initialization import draw_kernels
 from bnjax.recalibration import recalibrate
 from bnjax.training.accumulation import make_accumulating_step
 from bnjax.training.averaging import Average, start_average, update_average
@@ -157,8 +158,9 @@ def _training_program(
         whole = make_model(config, settings, classes=classes)
         variables = whole.init(key, jnp.zeros((1, *image)), train=False)
         params, stats = variables["params"], variables.get("batch_stats", {})
+        kernels_key, dropout_key = (jax.random.fold_in(key, purpose) for purpose in (1, 2))
+        params = draw_kernels(params, kernels_key, scale=settings.init_scale)
         opt_state = make_optimizer(config, settings, learning_rate).init(params)
-        dropout_key = jax.random.fold_in(key, 1)
         train = TrainState(jnp.int32(0), params, stats, opt_state, key=dropout_key)
         average = None if averaging == "none" else start_average(_variables(train))
         return State(start_watch(train), average)
