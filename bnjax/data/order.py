@@ -50,10 +50,11 @@ class Order(NamedTuple):
     def indices(self, first: int, count: int) -> np.ndarray:
         """The stored examples at `count` positions from `first` on, int64 `[count]`."""
         size = sum(self.shard_sizes)
-        epochs = range(first // size, (first + count - 1) // size + 1)
-        order = np.concatenate([_epoch(self, epoch) for epoch in epochs])
-        offset = first - epochs.start * size
-        return order[offset : offset + count].astype(np.int64)
+        parts = []
+        for epoch in range(first // size, (first + count - 1) // size + 1):
+            begin = first - epoch * size
+            parts.append(_epoch(self, epoch)[max(begin, 0) : begin + count])
+        return np.concatenate(parts).astype(np.int64)
 
 
 @lru_cache(maxsize=2)  # a batch that ends an epoch and begins the next; 10 MB for ImageNet
