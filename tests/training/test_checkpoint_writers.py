@@ -1,6 +1,8 @@
 """Checkpoints: one writer to a directory, its errors and its death."""
 
 import os
+import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -69,6 +71,22 @@ def test_a_write_that_fails_half_way_gives_its_space_back(run, monkeypatch):
                 checkpoints.latest()
         assert steps_on_disk(run) == ["1", "2"]
         assert checkpoints.restore(make_state(0)).step == 2
+
+
+def test_a_disk_that_fills_while_arrays_are_written(run):
+    """The system refuses the bytes, not a function of ours: red if Orbax's error is lost."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(run, config=CONFIG) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        try:
+            checkpoints.save(3, {"a": np.random.default_rng(0).normal(size=100_000)})
+            with pytest.raises(CheckpointError, match=r"step 3 was not saved in .*free space"):
+                checkpoints.latest()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert steps_on_disk(run) == ["1", "2"]
+        checkpoints.save(3, make_state(3))
+        assert checkpoints.latest() == 3
 
 
 def test_a_failed_write_surfaces_on_close_and_frees_the_directory(run):
@@ -158,3 +176,59 @@ def test_kill_in_mid_save_leaves_the_last_finished_checkpoint(tmp_path):
         np.testing.assert_array_equal(restored.state["a"], restored.step)
         assert not any(path.suffix == ".tmp" for path in run.iterdir())
     assert interrupted, "no writer was killed while it was writing"
+
+
+TRAINING = """
+import hashlib, sys
+import numpy as np
+from bnjax.training.checkpoints import Checkpoints
+from bnjax.training.loop import Program, Progress, Schedule, fit
+from bnjax.training.objectives import Metrics
+
+def train(state, first):
+    assert first == state["step"]
+    x = np.sin(state["x"] * 3 + first)
+    return {"step": first + 1, "x": x}, Metrics(np.float32(x[0]), np.int32(0), np.int32(1))
+
+program = Program(train, lambda state: None, lambda first, steps: np.int32(first), lambda s: s)
+zero = Metrics(np.float32(0), np.int32(0), np.int32(0))
+start = Progress({"step": np.int32(0), "x": np.linspace(0, 1, 100_000)}, zero)
+schedule = Schedule(120, 1, 120, 120, 120, 1)
+with Checkpoints(sys.argv[1], config={}) as checkpoints:
+    found = checkpoints.restore(start)
+    first, start = (found.step, found.state) if found else (0, start)
+    print(first, flush=True)
+    end = fit(program, start, schedule, first_step=first, record=lambda *_: None,
+              checkpoints=checkpoints)
+print(hashlib.sha256(end["x"].tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_bitwise_as_one_that_was_not(tmp_path):
+    """It saves after every step, so that most kills fall into a save."""
+
+    def begin(folder):
+        process = subprocess.Popen(
+            [sys.executable, "-c", TRAINING, tmp_path / folder],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        return process, int(process.stdout.readline())
+
+    moments = random.Random(0)
+    straight, _ = begin("straight")
+    expected = straight.communicate()[0].strip()
+    began = []
+    for _ in range(4):
+        process, first = begin("killed")
+        began.append(first)
+        time.sleep(moments.uniform(0, 0.3))
+        assert process.poll() is None, "it ended before it was killed: make it longer"
+        process.kill()
+        process.communicate()
+    last, first = begin("killed")
+    assert last.communicate()[0].strip() == expected
+    assert began == sorted(began)
+    assert 0 == began[0] < first, "no run went on from a checkpoint"
