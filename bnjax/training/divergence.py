@@ -104,8 +104,8 @@ def raise_if_diverged(state: TrainState) -> None:
         return
     what, path = _names(state)[fault - 1]
     layer, _, leaf = path.rpartition("/")
-    of_layer = (None, None) if what == "loss" else (layer, leaf)
-    raise Diverged(_number(state.step) + 1, *of_layer, what)
+    step = _number(state.step) + 1
+    raise Diverged(step, None, None, what) if what == "loss" else Diverged(step, layer, leaf, what)
 
 
 def _checks(old: TrainState, new: TrainState, gradient: Tree, metrics: Metrics) -> list[Any]:

@@ -28,13 +28,13 @@ class Meeting(NamedTuple):
 
     Attributes:
         coordinator: `host:port` of process 0.
-        count: of processes.
-        index: of this one, from zero.
+        process_count: of all hosts together.
+        process_index: of this process, from zero.
     """
 
     coordinator: str
-    count: int
-    index: int
+    process_count: int
+    process_index: int
 
 
 def initialize_hosts(
@@ -76,12 +76,12 @@ def initialize_hosts(
                 jax.distributed.initialize(initialization_timeout=timeout_s)
             return
         meeting = found
-    if meeting.count < 1 or not 0 <= meeting.index < meeting.count:
+    if meeting.process_count < 1 or not 0 <= meeting.process_index < meeting.process_count:
         raise ValueError(
-            f"process_index must be in 0..{meeting.count - 1} with process_count={meeting.count}, "
-            f"got {meeting.index}."
+            f"process_index must be in 0..{meeting.process_count - 1} with "
+            f"process_count={meeting.process_count}, got {meeting.process_index}."
         )
-    if meeting.count == 1:
+    if meeting.process_count == 1:
         return
     call_roll(*meeting, timeout_s=timeout_s)
     jax.distributed.initialize(
@@ -131,7 +131,9 @@ def _of_cloud_tpu(environment: Mapping[str, str]) -> Meeting | None:
 
 def _on_tpu_machine() -> bool:
     """Whether the metadata server is to be asked, as JAX does by itself."""
-    if "TPU_SKIP_MDS_QUERY" in os.environ or "cpu" in (jax.config.jax_platforms or "").split(","):
+    if "TPU_SKIP_MDS_QUERY" in os.environ or "cpu" in (
+        jax.config.values["jax_platforms"] or ""
+    ).split(","):
         return False
     one_host = "TPU_WORKER_HOSTNAMES" in os.environ and "MEGASCALE_NUM_SLICES" not in os.environ
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
@@ -190,8 +192,8 @@ def all_hosts_agree(value: Any, what: str) -> None:
     lines = []
     for index, other in enumerate(given[1:], 1):
         both = (given[0], other)
-        named = [each if isinstance(each, dict) else {what: each} for each in both]
-        changed = differences(*named)
+        first, own = (each if isinstance(each, dict) else {what: each} for each in both)
+        changed = differences(first, own)
         if changed:
             lines.append(f"process {index}: " + "; ".join(changed))
     if lines:
