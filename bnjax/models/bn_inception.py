@@ -14,7 +14,8 @@ from bnjax.models.inception import (
     check_choice,
     googlenet_stem,
 )
-from bnjax.models.layers import Norm, average_pool
+from bnjax.models.layers import Norm
+from bnjax.models.pooling import average_pool, max_pool
 
 
 class Row(NamedTuple):
@@ -78,7 +79,7 @@ class InceptionModule(nn.Module):
 
         strides = (row.stride, row.stride)
         if row.pool == "max":
-            y = nn.max_pool(x, (3, 3), strides, "SAME")
+            y = max_pool(x, (3, 3), strides, "SAME")
         else:
             y = average_pool(x, (3, 3), strides, "SAME", count_include_pad=self.count_include_pad)
         branches.append(conv(y, row.project, 1, "pool_project") if row.project else y)

@@ -19,7 +19,8 @@ from bnjax.models.inception import (
     googlenet_stem,
     halve,
 )
-from bnjax.models.layers import DenseNorm, Dropout, average_pool
+from bnjax.models.layers import DenseNorm, Dropout
+from bnjax.models.pooling import average_pool, max_pool
 
 AUXILIARY_WEIGHT = 0.3
 """Of each side head's loss, added to the loss of the main classifier."""
@@ -80,7 +81,7 @@ class InceptionModule(nn.Module):
         ):
             y = conv(x, reduced, 1, f"{name}_reduce")
             branches.append(conv(y, features, size, name))
-        y = nn.max_pool(x, (3, 3), (1, 1), "SAME")
+        y = max_pool(x, (3, 3), (1, 1), "SAME")
         branches.append(conv(y, row.pool_project, 1, "pool_project"))
         return jnp.concatenate(branches, axis=-1)
 

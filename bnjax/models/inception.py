@@ -17,6 +17,7 @@ from bnjax.models.layers import (
     Norm,
     local_response_normalization,
 )
+from bnjax.models.pooling import max_pool
 
 PoolRule = Literal["SAME", "CEIL"]
 """Where the windows of a max pool of stride 2 lie if the number of rows is odd: as in TensorFlow,
@@ -200,6 +201,6 @@ def halve(x: jax.Array, size: int, rule: PoolRule = "SAME") -> jax.Array:
     as long as it starts inside, which makes one row less if `size` is 3.
     """
     if rule == "SAME":
-        return nn.max_pool(x, (size, size), (2, 2), "SAME")
+        return max_pool(x, (size, size), (2, 2), "SAME")
     over = [(0, -(n - size) % 2) for n in x.shape[1:3]]
-    return nn.max_pool(x, (size, size), (2, 2), over)
+    return max_pool(x, (size, size), (2, 2), over)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.models.inception import Conv
-from bnjax.models.layers import average_pool
+from bnjax.models.pooling import average_pool, max_pool
 
 
 class Branches(nn.Module):
@@ -68,7 +68,7 @@ class ReductionTo17(Branches):
         double = self.conv(96, (3, 3), name="double3x3_a")(double, train=train)
         double = self.conv(96, (3, 3), 2, "VALID", name="double3x3_b")(double, train=train)
 
-        pooled = nn.max_pool(x, (3, 3), (2, 2), "VALID")
+        pooled = max_pool(x, (3, 3), (2, 2), "VALID")
         return jnp.concatenate([single, double, pooled], axis=-1)
 
 
@@ -115,7 +115,7 @@ class ReductionTo8(Branches):
         seven = self.conv(192, (7, 1), name="conv7x7_7x1")(seven, train=train)
         seven = self.conv(192, (3, 3), 2, "VALID", name="conv7x7_3x3")(seven, train=train)
 
-        pooled = nn.max_pool(x, (3, 3), (2, 2), "VALID")
+        pooled = max_pool(x, (3, 3), (2, 2), "VALID")
         return jnp.concatenate([single, seven, pooled], axis=-1)
 
 

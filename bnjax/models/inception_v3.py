@@ -23,7 +23,8 @@ from bnjax.models.inception_modules import (
     ReductionTo17,
     Traditional,
 )
-from bnjax.models.layers import Norm, average_pool
+from bnjax.models.layers import Norm
+from bnjax.models.pooling import average_pool, max_pool
 
 AUXILIARY_WEIGHT = 0.4
 """Of the side head's loss in the released training code; the paper gives none."""
@@ -235,6 +236,6 @@ def _apply(layer: Layer, x: jax.Array, conv: Conv, train: bool) -> jax.Array:
     """A row of the stem, in the network's compact method."""
     window, strides = (layer.kernel, layer.kernel), (layer.stride, layer.stride)
     if not layer.features:
-        return nn.max_pool(x, window, strides, layer.padding)
+        return max_pool(x, window, strides, layer.padding)
     made = conv(layer.features, window, layer.stride, layer.padding, name=layer.name)
     return made(x, train=train)

@@ -1,4 +1,4 @@
-"""What the models share: normalization and activation as arguments, pooling, convolution."""
+"""What the models share: normalization and activation as arguments, dropout, convolution."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from flax.typing import Dtype
 from jax import lax
 
 from bnjax.linen import BatchNorm
+from bnjax.models.pooling import average_pool
 
 Norm = Callable[..., nn.Module]
 """Makes a normalization layer, `norm(use_running_average=..., name=...)`, for example
@@ -107,6 +108,9 @@ class ConvNorm(nn.Module):
             strides,
             padding=explicit_padding(self.padding, kernel),
             use_bias=self.norm is None,
+            conv_general_dilated=pointwise_convolution
+            if (kernel, strides) == ((1, 1), 1)
+            else None,
             name="conv",
         )(x)
         return _normalize_and_activate(self, x, self.norm, self.activation, train, self.dtype)
@@ -200,33 +204,6 @@ def scaled_tanh(x: jax.Array) -> jax.Array:
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 
-def average_pool(
-    x: jax.Array,
-    window: tuple[int, int] = (2, 2),
-    strides: tuple[int, int] = (2, 2),
-    padding: Literal["SAME", "VALID"] = "VALID",
-    *,
-    count_include_pad: bool = False,
-) -> jax.Array:
-    """The mean of each window of `[n, h, w, c]`; by default of 2x2 ones, stride 2.
-
-    Flax's divides by an integer array, which strict dtype promotion refuses, and counts padding.
-
-    Args:
-        x: floating.
-        window: height and width.
-        strides: of the window.
-        padding: as in TensorFlow.
-        count_include_pad: at the border, whether the zeros around the image count as values
-            (torch's default) or the mean is over the image's own values (TensorFlow, Keras).
-    """
-    total = nn.pooling.pool(x, 0.0, lax.add, window, strides, padding)
-    if padding == "VALID" or count_include_pad:
-        return total / math.prod(window)
-    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-    return total / nn.pooling.pool(ones, 0.0, lax.add, window, strides, padding)
-
-
 def local_response_normalization(
     x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> jax.Array:
@@ -295,6 +272,37 @@ class Subsample(nn.Module):
         return x * coefficient.reshape(shape) + bias.reshape(shape)
 
 
+def pointwise_convolution(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **kwargs: Any,
+) -> jax.Array:
+    """A 1x1 convolution as the matrix product that it is, for `nn.Conv`.
+
+    On CPUs, XLA transposes what it convolves, in the backward pass above all.
+
+    Args:
+        lhs: images `[n, h, w, c]`.
+        rhs: kernel `[1, 1, c, features]`.
+        window_strides: all one.
+        padding: none, by any name.
+        **kwargs: as for `patch_convolution`.
+
+    Raises:
+        ValueError: for strides, padding, dilation, groups or a larger kernel.
+    """
+    _refuse_but_plain("pointwise_convolution", window_strides, kwargs)
+    padded = not isinstance(padding, str) and any(map(any, padding))
+    if padded or rhs.shape[:2] != (1, 1):
+        raise ValueError(
+            f"pointwise_convolution cannot do padding={padding} with a kernel of {rhs.shape}: "
+            "use XLA's convolution."
+        )
+    return jnp.matmul(lhs, rhs[0, 0], precision=kwargs.get("precision"))
+
+
 def patch_convolution(
     lhs: jax.Array,
     rhs: jax.Array,
@@ -317,15 +325,7 @@ def patch_convolution(
     Raises:
         ValueError: for strides, dilation or groups.
     """
-    plain = {"feature_group_count": 1, "lhs_dilation": (1, 1), "rhs_dilation": (1, 1)}
-    asked = {"window_strides": tuple(window_strides)} | {
-        key: tuple(value) if isinstance(value, Sequence) else value
-        for key, value in kwargs.items()
-        if key in plain
-    }
-    for key, value in asked.items():
-        if value != plain.get(key, (1, 1)):
-            raise ValueError(f"patch_convolution cannot do {key}={value}: use XLA's convolution.")
+    _refuse_but_plain("patch_convolution", window_strides, kwargs)
     height, width, _, features = rhs.shape
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], (height, width), (1, 1), padding)
@@ -340,3 +340,15 @@ def patch_convolution(
         axis=-1,
     )
     return jnp.matmul(patches, rhs.reshape(-1, features), precision=kwargs.get("precision"))
+
+
+def _refuse_but_plain(name: str, window_strides: Sequence[int], options: dict[str, Any]) -> None:
+    plain = {"feature_group_count": 1, "lhs_dilation": (1, 1), "rhs_dilation": (1, 1)}
+    asked = {"window_strides": tuple(window_strides)} | {
+        key: tuple(value) if isinstance(value, Sequence) else value
+        for key, value in options.items()
+        if key in plain
+    }
+    for key, value in asked.items():
+        if value != plain.get(key, (1, 1)):
+            raise ValueError(f"{name} cannot do {key}={value}: use XLA's convolution.")

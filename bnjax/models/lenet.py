@@ -11,9 +11,9 @@ from bnjax.models.layers import (
     Norm,
     NormActivation,
     Subsample,
-    average_pool,
     patch_convolution,
 )
+from bnjax.models.pooling import average_pool
 
 Pool = Literal["average", "max", "subsample"]
 Convolution = Literal["patches", "xla"]

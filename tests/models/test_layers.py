@@ -18,9 +18,9 @@ from bnjax.models.layers import (
     Dropout,
     NormActivation,
     Subsample,
-    average_pool,
     local_response_normalization,
     patch_convolution,
+    pointwise_convolution,
     scaled,
 )
 
@@ -146,47 +146,6 @@ def test_patch_convolution_honours_the_precision():
     images = jnp.zeros((1, 6, 6, 2))
     text = str(jax.make_jaxpr(conv.init_with_output)(jax.random.key(0), images))
     assert "Precision.HIGHEST" in text
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("shape", [(2, 5, 6, 3), (1, 4, 4, 1)])
-@pytest.mark.parametrize(("window", "strides"), [(3, 1), (3, 2), (5, 3), (2, 2)])
-@pytest.mark.parametrize(
-    ("padding", "count"), [("VALID", False), ("SAME", False), ("SAME", True)], ids=str
-)
-def test_average_pool_against_float64(shape, window, strides, padding, count):
-    x = np.random.default_rng(0).normal(size=shape)
-    if padding == "VALID" and window > min(shape[1:3]):
-        shape = (shape[0], 7, 6, shape[3])
-        x = np.random.default_rng(0).normal(size=shape)
-    y = average_pool(
-        jnp.asarray(x), (window,) * 2, (strides,) * 2, padding, count_include_pad=count
-    )
-    expected = inception_reference.average_pool(
-        x, window, strides, padding, count_include_pad=count
-    )
-    np.testing.assert_allclose(y, expected, **EXACT)
-
-
-def test_average_pool_of_ones_shows_the_border_rule():
-    """TensorFlow and Keras average the image's own values, torch counts the zeros around it."""
-    ones = jnp.ones((1, 4, 4, 1))
-    real = average_pool(ones, (3, 3), (1, 1), "SAME")
-    counted = average_pool(ones, (3, 3), (1, 1), "SAME", count_include_pad=True)
-    np.testing.assert_array_equal(real, ones)
-    np.testing.assert_allclose(counted[0, 0, :, 0], [4 / 9, 6 / 9, 6 / 9, 4 / 9], rtol=1e-6)
-    np.testing.assert_allclose(counted[0, 1, :, 0], [6 / 9, 1, 1, 6 / 9], rtol=1e-6)
-
-
-@pytest.mark.parametrize("count", [False, True])
-def test_average_pool_keeps_bfloat16(count):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6, 3)), jnp.bfloat16)
-    y = average_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=count)
-    assert y.dtype == jnp.bfloat16
-    expected = inception_reference.average_pool(
-        np.asarray(x, np.float64), 3, 1, "SAME", count_include_pad=count
-    )
-    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=0, atol=2**-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -362,3 +321,36 @@ def test_dropout_on_eight_devices_is_dropout_on_one():
     together = apply(None, x.reshape(24, 20))
     apart = jax.pmap(partial(apply, "devices"), axis_name="devices")(x)
     np.testing.assert_array_equal(apart.reshape(24, 20), together)
+
+
+@pytest.mark.usefixtures("x64")
+def test_pointwise_convolution_is_the_convolution():
+    """Values and both gradients, through `nn.Conv`."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(2, 4, 3, 5)))
+    variables = {"params": {"kernel": rng.normal(size=(1, 1, 5, 7)), "bias": rng.normal(size=7)}}
+    weights = jnp.asarray(rng.normal(size=(2, 4, 3, 7)))
+
+    def all_of(convolution):
+        conv = nn.Conv(7, (1, 1), param_dtype=jnp.float64, conv_general_dilated=convolution)
+        y, pull = jax.vjp(conv.apply, variables, images)
+        return jax.tree.leaves((y, pull(weights)))
+
+    for ours, expected in zip(all_of(pointwise_convolution), all_of(None), strict=True):
+        np.testing.assert_allclose(ours, expected, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"strides": 2}, r"cannot do window_strides=\(2, 2\)"),
+        ({"padding": 1}, r"cannot do padding=\[\(1, 1\), \(1, 1\)\]"),
+        ({"kernel_size": (1, 3)}, r"with a kernel of \(1, 3, 4, 4\)"),
+        ({"feature_group_count": 2}, "cannot do feature_group_count=2"),
+    ],
+)
+def test_pointwise_convolution_refuses_what_it_cannot_do(arguments, message):
+    arguments = {"kernel_size": (1, 1)} | arguments
+    conv = nn.Conv(4, **arguments, conv_general_dilated=pointwise_convolution)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(conv.init, jax.random.key(0), jnp.zeros((1, 4, 4, 4)))
