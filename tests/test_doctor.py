@@ -375,6 +375,56 @@ def test_this_process_is_seen_as_it_is(monkeypatch):
     assert "importlib-resources" in seen.pinned  # as this runs from a clone
 
 
+@pytest.mark.parametrize(
+    ("files", "plugged", "quota"),
+    [
+        ({}, (), None),
+        ({"dev/nvidia0": ""}, ("NVIDIA GPU",), None),
+        ({"dev/dxg": "", "dev/accel0": ""}, ("NVIDIA GPU", "TPU"), None),
+        (
+            {
+                "sys/bus/pci/devices/0000:00:04.0/vendor": "0x1ae0\n",
+                "sys/bus/pci/devices/0000:00:04.0/device": "0x0063\n",
+            },
+            ("TPU",),
+            None,
+        ),
+        (  # Google's network card
+            {
+                "sys/bus/pci/devices/0000:00:04.0/vendor": "0x1ae0\n",
+                "sys/bus/pci/devices/0000:00:04.0/device": "0x0042\n",
+            },
+            (),
+            None,
+        ),
+        ({"sys/fs/cgroup/cpu.max": "250000 100000\n"}, (), 2.5),
+        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, (), None),
+        (
+            {
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "50000\n",
+            },
+            (),
+            3.0,
+        ),
+        (
+            {
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "50000\n",
+            },
+            (),
+            None,
+        ),
+    ],
+)
+def test_accelerators_and_quota_are_read_from_the_system(files, plugged, quota, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    seen = take_snapshot(root=tmp_path)
+    assert (seen.unread, seen.plugged, seen.quota) == ((), plugged, quota)
+
+
 def test_check_prints_what_examine_finds(capsys):
     check()
     printed = capsys.readouterr().out

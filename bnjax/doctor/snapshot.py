@@ -116,7 +116,7 @@ class Snapshot:
     unread: tuple[str, ...] = ()
 
 
-def take_snapshot(patience: float = _PATIENCE) -> Snapshot:
+def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Snapshot:
     """Reads this process and its machine.
 
     Starts JAX's backend, unless several hosts have to start theirs together and
@@ -125,6 +125,7 @@ def take_snapshot(patience: float = _PATIENCE) -> Snapshot:
 
     Args:
         patience: seconds that the backend may take.
+        root: of the file system, where accelerators and the control group are looked up.
     """
     unread: list[str] = []
 
@@ -150,9 +151,9 @@ def take_snapshot(patience: float = _PATIENCE) -> Snapshot:
         running_jax=jax.__version__,
         requirements=read("requirements", _requirements, ()),
         pinned=read("constraints.txt", _pinned, {}),
-        plugged=read("device files", _plugged, ()),
+        plugged=read("device files", lambda: _plugged(root), ()),
         cores=read("cores", _cores, None),
-        quota=read("the control group", _quota, None),
+        quota=read("the control group", lambda: _quota(root / "sys/fs/cgroup"), None),
         glibc=read("the C library", lambda: platform.libc_ver()[0] == "glibc", False),
         backend=backend,
         failure=failure,
@@ -279,20 +280,17 @@ def _pinned() -> dict[str, str]:
     return pinned
 
 
-def _plugged() -> tuple[str, ...]:
+def _plugged(root: Path) -> tuple[str, ...]:
     found = []
-    nvidia = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # the last under Windows' Linux
-    if any(map(os.path.exists, nvidia)):
+    nvidia = ("nvidia0", "nvidiactl", "dxg")  # the last under Windows' Linux
+    if any((root / "dev" / name).exists() for name in nvidia):
         found.append("NVIDIA GPU")
-    pci = Path("/sys/bus/pci/devices")
-    ids = [
-        [(device / name).read_text().strip() for name in ("vendor", "device")]
-        for device in (pci.iterdir() if pci.exists() else ())
-        if (device / "vendor").exists()
+    google = [
+        (file.parent / "device").read_text().strip()
+        for file in (root / "sys/bus/pci/devices").glob("*/vendor")
+        if file.read_text().strip() == "0x1ae0"
     ]
-    if any(vendor == "0x1ae0" and device in _TPUS for vendor, device in ids) or list(
-        Path("/dev").glob("accel[0-9]*")
-    ):
+    if _TPUS.intersection(google) or any((root / "dev").glob("accel[0-9]*")):
         found.append("TPU")
     return tuple(found)
 
@@ -303,19 +301,17 @@ def _cores() -> int | None:
     return os.cpu_count()  # macOS
 
 
-def _quota() -> float | None:
+def _quota(group: Path) -> float | None:
     """Of control groups, version 2, then 1."""
-    newer = Path("/sys/fs/cgroup/cpu.max")
-    if newer.exists():
-        limit, period = newer.read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    older = Path("/sys/fs/cgroup/cpu")
-    if (older / "cpu.cfs_quota_us").exists():
+    if (group / "cpu.max").exists():
+        limit, period = (group / "cpu.max").read_text().split()
+    elif (group / "cpu/cpu.cfs_quota_us").exists():
         limit, period = (
-            (older / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            (group / f"cpu/cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
         )
-        return int(limit) / int(period) if int(limit) > 0 else None
-    return None
+    else:
+        return None
+    return None if limit in ("max", "-1") else int(limit) / int(period)
 
 
 def _writable(settings: Mapping[str, Any]) -> bool | None:
