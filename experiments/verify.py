@@ -98,8 +98,9 @@ def _bitwise(
     ]
     if final is not None:
         what += ", final metrics and parameters"
-        expected = {key: stored[key] for key in final}
-        changed += [f"final: {line}" for line in differences(expected, final)]
+        both = stored.keys() & final.keys()  # a record may be older than some of them
+        old, new = ({key: side[key] for key in sorted(both)} for side in (stored, final))
+        changed += [f"final: {line}" for line in differences(old, new)]
     if not changed:
         return Verdict(True, True, [f"{what}: bitwise equal."])
     more = [f"... and {len(changed) - 10} more"] if len(changed) > 10 else []

@@ -30,6 +30,20 @@ class Curve(NamedTuple):
     dashed: bool = False
 
 
+class Marker(NamedTuple):
+    """A point to be seen on a panel of learning curves.
+
+    Attributes:
+        step: where.
+        y: accuracy, a fraction.
+        color: of its curve.
+    """
+
+    step: float
+    y: float
+    color: str
+
+
 class Percentiles(NamedTuple):
     """How one unit's input is distributed over time, and where other units' medians run.
 
@@ -48,7 +62,9 @@ class Percentiles(NamedTuple):
     medians: np.ndarray
 
 
-def learning_curves(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> None:
+def learning_curves(
+    axes: Axes, curves: Sequence[Curve], *, lowest: float, highest: float = 1.0
+) -> None:
     """Test accuracy in % against steps: the mean over runs, and ± one standard deviation."""
     for curve in curves:
         y = 100 * curve.y
@@ -56,11 +72,20 @@ def learning_curves(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> No
         style = "--" if curve.dashed else "-"
         axes.plot(curve.x, mean, style, color=curve.color, label=curve.label, linewidth=1.5)
         axes.fill_between(curve.x, mean - sd, mean + sd, color=curve.color, alpha=0.2, linewidth=0)
-    axes.set_ylim(100 * lowest, 100)
+    axes.set_ylim(100 * lowest, 100 * highest)
     axes.set_xlim(0, max(curve.x[-1] for curve in curves))
     axes.set_ylabel("test accuracy, %")
     _steps_axis(axes)
     axes.legend(loc="lower right", frameon=False)
+
+
+def mark(axes: Axes, markers: Sequence[Marker], *, level: float) -> None:
+    """Diamonds on learning curves, and a dotted line at an accuracy that they are held against."""
+    axes.axhline(100 * level, color="0.6", linewidth=0.8, linestyle=":", zorder=1)
+    for marker in markers:
+        axes.plot(
+            marker.step, 100 * marker.y, "D", color=marker.color, markeredgecolor="white", zorder=3
+        )
 
 
 def percentile_paths(axes: Axes, paths: Percentiles, *, limit: float) -> None:

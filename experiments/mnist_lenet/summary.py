@@ -1,6 +1,5 @@
 """From the run directories to numbers: speed to given accuracies, final accuracy, differences."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from bnjax.evidence.records import read_metrics, read_record
+from bnjax.evidence.statistics import accuracy, spread, steps_to, times
 from experiments.mnist_lenet.config import ARMS
 
 TARGETS = (0.90, 0.95, 0.97, 0.975)
@@ -64,18 +64,12 @@ def summarize(out: Path) -> dict[str, Any]:
         "sweep": {
             arm: [
                 {"learning_rate": group.learning_rate, "steps": int(group.steps[-1])}
-                | {"final_accuracy": _spread(group.accuracy[:, -1])}
+                | {"final_accuracy": spread(group.accuracy[:, -1])}
                 for group in groups
             ]
             for arm, groups in load_sweep(out).items()
         },
     }
-
-
-def steps_to(target: float, steps: np.ndarray, accuracy: np.ndarray) -> int | None:
-    """The first evaluated step at which a run reaches an accuracy; None if it never does."""
-    reached = accuracy >= target
-    return int(steps[reached.argmax()]) if reached.any() else None
 
 
 def median_paths(group: Runs, key: str = "p50") -> tuple[np.ndarray, np.ndarray]:
@@ -104,20 +98,20 @@ def _collect(folders: Any) -> list[Runs]:
 def _group(loaded: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> Runs:
     records = [record for record, _ in loaded]
     metrics = [log for _, log in loaded]
-    accuracy = [[e["test"]["correct"] / e["test"]["examples"] for e in log] for log in metrics]
+    accuracies = [[accuracy(entry["test"]) for entry in log] for log in metrics]
     return Runs(
         records[0]["arm"],
         records[0]["learning_rate"],
         tuple(record["seed"] for record in records),
         np.array([entry["step"] for entry in metrics[0]]),
-        np.array(accuracy),
+        np.array(accuracies),
         records,
         metrics,
     )
 
 
 def _arm(group: Runs) -> dict[str, Any]:
-    times = {
+    reached = {
         f"{target:g}": [steps_to(target, group.steps, row) for row in group.accuracy]
         for target in TARGETS
     }
@@ -125,20 +119,17 @@ def _arm(group: Runs) -> dict[str, Any]:
         "runs": len(group.seeds),
         "steps": int(group.steps[-1]),
         "learning_rate": group.learning_rate,
-        "steps_to": {
-            target: {"reached": len(_known(values))} | _spread(_known(values))
-            for target, values in times.items()
-        },
-        "final_accuracy": _spread(group.accuracy[:, -1]),
-        "best_accuracy": _spread(group.accuracy.max(axis=1)),
-        "median_path_length": _spread(_path_lengths(group)),
+        "steps_to": {target: times(values) for target, values in reached.items()},
+        "final_accuracy": spread(group.accuracy[:, -1]),
+        "best_accuracy": spread(group.accuracy.max(axis=1)),
+        "median_path_length": spread(_path_lengths(group)),
     }
     if "p50_running" in group.metrics[0][0]["units"]:
         lengths = _path_lengths(group, "p50_running")
-        summary["median_path_length_running"] = _spread(lengths)
-    population = [_accuracy(record["final"]["test_population"]) for record in group.records]
+        summary["median_path_length_running"] = spread(lengths)
+    population = [record["final"]["test_population"] for record in group.records]
     if None not in population:
-        summary["final_accuracy_algorithm_2"] = _spread(population)
+        summary["final_accuracy_algorithm_2"] = spread(list(map(accuracy, population)))
     return summary
 
 
@@ -152,7 +143,7 @@ def _difference(plain: Runs, normalized: Runs) -> dict[str, Any]:
             for s in seeds
         ]
     )
-    difference = {"arms": [normalized.arm, plain.arm], "seeds": len(seeds)} | _spread(change)
+    difference = {"arms": [normalized.arm, plain.arm], "seeds": len(seeds)} | spread(change)
     if len(seeds) > 1:
         half = stats.t.ppf(0.975, len(seeds) - 1) * change.std(ddof=1) / np.sqrt(len(seeds))
         difference["confidence_95"] = [
@@ -169,19 +160,3 @@ def _path_lengths(group: Runs, key: str = "p50") -> np.ndarray:
     if settled.shape[1] < 2:
         return np.array([])  # too short a run to say
     return np.abs(np.diff(settled, axis=1)).sum(axis=1).mean(axis=1)
-
-
-def _accuracy(metrics: dict[str, Any] | None) -> float | None:
-    return None if metrics is None else metrics["correct"] / metrics["examples"]
-
-
-def _known(values: Sequence[int | None]) -> list[int]:
-    return [value for value in values if value is not None]
-
-
-def _spread(values: Any) -> dict[str, float | None]:
-    values = np.asarray(values, float)
-    if values.size == 0:
-        return {"mean": None, "sd": None}
-    sd = round(float(values.std(ddof=1)), 6) if values.size > 1 else None
-    return {"mean": round(float(values.mean()), 6), "sd": sd}

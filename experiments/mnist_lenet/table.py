@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bnjax.evidence.tables import percent, plain, steps, table
 from experiments.mnist_lenet.summary import SETTLED, TARGETS
 
 _NAMES = {
@@ -15,25 +16,20 @@ _NAMES = {
 def arms_table(summary: dict[str, Any]) -> str:
     """Steps to each target and final accuracy, mean ± sd over seeds, one line an arm."""
     heads = [f"steps to {100 * target:g} %" for target in TARGETS]
-    lines = [
-        _row(["network", "seeds", *heads, "final accuracy, %", "by Algorithm 2, %"]),
-        _row(["---"] + ["---:"] * (len(heads) + 3)),
-    ]
+    rows = []
     for name, arm in summary["arms"].items():
-        times = [_times(arm["steps_to"][f"{target:g}"], arm["runs"]) for target in TARGETS]
+        times = [steps(arm["steps_to"][f"{target:g}"], arm["runs"]) for target in TARGETS]
         population = arm.get("final_accuracy_algorithm_2")
-        lines.append(
-            _row(
-                [
-                    _NAMES[name],
-                    str(arm["runs"]),
-                    *times,
-                    _percent(arm["final_accuracy"]),
-                    _percent(population) if population else "",
-                ]
-            )
+        rows.append(
+            [
+                _NAMES[name],
+                str(arm["runs"]),
+                *times,
+                percent(arm["final_accuracy"]),
+                percent(population) if population else "",
+            ]
         )
-    return "\n".join(lines)
+    return table(["network", "seeds", *heads, "final accuracy, %", "by Algorithm 2, %"], rows)
 
 
 def differences_text(summary: dict[str, Any]) -> str:
@@ -55,9 +51,9 @@ def drift_text(summary: dict[str, Any]) -> str:
     for name, arm in summary["arms"].items():
         if arm["median_path_length"]["mean"] is None:
             continue
-        line = f"- {_NAMES[name]}: {_plain(arm['median_path_length'])}"
+        line = f"- {_NAMES[name]}: {plain(arm['median_path_length'])}"
         if "median_path_length_running" in arm:
-            line += f"; by running statistics {_plain(arm['median_path_length_running'])}"
+            line += f"; by running statistics {plain(arm['median_path_length_running'])}"
         lines.append(f"{line}; from step {SETTLED:,} on.")
     return "\n".join(lines)
 
@@ -68,13 +64,8 @@ def sweep_table(summary: dict[str, Any]) -> str:
     if not sweep:
         return ""
     rates = sorted({entry["learning_rate"] for entries in sweep.values() for entry in entries})
-    lines = [
-        _row(
-            ["learning rate"]
-            + [f"{_NAMES[arm]} ({entries[0]['steps']:,} steps)" for arm, entries in sweep.items()]
-        ),
-        _row(["---:"] * (len(sweep) + 1)),
-    ]
+    heads = [f"{_NAMES[arm]} ({entries[0]['steps']:,} steps)" for arm, entries in sweep.items()]
+    rows = []
     for rate in rates:
         cells = []
         for entries in sweep.values():
@@ -82,31 +73,8 @@ def sweep_table(summary: dict[str, Any]) -> str:
             cell = ""  # an arm may lack a rate
             for entry in entries:
                 if entry["learning_rate"] == rate:
-                    cell = _percent(entry["final_accuracy"])
+                    cell = percent(entry["final_accuracy"])
                     cell = f"**{cell}**" if entry["final_accuracy"]["mean"] == best else cell
             cells.append(cell)
-        lines.append(_row([f"{rate:g}", *cells]))
-    return "\n".join(lines)
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _plain(spread: dict[str, float]) -> str:
-    text = f"{spread['mean']:.2f}"
-    return text if spread["sd"] is None else f"{text} ± {spread['sd']:.2f}"
-
-
-def _percent(spread: dict[str, float]) -> str:
-    text = f"{100 * spread['mean']:.2f}"
-    return text if spread["sd"] is None else f"{text} ± {100 * spread['sd']:.2f}"
-
-
-def _times(times: dict[str, Any], runs: int) -> str:
-    if not times["reached"]:
-        return "not reached"
-    text = f"{times['mean']:,.0f}"
-    if times["sd"] is not None:
-        text += f" ± {times['sd']:,.0f}"
-    return text if times["reached"] == runs else f"{text} ({times['reached']} of {runs})"
+        rows.append([f"{rate:g}", *cells])
+    return table(["learning rate", *heads], rows, left=0)

@@ -7,7 +7,7 @@ import pytest
 from made_results import write_pair, write_run
 from scipy import stats
 
-from experiments.mnist_lenet.summary import steps_to, summarize
+from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import (
     arms_table,
     differences_text,
@@ -21,14 +21,6 @@ def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("made")
     write_pair(out)
     return out
-
-
-def test_steps_to_is_the_first_evaluation_that_reaches_the_accuracy():
-    steps, accuracy = np.array([0, 10, 20, 30]), np.array([0.1, 0.9, 0.89, 0.95])
-    assert steps_to(0.9, steps, accuracy) == 10
-    assert steps_to(0.95, steps, accuracy) == 30
-    assert steps_to(0.96, steps, accuracy) is None
-    assert steps_to(0.05, steps, accuracy) == 0
 
 
 def test_the_summary_by_hand(made):

@@ -1,0 +1,32 @@
+"""From logged accuracies to the numbers of a table."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def accuracy(metrics: dict[str, Any]) -> float:
+    """The share of examples that were right, of metrics as a log has them."""
+    return metrics["correct"] / metrics["examples"]
+
+
+def steps_to(target: float, steps: np.ndarray, accuracy: np.ndarray) -> int | None:
+    """The first evaluated step at which a run reaches an accuracy; None if it never does."""
+    reached = accuracy >= target
+    return int(steps[reached.argmax()]) if reached.any() else None
+
+
+def spread(values: Any) -> dict[str, float | None]:
+    """Mean and standard deviation over runs, to six digits; None where there are too few."""
+    values = np.asarray(values, float)
+    if values.size == 0:
+        return {"mean": None, "sd": None}
+    sd = round(float(values.std(ddof=1)), 6) if values.size > 1 else None
+    return {"mean": round(float(values.mean()), 6), "sd": sd}
+
+
+def times(values: Iterable[int | None]) -> dict[str, float | None]:
+    """`spread` of the steps of those runs that reached something, and how many `reached` it."""
+    known = [value for value in values if value is not None]
+    return {"reached": len(known)} | spread(known)

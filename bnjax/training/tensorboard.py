@@ -1,0 +1,47 @@
+"""Curves for TensorBoard, written by the optional package tensorboardX."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+from bnjax.training.objectives import Metrics
+
+
+def require_tensorboard() -> ModuleType:
+    """The package that writes; ask before any compute.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise ValueError(
+            f"logs for TensorBoard need tensorboardX ({error}): pip install 'bnjax[tensorboard]'"
+        ) from error
+    return tensorboardX
+
+
+class TensorBoard:
+    """The logs of one run, in a folder of its own."""
+
+    def __init__(self, directory: Path, *, first_step: int) -> None:
+        """Opens it; what was logged there after `first_step` is not shown any more."""
+        module = require_tensorboard()
+        self._writer: Any = module.SummaryWriter(str(directory), purge_step=first_step + 1)
+
+    def log(self, step: int, metrics: Mapping[str, Metrics]) -> None:
+        """Mean loss and accuracy of each kind of metrics that counts any example."""
+        for name, sums in metrics.items():
+            if sums.examples > 0:
+                self._writer.add_scalar(f"loss/{name}", float(sums.loss / sums.examples), step)
+                accuracy = float(sums.correct / sums.examples)
+                self._writer.add_scalar(f"accuracy/{name}", accuracy, step)
+        self._writer.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()

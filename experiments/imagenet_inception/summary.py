@@ -1,0 +1,99 @@
+"""From the run directories to numbers: steps to Inception's best, best accuracy, ratios."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnjax.evidence.records import read_metrics, read_record
+from bnjax.evidence.statistics import accuracy, spread, steps_to, times
+from experiments.imagenet_inception.config import ARMS, ENSEMBLE
+
+REFERENCE = "inception"
+"""The arm whose best accuracy the others are to match."""
+
+
+class Runs(NamedTuple):
+    """The finished runs of an arm.
+
+    Attributes:
+        arm: its name.
+        seeds: int `[runs]`, ascending.
+        steps: each run's evaluated steps, `[evaluations]`.
+        accuracy: each run's validation accuracy, `[evaluations]`.
+        records: each run's record.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    steps: list[np.ndarray]
+    accuracy: list[np.ndarray]
+    records: list[dict[str, Any]]
+
+
+def load_runs(out: Path) -> dict[str, Runs]:
+    """The finished runs below `out`, by arm; arms without one are absent."""
+    found = {arm: _collect(out, arm) for arm in (*ARMS, *ENSEMBLE)}
+    return {arm: runs for arm, runs in found.items() if runs is not None}
+
+
+def summarize(out: Path) -> dict[str, Any]:
+    """All numbers of the tables; a pure function of the run directories."""
+    runs = load_runs(out)
+    return {"arms": {arm: _arm(group, runs.get(REFERENCE)) for arm, group in runs.items()}}
+
+
+def match_steps(group: Runs, reference: Runs) -> dict[int, int | None]:
+    """By seed, the first evaluated step at which a run is as good as the reference's best.
+
+    Each run is held against the reference's run of the same seed; seeds without one are absent.
+    """
+    best = {
+        seed: values.max() for seed, values in zip(reference.seeds, reference.accuracy, strict=True)
+    }
+    return {
+        seed: steps_to(best[seed], steps, values)
+        for seed, steps, values in zip(group.seeds, group.steps, group.accuracy, strict=True)
+        if seed in best
+    }
+
+
+def _collect(out: Path, arm: str) -> Runs | None:
+    loaded = []
+    for folder in out.glob(f"{arm}-s*"):
+        record = read_record(folder)
+        if record["finished"]:
+            loaded.append((record["seed"], record, read_metrics(folder)))
+    if not loaded:
+        return None
+    loaded.sort(key=lambda run: run[0])
+    seeds, records, logs = zip(*loaded, strict=True)
+    return Runs(
+        arm,
+        seeds,
+        [np.array([entry["step"] for entry in log]) for log in logs],
+        [np.array([accuracy(entry["test"]) for entry in log]) for log in logs],
+        list(records),
+    )
+
+
+def _arm(group: Runs, reference: Runs | None) -> dict[str, Any]:
+    finals = [record["final"] for record in group.records]
+    timings = [final["timing"] for final in finals if final["timing"] is not None]
+    summary: dict[str, Any] = {
+        "runs": len(group.seeds),
+        "steps": max(int(steps[-1]) for steps in group.steps),
+        "best_accuracy": spread([values.max() for values in group.accuracy]),
+        "final_accuracy": spread([accuracy(final["test"]) for final in finals]),
+        "diverged": [final["diverged"] for final in finals if final["diverged"] is not None],
+        "waiting_share": max((timing["waiting_share"] for timing in timings), default=None),
+    }
+    population = [final["test_population"] for final in finals]
+    if None not in population:
+        summary["final_accuracy_algorithm_2"] = spread(list(map(accuracy, population)))
+    if reference is not None:
+        own, theirs = match_steps(group, reference), match_steps(reference, reference)
+        summary["steps_to_best_of_reference"] = times(own.values())
+        pairs = [(theirs[seed], steps) for seed, steps in own.items() if steps]
+        summary["times_fewer_steps"] = spread([before / after for before, after in pairs if before])
+    return summary

@@ -1,0 +1,69 @@
+"""Figure 3 of the paper, with its numbers beside ours, in Markdown."""
+
+from typing import Any
+
+from bnjax.evidence.tables import percent, plain, steps, table
+
+NAMES = {
+    "inception": "Inception",
+    "bn_baseline": "BN-Baseline",
+    "bn_x5": "BN-x5",
+    "bn_x30": "BN-x30",
+    "bn_x5_sigmoid": "BN-x5-Sigmoid",
+} | {f"ensemble_{number}": f"ensemble, network {number}" for number in range(1, 7)}
+
+PAPER = {
+    "inception": (31.0e6, 0.722),
+    "bn_baseline": (13.3e6, 0.727),
+    "bn_x5": (2.1e6, 0.730),
+    "bn_x30": (2.7e6, 0.748),
+    "bn_x5_sigmoid": (None, 0.698),
+}
+"""Figure 3: steps to 72.2 %, and the maximum accuracy."""
+
+
+def arms_table(summary: dict[str, Any]) -> str:
+    """Steps to Inception's best and the maxima, mean ± sd over seeds, and the paper's."""
+    heads = ["network", "seeds", "steps", "steps to Inception's best", "times fewer"]
+    heads += ["best accuracy, %", "final, %", "final by Algorithm 2, %"]
+    heads += ["paper: steps to 72.2 %", "times fewer", "best, %"]
+    return table(heads, [_row(name, arm) for name, arm in summary["arms"].items()])
+
+
+def divergence_text(summary: dict[str, Any]) -> str:
+    """The runs that reached infinity, a line each; empty if none did."""
+    return "\n".join(
+        f"- {NAMES[name]} reached infinity at step {fault['step']:,}: {fault['what']}"
+        + (f" of {fault['leaf']} in {fault['layer']}." if fault["layer"] is not None else ".")
+        for name, arm in summary["arms"].items()
+        for fault in arm["diverged"]
+    )
+
+
+def waiting_text(summary: dict[str, Any]) -> str:
+    """The largest share of training time that a run waited for images; empty if none is known."""
+    shares = [arm["waiting_share"] for arm in summary["arms"].values()]
+    known = [share for share in shares if share is not None]
+    if not known:
+        return ""
+    return f"Training waited for images {100 * max(known):.1f} % of its time at most."
+
+
+def _row(name: str, arm: dict[str, Any]) -> list[str]:
+    reached = arm.get("steps_to_best_of_reference")
+    fewer = arm.get("times_fewer_steps", {"mean": None})
+    population = arm.get("final_accuracy_algorithm_2")
+    paper_steps, paper_best = PAPER.get(name, (None, None))
+    return [
+        NAMES[name],
+        str(arm["runs"]),
+        f"{arm['steps']:,}",
+        "" if reached is None else steps(reached, arm["runs"]),
+        "" if fewer["mean"] is None else plain(fewer, digits=1),
+        percent(arm["best_accuracy"]),
+        percent(arm["final_accuracy"]),
+        "" if population is None else percent(population),
+        "" if paper_steps is None else f"{paper_steps / 1e6:.1f}e6",
+        "" if paper_steps is None else f"{31.0e6 / paper_steps:.1f}",
+        "" if paper_best is None else f"{100 * paper_best:.1f}",
+    ]
