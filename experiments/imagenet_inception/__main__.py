@@ -16,7 +16,7 @@ from bnjax.evidence.records import RecordError, require_commit
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import DataParallel, How
-from experiments.imagenet_inception import dry_run
+from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import PRESETS, Config
 from experiments.imagenet_inception.runs import check, complete, task_for
 from experiments.imagenet_inception.train import Means
@@ -52,6 +52,9 @@ def main() -> None:
     """Reads the command line, trains, prints a table, draws the figure; or hands it on."""
     if sys.argv[1:2] == ["dry-run"]:
         dry_run.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["evaluate"]:
+        evaluate.main(sys.argv[2:])
         return
     try:
         run(_parse(sys.argv[1:]))

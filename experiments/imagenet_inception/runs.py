@@ -91,6 +91,22 @@ def complete(task: Task, data: ImageData, means: Means, out: Path) -> None:
         run.finish({**outcome.final, "wall_seconds": seconds, "timing": outcome.timing})
 
 
+def recorded_task(record: dict[str, Any]) -> Task:
+    """What a record is of."""
+    identity = record["identity"]
+    schedule = Schedule(**identity["schedule"])
+    changes = {name: identity["settings"][name] for name in CHANGES}
+    config = Config(
+        **identity["config"],
+        **changes,
+        data=record["data"]["name"],
+        arms=(identity["arm"],),
+        steps=schedule.steps,
+        accelerated_steps=schedule.steps,
+    )
+    return Task(config, identity["arm"], identity["seed"], schedule)
+
+
 def rerun(
     record: dict[str, Any], *, steps: int | None, data_dir: Path | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
@@ -107,27 +123,16 @@ def rerun(
     Raises:
         RecordError: if the data at hand is not that of the record.
     """
-    identity = record["identity"]
     data = open_images(record["data"]["name"], data_dir=data_dir)
     if data.sha256 != record["data"]["sha256"]:
         raise RecordError(
             f"the data set {data.name} at hand has SHA-256 {data.sha256}, the record "
             f"{record['data']['sha256']}: point --data-dir to the data that was used."
         )
-    schedule = Schedule(**identity["schedule"])
-    changes = {name: identity["settings"][name] for name in CHANGES}
-    config = Config(
-        **identity["config"],
-        **changes,
-        data=data.name,
-        arms=(identity["arm"],),
-        steps=schedule.steps,
-        accelerated_steps=schedule.steps,
-    )
-    whole = steps is None or steps >= schedule.steps
+    task = recorded_task(record)
+    whole = steps is None or steps >= task.schedule.steps
     if not whole:
-        schedule = schedule._replace(steps=steps)
-    task = Task(config, identity["arm"], identity["seed"], schedule)
+        task = task._replace(schedule=task.schedule._replace(steps=steps))
     count = record["environment"]["device_count"]
     devices = jax.devices()[:count]
     entries: list[dict[str, Any]] = []

@@ -1,0 +1,233 @@
+"""python -m experiments.imagenet_inception evaluate RUN ...: errors over crops and ensembles."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from bnjax.data import DataError
+from bnjax.data.crops import CENTRE
+from bnjax.data.image_data import ImageData, open_images
+from bnjax.evidence.records import RecordError, environment, read_record, require_commit
+from bnjax.training.parallel import DataParallel, How, is_first
+from experiments.imagenet_inception.ensembles import (
+    Crops,
+    Statistics,
+    Trained,
+    measure,
+    plan,
+    scores_of,
+)
+from experiments.imagenet_inception.evaluation_table import table
+from experiments.imagenet_inception.runs import EXPERIMENT, recorded_task
+from experiments.imagenet_inception.weights import load_weights
+
+SCHEMA = 1
+_RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Top-1 and top-5 errors of finished runs, one by one and as an ensemble.
+
+    Class probabilities are averaged over the crops of an image, then over the networks of an
+    ensemble (Ioffe & Szegedy 2015, section 4.2.3). Each validation image counts once.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs, for example runs/imagenet_inception/cifar/bn_x30-s*."""
+    crops: tuple[Crops, ...] = (1,)
+    """Views of each image, one or several of 1, 10 and 144."""
+    statistics: tuple[Statistics, ...] = ("running", "population")
+    """Of normalization: the running averages, or those of Algorithm 2."""
+    ensemble: Literal["all", "arm", "none"] = "all"
+    """Whose predictions are averaged: those of all runs; of each arm's runs; none."""
+    fraction: float | None = None
+    """Of 1 and 10 crops: part of the shorter side that a crop keeps. By default what the runs were
+    evaluated with; for 10 crops 0.875 if that was all, of which ten crops would be two."""
+    views: int = 256
+    """About how many views are in memory at once, over all devices."""
+    out: Path | None = None
+    """Where evaluation.json and evaluation.md are written, in the place of older ones; by default
+    nowhere."""
+    data: str | None = None
+    """Data set, by default that of the records; needed for those of folder:PATH and tfds:PATH."""
+    data_dir: Path | None = None
+    """Where prepared data sets are; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    parallel: How = "jit"
+    """How the devices share a batch; the numbers are the same but for rounding."""
+    workers: int = 0
+    """Processes that make views; 0 for threads of this one."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the command line after `evaluate`; evaluates, prints a table."""
+    arguments = tyro.cli(
+        Arguments, prog="python -m experiments.imagenet_inception evaluate", args=argv
+    )
+    try:
+        result = evaluate(arguments)
+    except (DataError, RecordError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    if not is_first():
+        return
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(result, indent=1) + "\n"
+        (arguments.out / "evaluation.json").write_text(text)
+        (arguments.out / "evaluation.md").write_text(table(result) + "\n")
+    print(table(result))
+
+
+def evaluate(arguments: Arguments) -> dict[str, Any]:
+    """Counts the errors of all runs and ensembles.
+
+    Returns:
+        JSON values; `evaluations` has counts for each number of crops, kind of statistics, run and
+        ensemble, `runs` what they are of.
+
+    Raises:
+        ValueError, RecordError, DataError: before any compute.
+    """
+    _check(arguments)
+    if arguments.out is not None:
+        require_commit(arguments.out, _RESULTS)
+    records, runs = _read(arguments)
+    data = _open(arguments, records[0])
+    groups = _groups([run.task.arm for run in runs], arguments.ensemble)
+    scores = scores_of(runs, groups, arguments.statistics)
+    parallel = DataParallel(arguments.parallel)
+    started = time.perf_counter()
+    evaluations = []
+    for crops in arguments.crops:
+        fraction = _fraction(arguments, crops, runs[0].task.config.centre)
+        counts = measure(
+            runs,
+            scores,
+            data,
+            crops=crops,
+            fraction=fraction,
+            views=arguments.views,
+            parallel=parallel,
+            workers=arguments.workers,
+        )
+        for score, errors in zip(scores, counts, strict=True):
+            evaluations.append(
+                {
+                    "crops": crops,
+                    "fraction": None if crops == 144 else fraction,
+                    **score._asdict(),
+                    **{name: int(count) for name, count in errors._asdict().items()},
+                }
+            )
+    return {
+        "schema": SCHEMA,
+        "experiment": EXPERIMENT,
+        "data": {
+            "name": data.name,
+            "sha256": data.sha256,
+            "classes": data.classes,
+            "validation": len(data.validation),
+        },
+        "image_size": runs[0].task.config.image_size,
+        "runs": [_described(record) for record in records],
+        "evaluations": evaluations,
+        "parallel": arguments.parallel,
+        "views": arguments.views,
+        "environment": environment(),
+        "wall_seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _check(arguments: Arguments) -> None:
+    for name in ("runs", "crops", "statistics"):
+        values = getattr(arguments, name)
+        if not values or len(set(values)) < len(values):
+            given = ", ".join(map(str, values)) or "nothing"
+            raise ValueError(f"{name} must name one or more, each once, got {given}.")
+    fraction = arguments.fraction
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+    plan(1, devices=1, views=arguments.views)
+    if arguments.workers < 0:
+        raise ValueError(f"workers must be >= 0, got {arguments.workers}; 0 is for threads.")
+
+
+def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained]]:
+    """Records and weights; all runs must see the same images in the same size."""
+    records, runs = [], []
+    for path in arguments.runs:
+        experiment = read_record(path)["experiment"]
+        if experiment != EXPERIMENT:
+            raise RecordError(f"{path} holds a run of {experiment}, not of {EXPERIMENT}.")
+        record, weights = load_weights(path)
+        run = Trained(recorded_task(record), weights)
+        lacks = run.normalized and "population_stats" not in weights
+        if lacks and "population" in arguments.statistics:
+            raise RecordError(
+                f"{path} diverged and has no statistics of Algorithm 2: choose --statistics "
+                "running."
+            )
+        records.append(record)
+        runs.append(run)
+    for path, record, run in zip(arguments.runs, records, runs, strict=True):
+        pairs = {
+            "data": (records[0]["data"]["sha256"], record["data"]["sha256"]),
+            "image_size": (runs[0].task.config.image_size, run.task.config.image_size),
+            "centre": (runs[0].task.config.centre, run.task.config.centre),
+        }
+        for name, (first, other) in pairs.items():
+            if first != other:
+                raise RecordError(
+                    f"{path} is of {name} {other}, {arguments.runs[0]} of {first}: evaluate them "
+                    "in two commands."
+                )
+    return records, runs
+
+
+def _open(arguments: Arguments, record: dict[str, Any]) -> ImageData:
+    recorded = record["data"]
+    data = open_images(arguments.data or recorded["name"], data_dir=arguments.data_dir)
+    if data.sha256 != recorded["sha256"]:
+        raise RecordError(
+            f"the data set {data.name} at hand has SHA-256 {data.sha256}, the records "
+            f"{recorded['sha256']} ({recorded['name']}): point --data-dir or --data to the data "
+            "that was used."
+        )
+    return data
+
+
+def _groups(arms: list[str], ensemble: str) -> list[tuple[int, ...]]:
+    """Each run alone, then those that make an ensemble of two or more."""
+    positions = range(len(arms))
+    groups = [(position,) for position in positions]
+    if ensemble == "all":
+        groups.append(tuple(positions))
+    if ensemble == "arm":
+        for arm in dict.fromkeys(arms):
+            groups.append(tuple(position for position in positions if arms[position] == arm))
+    return list(dict.fromkeys(groups))
+
+
+def _fraction(arguments: Arguments, crops: Crops, centre: float) -> float:
+    if arguments.fraction is not None:
+        return arguments.fraction
+    return CENTRE if crops == 10 and centre == 1 else centre
+
+
+def _described(record: dict[str, Any]) -> dict[str, Any]:
+    final = record["final"]
+    return {
+        "arm": record["arm"],
+        "seed": record["seed"],
+        "steps": record["identity"]["schedule"]["steps"],
+        "diverged": final["diverged"],
+        "state_sha256": final["state_sha256"],
+        "population_sha256": final["population_sha256"],
+        "commit": (record["environment"]["git"] or {}).get("commit"),
+    }
