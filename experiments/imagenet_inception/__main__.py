@@ -1,6 +1,7 @@
 """python -m experiments.imagenet_inception: Figures 2 and 3 of the paper from one command."""
 
 import argparse
+import json
 import shlex
 import signal
 import sys
@@ -16,9 +17,13 @@ from bnjax.evidence.records import RecordError, require_commit
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import DataParallel, How
+from bnjax.training.tensorboard import require_tensorboard
 from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import PRESETS, Config
+from experiments.imagenet_inception.figures import draw
 from experiments.imagenet_inception.runs import check, complete, task_for
+from experiments.imagenet_inception.summary import summarize
+from experiments.imagenet_inception.table import arms_table, divergence_text, waiting_text
 from experiments.imagenet_inception.train import Means
 
 _RESULTS = Path(__file__).parent / "results"
@@ -44,6 +49,8 @@ class Arguments:
     """How the devices share a batch; the numbers are the same but for rounding."""
     workers: int = 0
     """Processes that make views; 0 for threads of this one."""
+    tensorboard: bool = False
+    """Write curves for TensorBoard too, below --out; needs the extra `tensorboard`."""
     profile: Path | None = None
     """Folder for a profile of the third to fifth dispatch of each run, for Perfetto."""
 
@@ -80,13 +87,25 @@ def run(arguments: Arguments) -> None:
     if arguments.resume and not any(out.glob("*-s*/record.json")):
         raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
     require_commit(out, _RESULTS)
+    if arguments.tensorboard:
+        require_tensorboard()
     data = open_images(config.data, data_dir=arguments.data_dir)
     means = Means(DataParallel(arguments.parallel), arguments.workers, arguments.profile)
     tasks = [task_for(config, arm, seed) for seed in range(config.seeds) for arm in config.arms]
     for task in tasks:
         check(task, data, means.parallel, out)  # all of them, before hours go into the first
     for task in tasks:
-        complete(task, data, means, out)
+        complete(task, data, means, out, tensorboard=arguments.tensorboard)
+    summary = summarize(out)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    files = [out / "summary.json", *draw(out)]
+    parts = [
+        arms_table(summary),
+        divergence_text(summary),
+        waiting_text(summary),
+        "Written: " + ", ".join(map(str, files)),
+    ]
+    print("\n" + "\n\n".join(part for part in parts if part))
 
 
 def _parse(argv: list[str]) -> Arguments:

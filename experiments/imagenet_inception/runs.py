@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from bnjax.data.image_data import ImageData, open_images
 from bnjax.evidence.records import RecordError, Run, check_identity, environment
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.loop import Schedule
+from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import DataParallel
+from bnjax.training.tensorboard import TensorBoard
 from experiments.imagenet_inception.arms import settings_of
 from experiments.imagenet_inception.config import CHANGES, Config
 from experiments.imagenet_inception.feed import Task
@@ -60,8 +63,17 @@ def check(task: Task, data: ImageData, parallel: DataParallel, out: Path) -> Non
             raise ValueError(f"{name}: {error}") from None
 
 
-def complete(task: Task, data: ImageData, means: Means, out: Path) -> None:
+def complete(
+    task: Task, data: ImageData, means: Means, out: Path, *, tensorboard: bool = False
+) -> None:
     """Trains a run to its end, unless `out` holds it whole already.
+
+    Args:
+        task: the run.
+        data: what to train and measure on.
+        means: devices and workers.
+        out: where the runs are.
+        tensorboard: whether to write logs for TensorBoard, below `out`/tensorboard.
 
     Raises:
         RecordError: if `out` holds a run of another configuration; nothing is changed then.
@@ -76,15 +88,30 @@ def complete(task: Task, data: ImageData, means: Means, out: Path) -> None:
         if run.finished:
             return
         start = time.perf_counter()
-        outcome = train(
-            task,
-            data,
-            means,
-            run.log,
-            begin=lambda step: run.rewind(step or -1),  # step 0 will be logged again
-            checkpoints=checkpoints,
-            description=run_name(task),
-        )
+        with ExitStack() as stack:
+            board: list[TensorBoard] = []
+
+            def begin(step: int) -> None:
+                run.rewind(step or -1)  # from the beginning, step 0 will be logged again
+                if tensorboard:
+                    where = out / "tensorboard" / run_name(task)
+                    board.append(stack.enter_context(TensorBoard(where, first_step=step)))
+
+            def log(entry: dict[str, Any]) -> None:
+                run.log(entry)
+                for each in board:
+                    sums = {name: Metrics(**entry[name]) for name in ("train", "test")}
+                    each.log(entry["step"], sums)
+
+            outcome = train(
+                task,
+                data,
+                means,
+                log,
+                begin=begin,
+                checkpoints=checkpoints,
+                description=run_name(task),
+            )
         seconds = round(time.perf_counter() - start, 1)
         if jax.process_index() == 0:
             save_weights(folder, outcome.weights)
