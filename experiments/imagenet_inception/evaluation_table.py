@@ -1,30 +1,27 @@
 """Errors over crops and ensembles in the form of the paper's Figure 4, from `evaluation.json`."""
 
-import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-_HEAD = (
+from bnjax.evidence.statistics import spread
+from bnjax.evidence.tables import percent
+from bnjax.evidence.tables import table as lines
+from experiments.imagenet_inception.table import NAMES
+
+_HEADS = (
     "model",
+    "statistics",
     "resolution",
     "crops",
     "models",
-    "statistics",
     "top-1 error, %",
     "top-5 error, %",
 )
 _PAPER = (
-    ("paper, ImageNet: BN-Inception single crop", "224", "1", "1", "", "25.2", "7.82"),
-    ("paper, ImageNet: BN-Inception multicrop", "224", "144", "1", "", "21.99", "5.82"),
-    ("paper, ImageNet: BN-Inception ensemble", "224", "144", "6", "", "20.1", "4.9"),
+    ("paper, ImageNet: BN-Inception single crop", "", "224", "1", "1", "25.2", "7.82"),
+    ("paper, ImageNet: BN-Inception multicrop", "", "224", "144", "1", "21.99", "5.82"),
+    ("paper, ImageNet: BN-Inception ensemble", "", "224", "144", "6", "20.1", "4.9"),
 )
-_NAMES = {
-    "inception": "Inception",
-    "bn_baseline": "BN-Baseline",
-    "bn_x5": "BN-x5",
-    "bn_x30": "BN-x30",
-    "bn_x5_sigmoid": "BN-x5-Sigmoid",
-}
 _STATISTICS = {"running": "running", "population": "Algorithm 2", None: ""}
 
 Result = dict[str, Any]
@@ -32,37 +29,34 @@ Result = dict[str, Any]
 
 def table(result: Result) -> str:
     """A line for each arm, mean ± sd over its runs, and each ensemble; the paper's; notes."""
-    lines = [_row(_HEAD), _row(["---"] + ["---:"] * 3 + ["---"] + ["---:"] * 2)]
-    lines += map(_row, _rows(result))
-    lines += map(_row, _PAPER)
-    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(result))])
+    notes = [f"- {note}" for note in _notes(result)]
+    return "\n".join([lines(_HEADS, [*_rows(result), *_PAPER], left=2), "", *notes])
 
 
 def _rows(result: Result) -> Iterator[list[str]]:
     arms = [run["arm"] for run in result["runs"]]
-    keys = [(each["crops"], each["statistics"]) for each in result["evaluations"]]
-    for crops, kind in dict.fromkeys(keys):
-        these = [
-            each
-            for each, key in zip(result["evaluations"], keys, strict=True)
-            if key == (crops, kind)
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for each in result["evaluations"]:
+        of = tuple(dict.fromkeys(arms[run] for run in each["runs"]))
+        key = (each["crops"], each["statistics"], len(each["runs"]), of)
+        groups.setdefault(key, []).append(each)
+    for (crops, kind, models, of), evaluations in groups.items():
+        name = NAMES[of[0]]
+        if models > 1:
+            names = (NAMES[arm].removeprefix("ensemble, ") for arm in of)
+            name = f"ensemble of {', '.join(names)}"
+        elif len(evaluations) > 1:
+            name += f", mean of {len(evaluations)} seeds"
+        yield [
+            name,
+            _STATISTICS[kind],
+            *map(str, (result["image_size"], crops, models)),
+            *(_errors(evaluations, count) for count in ("top_1", "top_5")),
         ]
-        alone = [each for each in these if len(each["runs"]) == 1]
-        middle = [str(result["image_size"]), str(crops)]
-        for arm in dict.fromkeys(arms[each["runs"][0]] for each in alone):
-            of_arm = [each for each in alone if arms[each["runs"][0]] == arm]
-            name = _name(arm)
-            if len(of_arm) > 1:
-                name += f", mean of {len(of_arm)} seeds"
-            errors = [_spread(of_arm, "top_1"), _spread(of_arm, "top_5")]
-            yield [name, *middle, "1", _STATISTICS[kind], *errors]
-        for each in these:
-            if len(each["runs"]) == 1:
-                continue
-            names = dict.fromkeys(_name(arms[run]) for run in each["runs"])
-            errors = [_spread([each], "top_1"), _spread([each], "top_5")]
-            count = str(len(each["runs"]))
-            yield [f"ensemble: {', '.join(names)}", *middle, count, _STATISTICS[kind], *errors]
+
+
+def _errors(evaluations: Sequence[Result], count: str) -> str:
+    return percent(spread([each[count] / each["examples"] for each in evaluations]))
 
 
 def _notes(result: Result) -> Iterator[str]:
@@ -79,21 +73,6 @@ def _notes(result: Result) -> Iterator[str]:
     for run in result["runs"]:
         if run["diverged"]:
             yield (
-                f"{_name(run['arm'])}, seed {run['seed']}, diverged at step "
+                f"{NAMES[run['arm']]}, seed {run['seed']}, diverged at step "
                 f"{run['diverged']['step']:,}: evaluated are the last finite weights."
             )
-
-
-def _spread(evaluations: list[Result], name: str) -> str:
-    percent = [100 * each[name] / each["examples"] for each in evaluations]
-    text = f"{statistics.fmean(percent):.2f}"
-    return text if len(percent) == 1 else f"{text} ± {statistics.stdev(percent):.2f}"
-
-
-def _name(arm: str) -> str:
-    kind, _, number = arm.partition("_")
-    return f"member {number}" if kind == "ensemble" else _NAMES[arm]
-
-
-def _row(cells: Any) -> str:
-    return "| " + " | ".join(cells) + " |"

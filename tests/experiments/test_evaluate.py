@@ -219,10 +219,10 @@ def test_the_table():
     }
     lines = table(result).splitlines()
     assert lines[2:6] == [
-        "| BN-x30, mean of 2 seeds | 32 | 10 | 1 | Algorithm 2 | 21.00 ± 1.41 | 1.50 ± 0.71 |",
-        "| member 4 | 32 | 10 | 1 | Algorithm 2 | 25.00 | 1.50 |",
-        "| ensemble: BN-x30, member 4 | 32 | 10 | 3 | Algorithm 2 | 15.00 | 0.50 |",
-        "| paper, ImageNet: BN-Inception single crop | 224 | 1 | 1 |  | 25.2 | 7.82 |",
+        "| BN-x30, mean of 2 seeds | Algorithm 2 | 32 | 10 | 1 | 21.00 ± 1.41 | 1.50 ± 0.71 |",
+        "| ensemble, network 4 | Algorithm 2 | 32 | 10 | 1 | 25.00 | 1.50 |",
+        "| ensemble of BN-x30, network 4 | Algorithm 2 | 32 | 10 | 3 | 15.00 | 0.50 |",
+        "| paper, ImageNet: BN-Inception single crop |  | 224 | 1 | 1 | 25.2 | 7.82 |",
     ]
     assert "BN-x30, seed 1, diverged at step 1,200" in lines[-1]
     assert "other images" in lines[-2]

@@ -1,0 +1,81 @@
+"""The six networks of section 4.2.3, with two Inception modules, the last, in the place of ten."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from bnjax.models import bn_inception
+from bnjax.training.divergence import raise_if_diverged
+from bnjax.training.parallel import DataParallel
+from experiments.imagenet_inception.arms import SETTINGS
+from experiments.imagenet_inception.config import ENSEMBLE, PRESETS
+from experiments.imagenet_inception.programs import Programs, settings_of
+
+CONFIG = replace(
+    PRESETS["quick"],
+    image_size=9,
+    width=1 / 64,
+    stem="dense",
+    batch_size=8,
+    normalize_together=8,
+    averaging="ema",
+)
+CHANGED = ("init_scale", "dropout", "per_activation")
+X30 = SETTINGS["bn_x30"]
+
+
+def test_they_are_bn_x30_with_some_of_three_changes():
+    """Larger initial weights; dropout of 5 or 10 %; per-activation normalization, 4.2.3."""
+    unchanged = {name: getattr(X30, name) for name in CHANGED}
+    assert unchanged == {"init_scale": 1, "dropout": 0, "per_activation": ()}
+    members = [SETTINGS[arm] for arm in ENSEMBLE]
+    assert [member._replace(**unchanged) for member in members] == [X30] * 6
+    assert len({*members, X30}) == 7
+    assert {member.dropout for member in members} == {0, 0.05, 0.1}
+    assert {member.init_scale > 1 for member in members} == {False, True}
+    assert min(member.init_scale for member in members) == 1
+    assert {member.per_activation for member in members} == {(), ("5a", "5b")}
+
+
+@pytest.fixture
+def last_modules(monkeypatch):
+    rows = [row for row in bn_inception.FIGURE_5 if row.name in ("5a", "5b")]
+    monkeypatch.setattr(bn_inception, "FIGURE_5", rows)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (1, 8, 9, 9, 3)).astype(np.uint8)
+    return images, rng.integers(0, 10, (1, 8)).astype(np.int32)
+
+
+def leaves(tree):
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
+
+
+@pytest.mark.parametrize("arm", ENSEMBLE)
+def test_each_trains(last_modules, batch, arm):
+    """Red if an arm does not compile, has other initial weights, or other normalization."""
+    settings = settings_of(CONFIG, arm)
+    parallel = DataParallel(devices=jax.devices()[:1])
+    programs = Programs(CONFIG, settings, 10, parallel)
+    state = programs.init(np.int32(3), np.float32(0.0015 * settings.learning_rate_factor))
+    params = leaves(state.train.params)
+    for name, leaf in params.items():
+        if "'conv'" in name and leaf.ndim == 4 and leaf.size > 100:
+            fan_in = np.prod(leaf.shape[:3])
+            assert leaf.std() == pytest.approx(settings.init_scale * (2 / fan_in) ** 0.5, rel=0.3)
+        if name.endswith("['scale']"):
+            own = any(f"inception_{module}" in name for module in settings.per_activation)
+            assert leaf.ndim == (3 if own else 1), name
+    losses = []
+    for _ in range(8):
+        state, metrics = programs.train(state, parallel.split(batch, axis=programs.axis))
+        losses.append(float(metrics.loss) / int(metrics.examples))
+    raise_if_diverged(state.train)
+    assert losses[0] == pytest.approx(np.log(10), rel=0.5)
+    assert losses[-1] < 0.8 * losses[0], losses
