@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from bnjax.evidence.report import fill, same_picture
-from experiments.benchmarks import batch_norm, mnist, train_step
+from experiments.benchmarks import batch_norm, compiled, mnist, train_step
 from experiments.mnist_lenet.figures import draw
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
@@ -19,7 +19,7 @@ from experiments.mnist_lenet.table import arms_table, differences_text, drift_te
 ROOT = Path(__file__).parent.parent
 MNIST = ROOT / "experiments" / "mnist_lenet"
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
-SPEED = {"mnist": mnist, "batch_norm": batch_norm, "train_step": train_step}
+SPEED = {"mnist": mnist, "batch_norm": batch_norm, "train_step": train_step, "compiled": compiled}
 
 
 @dataclass(frozen=True)
