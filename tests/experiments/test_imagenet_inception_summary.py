@@ -1,0 +1,109 @@
+"""From the runs of the ImageNet comparison to its numbers, table and figure."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bnjax.evidence.records import SCHEMA
+from experiments.imagenet_inception.figures import draw
+from experiments.imagenet_inception.summary import load_runs, match_steps, summarize
+from experiments.imagenet_inception.table import arms_table, divergence_text, waiting_text
+
+STEPS = [0, 10, 20, 30, 40]
+
+
+def write_run(out, arm, seed, correct, *, population=None, diverged=None, finished=True):
+    """A run whose evaluations had so many of 100 images right."""
+    folder = out / f"{arm}-s{seed}"
+    folder.mkdir(parents=True)
+    test = {"loss": 1.0, "correct": correct[-1], "examples": 100}
+    final = {
+        "test": test,
+        "test_population": population and test | {"correct": population},
+        "diverged": diverged,
+        "timing": {"waiting_share": seed / 100},
+    }
+    record = {"schema": SCHEMA, "arm": arm, "seed": seed, "finished": finished, "final": final}
+    (folder / "record.json").write_text(json.dumps(record))
+    lines = [
+        {"step": step, "test": test | {"correct": right}}
+        for step, right in zip(STEPS, correct, strict=False)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    write_run(out, "inception", 0, [10, 30, 50, 60, 58])  # best 60 at 30
+    write_run(out, "inception", 1, [10, 30, 50, 60, 62])  # best 62 at 40
+    write_run(out, "bn_x5", 0, [10, 60, 61, 61, 61], population=63)  # matched at 10
+    write_run(out, "bn_x5", 1, [10, 61, 62, 64, 63], population=65)  # at 20
+    write_run(out, "bn_x30", 0, [10, 50, 60, 70, 70], population=72)  # at 20
+    write_run(out, "bn_x30", 1, [10, 50, 60, 61, 61], population=62)  # never
+    fault = {"step": 13, "layer": "conv1/conv", "leaf": "kernel", "what": "gradient"}
+    write_run(out, "bn_x5_sigmoid", 0, [10, 12], diverged=fault)
+    return out
+
+
+def test_runs_are_matched_with_the_reference_of_their_seed(made):
+    """Red if all are held against the mean of the bests, 61, or another seed's."""
+    runs = load_runs(made)
+    assert match_steps(runs["bn_x5"], runs["inception"]) == {0: 10, 1: 20}
+    assert match_steps(runs["bn_x30"], runs["inception"]) == {0: 20, 1: None}
+    assert match_steps(runs["inception"], runs["inception"]) == {0: 30, 1: 40}
+
+
+def test_the_summary_by_hand(made):
+    arms = summarize(made)["arms"]
+    assert list(arms) == ["inception", "bn_x5", "bn_x30", "bn_x5_sigmoid"]
+    x5, x30 = arms["bn_x5"], arms["bn_x30"]
+    assert x5["steps_to_best_of_reference"] == {"reached": 2, "mean": 15.0, "sd": 7.071068}
+    assert x5["times_fewer_steps"] == {"mean": 2.5, "sd": 0.707107}  # 30 / 10 and 40 / 20
+    assert x30["steps_to_best_of_reference"] == {"reached": 1, "mean": 20.0, "sd": None}
+    assert x30["times_fewer_steps"] == {"mean": 1.5, "sd": None}
+    assert x5["best_accuracy"] == {"mean": 0.625, "sd": 0.021213}
+    assert x5["final_accuracy_algorithm_2"] == {"mean": 0.64, "sd": 0.014142}
+    assert "final_accuracy_algorithm_2" not in arms["inception"]
+    assert arms["inception"]["times_fewer_steps"] == {"mean": 1.0, "sd": 0.0}
+    assert arms["bn_x5_sigmoid"]["steps_to_best_of_reference"]["reached"] == 0
+
+
+def test_only_finished_runs_count(made, tmp_path):
+    write_run(tmp_path, "bn_x5", 0, [10, 20, 30, 40, 50], finished=False)
+    assert summarize(tmp_path) == {"arms": {}}
+    assert draw(tmp_path) == []
+
+
+def test_the_table_and_its_lines(made):
+    summary = summarize(made)
+    assert arms_table(summary).splitlines()[2:4] == [
+        "| Inception | 2 | 40 | 35 ± 7 | 1.0 ± 0.0 | 61.00 ± 1.41 | 60.00 ± 2.83 |  "
+        "| 31.0e6 | 1.0 | 72.2 |",
+        "| BN-x5 | 2 | 40 | 15 ± 7 | 2.5 ± 0.7 | 62.50 ± 2.12 | 62.00 ± 1.41 | 64.00 ± 1.41 "
+        "| 2.1e6 | 14.8 | 73.0 |",
+    ]
+    assert "| 20 (1 of 2) | 1.5 |" in arms_table(summary)
+    assert divergence_text(summary) == (
+        "- BN-x5-Sigmoid reached infinity at step 13: gradient of kernel in conv1/conv."
+    )
+    assert waiting_text(summary) == "Training waited for images 1.0 % of its time at most."
+
+
+def test_the_figure_marks_those_that_match_in_every_seed(made, tmp_path, monkeypatch):
+    from experiments.imagenet_inception import figures
+
+    marked = []
+    monkeypatch.setattr(
+        figures, "mark", lambda axes, markers, *, level: marked.extend([*markers, level])
+    )
+    (path,) = draw(made, tmp_path)
+    assert path.name == "figure2.png"
+    *markers, level = marked
+    assert level == pytest.approx(0.61)
+    assert [(marker.step, marker.y) for marker in markers] == [
+        (35.0, pytest.approx(0.61)),
+        (15.0, pytest.approx(0.61)),
+    ]
+    assert np.isfinite(level)
