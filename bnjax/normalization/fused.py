@@ -5,8 +5,9 @@ Autodiff through the moments keeps several float32 copies of the activations. Th
 feature, and one sum over devices. An activation joins in: its derivative is recomputed from `x`.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from bnjax.normalization.moments import Moments, batch_moments, precision
 from bnjax.normalization.sums import pair_of_sums
 
 Activation = Literal["relu", "sigmoid"]
+
+T = TypeVar("T")
 
 
 class Transform(NamedTuple):
@@ -196,26 +199,36 @@ def _backward(
         centred = x.astype(dtype) + over(minus_mean)
         return jnp.where(mask[0] | jnp.isfinite(x), centred, 0) if mask else centred
 
-    def before_activation(minus_mean: jax.Array, factor: jax.Array, shift: jax.Array) -> jax.Array:
-        """The gradient with respect to the activation's input."""
+    def before_activation(
+        minus_mean: jax.Array, factor: jax.Array, shift: jax.Array, *, relu_in: DTypeLike = dtype
+    ) -> jax.Array:
+        """The gradient with respect to the activation's input; ReLU's is exact in dy's type."""
         if transform.activation is None:
             return dy
         z = centre(minus_mean, *masked_x) * over(factor)
         if transform.activation == "relu":
-            return jnp.where(z > over(-shift), dy, 0)  # exact as it is: half the bytes in bfloat16
+            return jnp.where(z > over(-shift), dy.astype(relu_in), 0)
         y = jax.nn.sigmoid(z + over(shift))
         return dy.astype(dtype) * (y * (1 - y))
+
+    def by_platform(function: Callable[..., T], *features: jax.Array) -> T:
+        """Of the gradient above: CPUs write it to memory, GPUs only if it is narrow."""
+        if transform.activation != "relu" or dy.dtype == dtype:
+            return function(before_activation(*features))
+        return lax.platform_dependent(
+            *features,
+            cpu=lambda *features: function(before_activation(*features, relu_in=dy.dtype)),
+            default=lambda *features: function(before_activation(*features)),
+        )
 
     def terms(dz: jax.Array, *masked_x: jax.Array) -> tuple[jax.Array, jax.Array]:
         dz = dz.astype(dtype)
         return dz, dz * centre(minus_mean, *masked_x)
 
-    dz = before_activation(*features)
-    dbias, dscale = pair_of_sums(terms, (dz, *masked_x), axes)
+    dbias, dscale = by_platform(lambda dz: pair_of_sums(terms, (dz, *masked_x), axes), *features)
     if transform.activation is not None:
         *features, dbias, dscale = _computed_anew(*features, dbias, dscale)
-        dz = before_activation(*features)
-    dz = dz.astype(dtype)
+    dz = by_platform(lambda dz: dz.astype(dtype), *features)
     centred = centre(features[0], *masked_x)
     sums = [dbias, dscale * rstd]
     if mask is not None:
@@ -254,6 +267,7 @@ def _computed_anew(*values: jax.Array) -> tuple[jax.Array, ...]:
     def barrier(*values: jax.Array) -> tuple[jax.Array, ...]:
         return lax.optimization_barrier(values)
 
+    values = _varying_alike(values)  # as the barrier types them
     return lax.platform_dependent(*values, cpu=lambda *values: values, default=barrier)
 
 
@@ -270,6 +284,17 @@ def _missing_axes(primal: jax.Array, cotangent: jax.Array) -> frozenset[str]:
     are none: each device returns its own share and the caller sums, as for every parameter.
     """
     return _varying(cotangent) - _varying(primal)
+
+
+def _varying_alike(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Typed by `shard_map` as varying over the mesh axes over which any of them varies."""
+    names = frozenset[str]().union(*map(_varying, values))
+
+    def typed(value: jax.Array) -> jax.Array:
+        missing = tuple(sorted(names - _varying(value)))
+        return lax.pcast(value, missing, to="varying") if missing else value
+
+    return tuple(map(typed, values))
 
 
 def _varying(value: jax.Array) -> frozenset[str]:

@@ -6,6 +6,7 @@ Gradients are of a random linear loss, against float64 by the chain rule.
 import functools
 
 import cases
+import eight_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +110,23 @@ def test_each_group_has_its_own_moments(x64, activation):
         value, gradients = expected(part, activation)
         assert_close(y[rows], value, tolerances.EXACT)
         assert_close(dx[rows], gradients.dx, tolerances.EXACT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_on_eight_devices_with_types(activation, dtype):
+    """`shard_map` as it is by default; red where what varies is mixed with what does not."""
+    case = eight_devices.make(masked=False)
+    case = case._replace(x=case.x.astype(dtype), weights=case.weights.astype(dtype))
+    settings = {"axis_name": "data", "activation": activation}
+    y, _, dx, dparams = eight_devices.run("typed shard_map", case, **settings)
+    x, weights = map(eight_devices.rows_of, (case.x, case.weights))
+    value, gradients = expected(case._replace(x=x, weights=weights), activation)
+    tolerance = tolerances.gradient(dtype)
+    assert_close(y, value, tolerance)
+    assert_close(dx, gradients.dx, tolerance)
+    assert_close(dparams["scale"], gradients.dscale, tolerance)
+    assert_close(dparams["bias"], gradients.dbias, tolerance)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
