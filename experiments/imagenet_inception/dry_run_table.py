@@ -1,15 +1,11 @@
 """A dry run in Markdown, a pure function of its JSON."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-STEPS_TO_72 = {
-    "inception": 31.0e6,
-    "bn_baseline": 13.3e6,
-    "bn_x5": 2.1e6,
-    "bn_x30": 2.7e6,
-}
-"""Steps of 32 images to 72.2 % in the paper (Figure 3); the others do not get there, or say not."""
+from bnjax.evidence.tables import table as lines
+from experiments.imagenet_inception.table import NAMES, PAPER
+
 PAPER_BATCH = 32
 
 _WORK = (
@@ -41,8 +37,8 @@ def table(result: Result) -> str:
     for arm in dict.fromkeys(row["arm"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["arm"] == arm]
         timed = [row for row in rows if row.get("least_time")]
-        parts += [f"**{arm}**", _table(_WORK, map(_work, rows))]
-        parts += [_table(_TIME, map(_time, timed))] if timed else []
+        parts += [f"**{NAMES[arm]}**", lines(_WORK, list(map(_work, rows)))]
+        parts += [lines(_TIME, list(map(_time, timed)))] if timed else []
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in _notes(result))])
 
 
@@ -64,7 +60,7 @@ def _work(row: Result) -> list[str]:
 def _time(row: Result) -> list[str]:
     time = row["least_time"]
     rate = row["batch_size"] / time["seconds"]
-    steps = STEPS_TO_72.get(row["arm"])
+    steps, _ = PAPER.get(row["arm"], (None, None))
     hours = [] if steps is None else [steps * time["seconds"], steps * PAPER_BATCH / rate]
     return [
         row["topology"],
@@ -107,7 +103,7 @@ def _notes(result: Result) -> Iterator[str]:
         )
     for row in rows:
         if row["refused"]:
-            yield f"{row['arm']}, {row['topology']}: {row['refused']}"
+            yield f"{NAMES[row['arm']]}, {row['topology']}: {row['refused']}"
     if any(row["platform"] == "cuda" for row in rows):
         yield (
             "On GPUs XLA has no cost analysis without a device: FLOPs are those of products, bytes "
@@ -125,8 +121,3 @@ def _gigabytes(size: float) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}"
-
-
-def _table(heads: tuple[str, ...], rows: Iterable[list[str]]) -> str:
-    lines = [list(heads), ["---"] + ["---:"] * (len(heads) - 1), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -251,6 +251,7 @@ MADE = {
 
 def test_the_table_shows_what_a_step_takes():
     lines = table(MADE).splitlines()
+    assert lines[0] == "**BN-x5**"
     assert lines[4:8] == [
         "| v5e:2x4 | 256 | 2.35 of 17.00 | 0.400 | 13.10 | 3 (46.0) |",
         "| v5e:1x1 | 32 | does not fit 17.00 |  |  |  |",
@@ -274,7 +275,7 @@ def test_the_table_shows_the_time_to_the_papers_accuracy():
         "- One training step at 224 pixels, width 1, bfloat16 activations, normalization over "
         "groups of 32, `jit` over all chips."
     )
-    assert "- bn_x5, v5e:1x1: no room" in notes
+    assert "- BN-x5, v5e:1x1: no room" in notes
     assert notes[-1] == "- Python 3.11.7, jax 1, libtpu 2."
 
 
