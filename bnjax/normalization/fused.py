@@ -5,9 +5,8 @@ Autodiff through the moments keeps several float32 copies of the activations. Th
 feature, and one sum over devices. An activation joins in: its derivative is recomputed from `x`.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,6 @@ from bnjax.normalization.moments import Moments, batch_moments, precision
 from bnjax.normalization.sums import pair_of_sums
 
 Activation = Literal["relu", "sigmoid"]
-
-T = TypeVar("T")
 
 
 class Transform(NamedTuple):
@@ -199,36 +196,26 @@ def _backward(
         centred = x.astype(dtype) + over(minus_mean)
         return jnp.where(mask[0] | jnp.isfinite(x), centred, 0) if mask else centred
 
-    def before_activation(
-        minus_mean: jax.Array, factor: jax.Array, shift: jax.Array, *, relu_in: DTypeLike = dtype
-    ) -> jax.Array:
-        """The gradient with respect to the activation's input; ReLU's is exact in dy's type."""
+    def before_activation(minus_mean: jax.Array, factor: jax.Array, shift: jax.Array) -> jax.Array:
+        """The gradient with respect to the activation's input."""
         if transform.activation is None:
             return dy
         z = centre(minus_mean, *masked_x) * over(factor)
         if transform.activation == "relu":
-            return jnp.where(z > over(-shift), dy.astype(relu_in), 0)
+            return jnp.where(z > over(-shift), dy.astype(dtype), 0)
         y = jax.nn.sigmoid(z + over(shift))
         return dy.astype(dtype) * (y * (1 - y))
-
-    def by_platform(function: Callable[..., T], *features: jax.Array) -> T:
-        """Of the gradient above: CPUs write it to memory, GPUs only if it is narrow."""
-        if transform.activation != "relu" or dy.dtype == dtype:
-            return function(before_activation(*features))
-        return lax.platform_dependent(
-            *features,
-            cpu=lambda *features: function(before_activation(*features, relu_in=dy.dtype)),
-            default=lambda *features: function(before_activation(*features)),
-        )
 
     def terms(dz: jax.Array, *masked_x: jax.Array) -> tuple[jax.Array, jax.Array]:
         dz = dz.astype(dtype)
         return dz, dz * centre(minus_mean, *masked_x)
 
-    dbias, dscale = by_platform(lambda dz: pair_of_sums(terms, (dz, *masked_x), axes), *features)
+    dz = before_activation(*features)
+    dbias, dscale = pair_of_sums(terms, (dz, *masked_x), axes)
     if transform.activation is not None:
         *features, dbias, dscale = _computed_anew(*features, dbias, dscale)
-    dz = by_platform(lambda dz: dz.astype(dtype), *features)
+        dz = before_activation(*features)
+    dz = dz.astype(dtype)
     centred = centre(features[0], *masked_x)
     sums = [dbias, dscale * rstd]
     if mask is not None:
