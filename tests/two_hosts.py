@@ -27,6 +27,7 @@ from bnjax.training.parallel import (  # noqa: E402
     HostCheckpoints,
     HostsError,
     all_hosts_agree,
+    all_succeed,
     initialize_hosts,
 )
 
@@ -68,6 +69,12 @@ def message(kind, act):
     except kind as error:
         return str(error)
     raise AssertionError(f"no {kind.__name__}")
+
+
+def open_data(index):
+    if index == 1:
+        raise OSError("no data here")
+    return index
 
 
 def checkpoint(out, index):
@@ -134,6 +141,8 @@ def main():
     seen["disagree"] = message(
         HostsError, lambda: all_hosts_agree({"rate": index, "arm": "bn"}, "config")
     )
+    seen["fails"] = message((HostsError, OSError), lambda: all_succeed(lambda: open_data(index)))
+    seen["succeeds"] = all_succeed(lambda: index)
     seen["checkpoint"] = checkpoint(out, index)
     seen["interrupt"] = interrupt(out, index)
     (out / f"{index}.json").write_text(json.dumps(seen))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel.host_checkpoints import HostCheckpoints
-from bnjax.training.parallel.hosts import first_signal
+from bnjax.training.parallel.hosts import first_signal, is_first
 
 Tree = Any
 
@@ -148,6 +148,7 @@ def fit(
         unit_scale=True,
         dynamic_ncols=True,
         mininterval=0.5,
+        disable=not is_first(),
     )
     with bar, _signals() as received:
         if step == 0:

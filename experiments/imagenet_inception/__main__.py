@@ -5,21 +5,30 @@ import json
 import shlex
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from bnjax.data import DataError
-from bnjax.data.image_data import open_images
+from bnjax.data.image_data import ImageData, open_images
 from bnjax.evidence.records import RecordError, require_commit
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted
-from bnjax.training.parallel import DataParallel, How
+from bnjax.training.parallel import (
+    DataParallel,
+    HostsError,
+    How,
+    all_hosts_agree,
+    all_succeed,
+    initialize_hosts,
+    is_first,
+)
 from bnjax.training.tensorboard import require_tensorboard
 from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import PRESETS, Config
+from experiments.imagenet_inception.feed import Task
 from experiments.imagenet_inception.figures import draw
 from experiments.imagenet_inception.runs import check, complete, task_for
 from experiments.imagenet_inception.summary import summarize
@@ -53,6 +62,13 @@ class Arguments:
     """Write curves for TensorBoard too, below --out; needs the extra `tensorboard`."""
     profile: Path | None = None
     """Folder for a profile of the third to fifth dispatch of each run, for Perfetto."""
+    coordinator: str | None = None
+    """Of several hosts: host:port of process 0. Slurm and Cloud TPU tell all three by themselves.
+    Each host has the data; the first one writes --out."""
+    process_count: int | None = None
+    """Of several hosts: how many processes, each started with the same flags."""
+    process_index: int | None = None
+    """Of several hosts: number of this process, from zero."""
 
 
 def main() -> None:
@@ -64,14 +80,16 @@ def main() -> None:
         evaluate.main(sys.argv[2:])
         return
     try:
-        run(_parse(sys.argv[1:]))
+        arguments = _parse(sys.argv[1:])
+        initialize_hosts(arguments.coordinator, arguments.process_count, arguments.process_index)
+        run(arguments)
     except Interrupted as stop:
         print(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {_command('--resume')}")
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
         print(f"\nStopped; what was saved is kept. Go on with:\n  {_command()}")
         sys.exit(128 + signal.SIGINT)
-    except (CheckpointError, DataError, RecordError, ValueError) as error:
+    except (CheckpointError, DataError, HostsError, RecordError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -84,18 +102,34 @@ def run(arguments: Arguments) -> None:
     """
     config = arguments.config
     out = arguments.out or Path("runs/imagenet_inception") / arguments.preset
-    if arguments.resume and not any(out.glob("*-s*/record.json")):
-        raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
-    require_commit(out, _RESULTS)
+    all_hosts_agree({**asdict(config), "parallel": arguments.parallel}, "the configuration")
+    data, means, tasks = all_succeed(lambda: _prepare(arguments, out))
+    all_hosts_agree(data.sha256, "the data's SHA-256")
+    for task in tasks:
+        complete(task, data, means, out, tensorboard=arguments.tensorboard)
+    if is_first():
+        _report(out)
+
+
+def _prepare(arguments: Arguments, out: Path) -> tuple[ImageData, Means, list[Task]]:
+    """Opens the data and checks all runs, before hours go into the first."""
+    config = arguments.config
+    if is_first():
+        if arguments.resume and not any(out.glob("*-s*/record.json")):
+            raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
+        require_commit(out, _RESULTS)
     if arguments.tensorboard:
         require_tensorboard()
     data = open_images(config.data, data_dir=arguments.data_dir)
     means = Means(DataParallel(arguments.parallel), arguments.workers, arguments.profile)
     tasks = [task_for(config, arm, seed) for seed in range(config.seeds) for arm in config.arms]
     for task in tasks:
-        check(task, data, means.parallel, out)  # all of them, before hours go into the first
-    for task in tasks:
-        complete(task, data, means, out, tensorboard=arguments.tensorboard)
+        check(task, data, means.parallel, out)
+    return data, means, tasks
+
+
+def _report(out: Path) -> None:
+    """Writes the summary and the figures; prints the tables."""
     summary = summarize(out)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     files = [out / "summary.json", *draw(out)]

@@ -10,10 +10,15 @@ import jax
 
 from bnjax.data.image_data import ImageData, open_images
 from bnjax.evidence.records import RecordError, Run, check_identity, environment
-from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.loop import Schedule
 from bnjax.training.objectives import Metrics
-from bnjax.training.parallel import DataParallel
+from bnjax.training.parallel import (
+    DataParallel,
+    HostCheckpoints,
+    all_succeed,
+    gather_json,
+    is_first,
+)
 from bnjax.training.tensorboard import TensorBoard
 from experiments.imagenet_inception.arms import settings_of
 from experiments.imagenet_inception.config import CHANGES, Config
@@ -68,6 +73,8 @@ def complete(
 ) -> None:
     """Trains a run to its end, unless `out` holds it whole already.
 
+    All processes of the run call it; the first one writes.
+
     Args:
         task: the run.
         data: what to train and measure on.
@@ -81,41 +88,55 @@ def complete(
         Interrupted: after Ctrl-C or SIGTERM.
     """
     folder = out / run_name(task)
-    check_identity(folder, _identity(task, data))
     config = {"identity": _identity(task, data)}
-    with Checkpoints(checkpoint_folder(task, out), config=config) as checkpoints:
-        run = Run(folder, _header(task, data, means))
-        if run.finished:
+    with HostCheckpoints(checkpoint_folder(task, out), config=config) as checkpoints:
+        header = _header(task, data, means)
+        run = all_succeed(lambda: Run(folder, header) if is_first() else None)
+        if gather_json(run is not None and run.finished)[0]:
             return
         start = time.perf_counter()
-        with ExitStack() as stack:
-            board: list[TensorBoard] = []
-
-            def begin(step: int) -> None:
-                run.rewind(step or -1)  # from the beginning, step 0 will be logged again
-                if tensorboard:
-                    where = out / "tensorboard" / run_name(task)
-                    board.append(stack.enter_context(TensorBoard(where, first_step=step)))
-
-            def log(entry: dict[str, Any]) -> None:
-                run.log(entry)
-                for each in board:
-                    sums = {name: Metrics(**entry[name]) for name in ("train", "test")}
-                    each.log(entry["step"], sums)
-
+        board = out / "tensorboard" / run_name(task) if tensorboard else None
+        with _Writer(run, board) as writer:
             outcome = train(
                 task,
                 data,
                 means,
-                log,
-                begin=begin,
+                writer.log,
+                begin=writer.begin,
                 checkpoints=checkpoints,
                 description=run_name(task),
             )
         seconds = round(time.perf_counter() - start, 1)
-        if jax.process_index() == 0:
+        if run is not None:
             save_weights(folder, outcome.weights)
-        run.finish({**outcome.final, "wall_seconds": seconds, "timing": outcome.timing})
+            run.finish({**outcome.final, "wall_seconds": seconds, "timing": outcome.timing})
+
+
+class _Writer(ExitStack):
+    """Writes what a run measures, on the process that has the run; on the others nothing."""
+
+    def __init__(self, run: Run | None, board: Path | None) -> None:
+        super().__init__()
+        self._run = run
+        self._folder = board
+        self._board: TensorBoard | None = None
+
+    def begin(self, step: int) -> None:
+        """Goes on after `step`."""
+        if self._run is None:
+            return
+        self._run.rewind(step or -1)  # from the beginning, step 0 will be logged again
+        if self._folder is not None:
+            self._board = self.enter_context(TensorBoard(self._folder, first_step=step))
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Adds an entry."""
+        if self._run is None:
+            return
+        self._run.log(entry)
+        if self._board is not None:
+            sums = {name: Metrics(**entry[name]) for name in ("train", "test")}
+            self._board.log(entry["step"], sums)
 
 
 def recorded_task(record: dict[str, Any]) -> Task:

@@ -106,6 +106,12 @@ def test_processes_that_differ_say_in_what(seen):
         assert each["disagree"].endswith("\n  process 1: rate: stored 0, given 1")
 
 
+@pytest.mark.slow
+def test_what_fails_on_one_process_ends_both(seen):
+    assert [each["fails"] for each in seen[1]] == ["process 1: no data here", "no data here"]
+    assert [each["succeeds"] for each in seen[1]] == [0, 1]
+
+
 def answers(*calls, timeout_s=20):
     """What each of some processes is told, `(count, index)` each, as threads of this one."""
     address = f"127.0.0.1:{free_port()}"

@@ -4,8 +4,10 @@ from bnjax.training.parallel.data_parallel import DataParallel, How
 from bnjax.training.parallel.host_checkpoints import HostCheckpoints
 from bnjax.training.parallel.hosts import (
     all_hosts_agree,
+    all_succeed,
     broadcast_from_first,
     first_signal,
+    gather_json,
     initialize_hosts,
     is_first,
 )
@@ -26,9 +28,11 @@ __all__ = [
     "Members",
     "Together",
     "all_hosts_agree",
+    "all_succeed",
     "broadcast_from_first",
     "default_together",
     "first_signal",
+    "gather_json",
     "initialize_hosts",
     "is_first",
     "member",

@@ -10,8 +10,8 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from bnjax.evidence.records import differences
 from bnjax.training.parallel.roll_call import HostsError, call_roll
 
 Tree = Any
+Result = TypeVar("Result")
 
 
 class Meeting(NamedTuple):
@@ -201,6 +202,29 @@ def all_hosts_agree(value: Any, what: str) -> None:
             f"{what} must be the same on all processes; stored is process 0's, given is another's:"
             "\n  " + "\n  ".join(lines)
         )
+
+
+def all_succeed(act: Callable[[], Result]) -> Result:
+    """Lets each process act; an error of one is raised on all, so that none waits for it in vain.
+
+    Args:
+        act: what may fail on one process alone: opening its data, reading its disk.
+
+    Raises:
+        HostsError: on the processes that did not fail, with the errors of those that did.
+    """
+    result, error = None, None
+    try:
+        result = act()
+    except Exception as raised:
+        error = raised
+    told = gather_json(None if error is None else str(error))
+    if error is not None:
+        raise error
+    failed = [f"process {index}: {text}" for index, text in enumerate(told) if text is not None]
+    if failed:
+        raise HostsError("; ".join(failed))
+    return result  # type: ignore[return-value]
 
 
 def first_signal(number: int) -> int:
