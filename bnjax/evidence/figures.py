@@ -73,7 +73,7 @@ def learning_curves(
         axes.plot(curve.x, mean, style, color=curve.color, label=curve.label, linewidth=1.5)
         axes.fill_between(curve.x, mean - sd, mean + sd, color=curve.color, alpha=0.2, linewidth=0)
     axes.set_ylim(100 * lowest, 100 * highest)
-    axes.set_xlim(0, max(curve.x[-1] for curve in curves))
+    axes.set_xlim(0, max(1, *(curve.x[-1] for curve in curves)))
     axes.set_ylabel("test accuracy, %")
     _steps_axis(axes)
     axes.legend(loc="lower right", frameon=False)

@@ -30,7 +30,8 @@ def draw(out: Path, to: Path | None = None) -> list[Path]:
     curves = [_curve(group) for group in runs.values()]
     highest = max(curve.y.max() for curve in curves)
     lowest = min(curve.y.min() for curve in curves)
-    learning_curves(axes, curves, lowest=lowest, highest=highest + 0.05 * (highest - lowest))
+    margin = max(0.05 * (highest - lowest), 0.01)
+    learning_curves(axes, curves, lowest=lowest, highest=highest + margin)
     if REFERENCE in runs:
         mark(axes, _markers(runs), level=_best(runs[REFERENCE]))
     seeds = max(len(group.seeds) for group in runs.values())

@@ -122,6 +122,8 @@ def programs_of(config: Config, arm: str, parallel: DataParallel, *, classes: in
     settings = settings_of(config, arm)._replace(learning_rate_factor=1.0)
     default = Config()
     same = {item.name: getattr(default, item.name) for item in fields(Config) if item.name in _DATA}
+    same |= dict.fromkeys(("eval_every", "sparse_eval_every"), config.steps_per_dispatch)
+    same |= {"checkpoint_every": 0}
     return _programs(replace(config, **same), settings, parallel, classes)
 
 

@@ -1,0 +1,352 @@
+"""The ImageNet comparison as its users meet it: the command line, its folders, its ends.
+
+A network of two layers stands in for Inception, whose compilation takes longer than all of this;
+everything else is what the command runs. `main` runs in this process, on its eight devices.
+"""
+
+import json
+import re
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from mnist_commands import assert_same_runs, content, flags
+
+from bnjax.data.image_data import open_images
+from bnjax.evidence.records import read_metrics, read_record
+from bnjax.linen import BatchNorm
+from bnjax.models.layers import Dropout
+from bnjax.training.checkpoints import CheckpointError, Checkpoints
+from bnjax.training.loop import Interrupted
+from bnjax.training.parallel import DataParallel
+from experiments.imagenet_inception import __main__ as command
+from experiments.imagenet_inception import programs
+from experiments.imagenet_inception.arms import settings_of
+from experiments.imagenet_inception.config import PRESETS
+from experiments.imagenet_inception.feed import Feed
+from experiments.imagenet_inception.runs import checkpoint_folder, complete, run_name, task_for
+from experiments.imagenet_inception.summary import summarize
+from experiments.imagenet_inception.table import arms_table
+from experiments.imagenet_inception.train import Means, train
+from experiments.verify import verify
+
+TINY = {
+    "steps": 6,
+    "accelerated_steps": 6,
+    "eval_every": 2,
+    "dense_until": 4,
+    "sparse_eval_every": 2,
+    "eval_batch": 200,
+    "checkpoint_every": 2,
+    "population_batches": 2,
+}
+CONFIG = replace(PRESETS["quick"], **TINY, arms=("bn_baseline",))
+
+
+class Small(nn.Module):
+    """Convolution, normalization, ReLU, mean, dropout, dense."""
+
+    norm: bool
+    dropout: float
+    together: int
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Conv(8, (4, 4), (4, 4), use_bias=not self.norm, name="conv")(images)
+        if self.norm:
+            x = BatchNorm(
+                momentum=0.9,
+                averaging="ema_debiased",
+                batch=self.together,
+                axis_name=self.axis_name,
+                name="norm",
+            )(x, use_running_average=not train)
+        x = nn.relu(x).mean((1, 2))
+        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
+        return nn.Dense(10, name="logits")(x)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    def make_model(config, settings, *, classes=10, axis_name=None):
+        together = config.normalize_together
+        return Small(settings.normalized, settings.dropout, together, axis_name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "make_model", make_model)
+        programs._programs.cache_clear()
+        yield
+    programs._programs.cache_clear()
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Runs the command in this process; a message to exit with goes to `err`, as Python does it."""
+
+    def call(*arguments) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["main", *map(str, arguments)])
+        code, message = 0, ""
+        try:
+            command.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+            message = "" if isinstance(stop.code, int) else f"{stop.code}\n"
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err + message)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_images("mnist5k")
+
+
+@pytest.fixture(scope="module")
+def parallel():
+    return DataParallel("jit")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data, parallel):
+    """A whole run."""
+    out = tmp_path_factory.mktemp("finished")
+    complete(task_for(CONFIG, "bn_baseline", 0), data, Means(parallel), out)
+    return out
+
+
+def test_the_command_ends_with_a_table_and_a_figure(cli, tmp_path):
+    arms = ("inception", "bn_x5")
+    ended = cli(*flags(**TINY), "--arms", *arms, "--out", tmp_path)
+    assert ended.code == 0, ended.err
+    assert arms_table(summarize(tmp_path)) in ended.out
+    assert "Training waited for images" in ended.out
+    assert (tmp_path / "figure2.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "summary.json").read_text()) == summarize(tmp_path)
+    assert "images/s" in ended.err  # the bar
+    before = content(tmp_path)
+    again = cli(*flags(**TINY), "--arms", *arms, "--out", tmp_path, "--resume")
+    assert (again.code, again.out) == (0, ended.out)
+    assert content(tmp_path) == before
+    assert "images/s" not in again.err
+
+
+def test_a_run_directory_holds_record_and_metrics(finished, data):
+    folder = finished / "bn_baseline-s0"
+    record, metrics = read_record(folder), read_metrics(folder)
+    assert record["data"] == {
+        "name": "mnist5k",
+        "sha256": data.sha256,
+        "train": 4000,
+        "test": 1000,
+    }
+    assert record["identity"]["settings"]["dropout"] == 0.4
+    assert (record["parallel"], record["environment"]["device_count"]) == ("jit", 8)
+    assert [entry["step"] for entry in metrics] == [0, 2, 4, 6]
+    assert [entry["train"]["examples"] for entry in metrics] == [0, 64, 64, 64]
+    assert {entry["test"]["examples"] for entry in metrics} == {1000}
+    final = record["final"]
+    assert metrics[-1]["test"] == final["test"]
+    assert final["test_population"]["examples"] == 1000
+    assert final["diverged"] is None
+    assert 0 <= final["timing"]["waiting_share"] < 1
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_a_run_that_is_interrupted_goes_on_bitwise(
+    stop_at, finished, data, parallel, tmp_path, monkeypatch
+):
+    """Red if sums, order, views, dropout or the learning rate start anew."""
+    task, means = task_for(CONFIG, "bn_baseline", 0), Means(parallel)
+    training = Feed.training
+
+    def interrupting(self, first_step, steps):
+        if first_step == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return training(self, first_step, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Feed, "training", interrupting)
+        with pytest.raises(Interrupted) as stop:
+            complete(task, data, means, tmp_path)
+    assert stop.value.step == stop_at
+    assert not read_record(tmp_path / run_name(task))["finished"]
+    complete(task, data, means, tmp_path)
+    assert_same_runs(tmp_path, finished, ["bn_baseline-s0"])
+
+
+def test_verify_repeats_a_run(finished):
+    verdict = verify(finished / "bn_baseline-s0")
+    assert verdict.agrees, verdict.lines
+    assert verdict.bitwise
+    assert verify(finished / "bn_baseline-s0", steps=2).agrees
+
+
+def outcome(data, config, how="jit", devices=8, arm="bn_baseline"):
+    means = Means(DataParallel(how, devices=jax.devices()[:devices]))
+    entries = []
+    task = task_for(config, arm, 0)
+    return entries, train(task, data, means, entries.append)
+
+
+def test_all_ways_of_parallel_training_agree(data):
+    """Red if masks, moments or shares of the batch depend on the devices."""
+    config = replace(CONFIG, normalize_together=16, steps_per_dispatch=2, population_batches=1)
+    alone, expected = outcome(data, config, devices=1)
+    for how in ("jit", "shard_map", "pmap"):
+        entries, actual = outcome(data, config, how)
+        for one, other in zip(alone, entries, strict=True):
+            assert one["train"]["examples"] == other["train"]["examples"]
+            np.testing.assert_allclose(
+                [one["train"]["loss"], one["test"]["loss"]],
+                [other["train"]["loss"], other["test"]["loss"]],
+                rtol=2e-5,
+                err_msg=how,
+            )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+            expected.weights,
+            actual.weights,
+        )
+
+
+def test_micro_batches_are_groups(data):
+    """Without dropout, whose keys are those of parts: halves one after another, or groups of 16."""
+    config = replace(CONFIG, dropout=0.0)
+    _, grouped = outcome(data, replace(config, normalize_together=16))
+    _, parts = outcome(data, replace(config, normalize_together=16, micro_batches=2))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+        {key: grouped.weights[key] for key in ("params", "batch_stats")},
+        {key: parts.weights[key] for key in ("params", "batch_stats")},
+    )
+
+
+def test_averaged_parameters_are_what_is_evaluated(data):
+    """Of all steps alike: the mean of the parameters after each of them."""
+    config = replace(CONFIG, steps=3, eval_every=3, population_batches=1)
+    _, averaged = outcome(data, replace(config, parameter_averaging="cumulative"))
+    each = [outcome(data, replace(config, steps=n))[1].weights["params"] for n in (1, 2, 3)]
+    jax.tree.map(
+        lambda mean, *values: np.testing.assert_allclose(
+            mean, np.mean(np.float64(values), 0), rtol=1e-5, atol=1e-7
+        ),
+        averaged.weights["params"],
+        *each,
+    )
+
+
+def test_a_divergence_is_a_result(cli, tmp_path):
+    ended = cli(*flags(**TINY, learning_rate_factor=1e36), "--arms", "inception", "--out", tmp_path)
+    assert ended.code == 0, ended.err
+    fault = read_record(tmp_path / "inception-s0")["final"]["diverged"]
+    assert fault["step"] >= 1
+    assert f"Inception reached infinity at step {fault['step']}" in ended.out
+    if fault["layer"] is not None:
+        assert fault["layer"] in ended.out
+
+
+def test_arms_that_differ_in_numbers_share_their_programs(parallel):
+    config = PRESETS["quick"]
+
+    def of(arm, **changes):
+        return programs.programs_of(replace(config, **changes), arm, parallel, classes=10)
+
+    assert of("bn_x5") is of("bn_x30") is of("bn_x5", steps=7, learning_rate=1.0)
+    assert of("bn_x5") is not of("bn_x5_sigmoid")
+    assert of("bn_x5") is not of("bn_x5", momentum=0.5)
+
+
+def test_two_processes_cannot_train_one_run(data, parallel, finished, tmp_path):
+    task = task_for(CONFIG, "bn_baseline", 0)
+    record = read_record(finished / run_name(task))
+    folder = checkpoint_folder(task, tmp_path)
+    with (
+        Checkpoints(folder, config={"identity": record["identity"]}),
+        pytest.raises(CheckpointError, match="in use by another writer"),
+    ):
+        complete(task, data, Means(parallel), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--arms", "vgg"], "arms: unknown 'vgg'; choose from inception"),
+        (["--data", "mnist"], "data: unknown 'mnist'"),
+        (["--image-size", "16"], "image_size=16 is too small for stem_stride=4.*Use 17 pixels"),
+        (["--batch-size", "20", "--normalize-together", "20"], "cannot be split evenly over 8"),
+        (["--batch-size", "33"], "normalize_together=32 must be 2 or more and divide the 33"),
+        (["--micro-batches", "3"], "micro_batches=3 must divide batch_size=32"),
+        (["--eval-batch", "100"], "eval_batch: .*cannot be split evenly over 8 devices"),
+        (["--eval-every", "3", "--steps-per-dispatch", "2"], "must be a multiple of"),
+        (["--dropout", "1"], r"dropout must be in \[0, 1\), got 1"),
+        (["--data", "cifar10", "--data-dir", "nowhere"], "cifar10 is not in"),
+        (["--data", "folder:nowhere"], "nowhere"),
+        (["--batch-size", "8000", "--normalize-together", "8000"], "at most the 4,000 training"),
+        (["--resume"], "holds no run to go on with"),
+        (["--colour", "red"], "Unrecognized"),
+    ],
+)
+def test_bad_input_is_refused_before_any_compute(arguments, words, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "complete", lambda *a, **k: pytest.fail("computed"))
+    ended = cli(*arguments)
+    assert ended.code != 0
+    assert re.search(words, (ended.err + ended.out).replace("\n", " ")), ended.err + ended.out
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_another_configuration_is_refused_with_the_difference(finished, cli, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    before = content(out)
+    ended = cli(*flags(**TINY, l2=0.5), "--arms", "bn_baseline", "--out", out)
+    assert ended.code == 1
+    assert "settings.l2: stored 0.0002, given 0.5" in ended.err
+    assert content(out) == before
+
+
+def test_tensorboard(cli, tmp_path, monkeypatch):
+    arguments = (*flags(**TINY), "--arms", "inception", "--tensorboard", "--out")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tensorboardX", None)
+        ended = cli(*arguments, tmp_path / "without")
+    assert ended.code == 1
+    assert "pip install 'bnjax[tensorboard]'" in ended.err
+    assert not (tmp_path / "without").exists()
+    pytest.importorskip("tensorboardX")
+    assert cli(*arguments, tmp_path / "with").code == 0
+    (events,) = (tmp_path / "with" / "tensorboard" / "inception-s0").iterdir()
+    assert all(name in events.read_bytes() for name in (b"accuracy/test", b"loss/train"))
+
+
+def test_the_paper_s_settings():
+    """Section 4.2.1 and 4.2.2; Figure 3 has the steps."""
+    config = PRESETS["paper"]
+    inception, baseline, x5, x30, sigmoid = (settings_of(config, arm) for arm in config.arms)
+    assert not inception.normalized
+    assert baseline == inception._replace(normalized=True)
+    assert x30 == x5._replace(learning_rate_factor=30)
+    assert sigmoid == x5._replace(activation="sigmoid")
+    assert (x5.learning_rate_factor, x5.dropout, x5.decay_speed) == (5, 0, 6)
+    assert x5.l2 == inception.l2 / 5
+    assert (inception.local_response_norm, x5.local_response_norm) == (True, False)
+    assert (inception.photometric, x5.photometric) == ("full", "reduced")
+    assert (inception.shuffle, x5.shuffle) == ("shards", "within_shard")
+    assert config.learning_rate * x30.learning_rate_factor == pytest.approx(0.045)
+    assert (config.batch_size, config.normalize_together, config.image_size) == (32, 32, 224)
+    assert (config.steps, config.width, config.stem) == (31_000_000, 1, "separable")
+    changed = settings_of(replace(config, dropout=0.1, learning_rate_factor=2.0), "bn_x5")
+    assert changed == x5._replace(dropout=0.1, learning_rate_factor=2.0)
