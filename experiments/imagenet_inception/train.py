@@ -113,25 +113,26 @@ def train(
     def record(step: int, sums: Metrics, test: Metrics) -> None:
         log({"step": step, "train": _json(sums), "test": _json(test)})
 
-    program = Program(
-        train=programs.train if means.profile is None else profiled(programs.train, means.profile),
-        evaluate=lambda state: evaluate(variables_of(state)),
-        inputs=feed.training,
-        snapshot=parallel.fetch,
-        check=check,
-    )
     with feed:
         diverged = None
         try:
-            last = fit(
-                program,
-                progress,
-                task.schedule,
-                first_step=first_step,
-                record=record,
-                checkpoints=checkpoints,
-                description=description,
-            )
+            with profiled(programs.train, means.profile) as step:
+                program = Program(
+                    train=step,
+                    evaluate=lambda state: evaluate(variables_of(state)),
+                    inputs=feed.training,
+                    snapshot=parallel.fetch,
+                    check=check,
+                )
+                last = fit(
+                    program,
+                    progress,
+                    task.schedule,
+                    first_step=first_step,
+                    record=record,
+                    checkpoints=checkpoints,
+                    description=description,
+                )
         except Diverged as error:
             diverged = {"step": error.step, "layer": error.layer, "leaf": error.leaf}
             diverged["what"] = error.what

@@ -4,6 +4,7 @@ A network of two layers stands in for Inception, whose compilation takes longer 
 everything else is what the command runs. `main` runs in this process, on its eight devices.
 """
 
+import gzip
 import json
 import re
 import shutil
@@ -330,6 +331,16 @@ def test_tensorboard(cli, tmp_path, monkeypatch):
     assert cli(*arguments, tmp_path / "with").code == 0
     (events,) = (tmp_path / "with" / "tensorboard" / "inception-s0").iterdir()
     assert all(name in events.read_bytes() for name in (b"accuracy/test", b"loss/train"))
+
+
+def test_a_profile_is_for_perfetto(data, parallel, tmp_path):
+    """Of a run that ends while it is profiled, too."""
+    config = replace(CONFIG, steps=4, population_batches=1)
+    means = Means(parallel, profile=tmp_path)
+    train(task_for(config, "bn_baseline", 0), data, means, lambda entry: None)
+    (trace,) = tmp_path.rglob("perfetto_trace.json.gz")
+    events = gzip.decompress(trace.read_bytes())
+    assert b'"train"' in events
 
 
 def test_the_paper_s_settings():
