@@ -12,11 +12,10 @@ import numpy as np
 
 from bnjax.data.image_data import ImageData
 from bnjax.evidence.records import number
-from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.divergence import Diverged, raise_if_diverged
 from bnjax.training.loop import Program, Progress, fit
 from bnjax.training.objectives import Metrics
-from bnjax.training.parallel import DataParallel
+from bnjax.training.parallel import DataParallel, HostCheckpoints
 from bnjax.training.profiles import profiled
 from experiments.imagenet_inception.arms import first_learning_rate, settings_of
 from experiments.imagenet_inception.feed import Feed, Task
@@ -72,7 +71,7 @@ def train(
     log: Log,
     *,
     begin: Callable[[int], None] = lambda step: None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: HostCheckpoints | None = None,
     description: str = "",
 ) -> Outcome:
     """Trains a run, from the newest whole checkpoint on if there is one.
@@ -149,7 +148,7 @@ def train(
 
 
 def _start(
-    task: Task, programs: Programs, parallel: DataParallel, checkpoints: Checkpoints | None
+    task: Task, programs: Programs, parallel: DataParallel, checkpoints: HostCheckpoints | None
 ) -> tuple[Progress, int]:
     """The progress to go on from, and the steps behind it."""
     rate = first_learning_rate(task.config, settings_of(task.config, task.arm))
