@@ -121,7 +121,7 @@ class Config:
     """Steps up to which evaluations are dense."""
     sparse_eval_every: int = 50
     """Steps between evaluations after that."""
-    eval_batch: int = 250
+    eval_batch: int = 256
     """Validation images per batch of an evaluation, over all devices."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
