@@ -41,7 +41,11 @@ _PROGRAM = "python -m experiments.imagenet_inception"
 
 @dataclass(frozen=True)
 class Arguments:
-    """ImageNet with Inception, five ways (Ioffe & Szegedy 2015, section 4.2)."""
+    """ImageNet with Inception, five ways (Ioffe & Szegedy 2015, section 4.2).
+
+    Two words in front do something else, each with a --help of its own: `evaluate` measures
+    finished runs and ensembles over many crops, `dry-run` compiles for chips that are not here.
+    """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal["quick", "cifar", "paper"] = "quick"
