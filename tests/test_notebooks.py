@@ -22,11 +22,13 @@ from PIL import Image
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 REMEDY = "run `python tests/test_notebooks.py` to write the outputs anew"
 LIMIT = 400_000  # bytes a file
+LESS = {"BNJAX_ARMS": "bn_x5 bn_x30", "BNJAX_STEPS": "20"}
+"""What notebook 02 trains in the test: two networks, which share their compiled programs."""
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def run(path, folder):
+def run(path, folder, **environ):
     """The notebook after a run in a fresh kernel, on CPU, without network, in an empty folder."""
     notebook = nbformat.read(path, as_version=4)
     for cell in code_cells(notebook):
@@ -40,7 +42,8 @@ def run(path, folder):
         resources={"metadata": {"path": str(folder)}},
     )
     apart = {"IPYTHONDIR": str(folder), "JAX_PLATFORMS": "cpu", "PIP_NO_INDEX": "1"}
-    return client.execute(env=os.environ | apart)
+    apart["TFDS_DATA_DIR"] = "prepared"  # in that folder: holds nothing
+    return client.execute(env=os.environ | apart | environ)
 
 
 def write(path, notebook):
@@ -90,7 +93,7 @@ def test_there_are_notebooks():
 @every_notebook
 def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
-    executed = run(path, tmp_path)
+    executed = run(path, tmp_path, **LESS)
     assert not streams(executed, "stderr")
     committed = nbformat.read(path, as_version=4)
     assert output_kinds(executed) == output_kinds(committed), REMEDY
