@@ -14,7 +14,15 @@ from bnjax.data import DataError
 from bnjax.data.crops import CENTRE
 from bnjax.data.image_data import ImageData, open_images
 from bnjax.evidence.records import RecordError, environment, read_record, require_commit
-from bnjax.training.parallel import DataParallel, How, is_first
+from bnjax.training.parallel import (
+    DataParallel,
+    HostsError,
+    How,
+    all_hosts_agree,
+    all_succeed,
+    initialize_hosts,
+    is_first,
+)
 from experiments.imagenet_inception.ensembles import (
     Crops,
     Statistics,
@@ -63,6 +71,13 @@ class Arguments:
     """How the devices share a batch; the numbers are the same but for rounding."""
     workers: int = 0
     """Processes that make views; 0 for threads of this one."""
+    coordinator: str | None = None
+    """Of several hosts: host:port of process 0. Slurm and Cloud TPU tell all three by themselves.
+    Each host has the data and the runs; the first one writes --out."""
+    process_count: int | None = None
+    """Of several hosts: how many processes, each started with the same flags."""
+    process_index: int | None = None
+    """Of several hosts: number of this process, from zero."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,8 +86,9 @@ def main(argv: Sequence[str]) -> None:
         Arguments, prog="python -m experiments.imagenet_inception evaluate", args=argv
     )
     try:
+        initialize_hosts(arguments.coordinator, arguments.process_count, arguments.process_index)
         result = evaluate(arguments)
-    except (DataError, RecordError, ValueError) as error:
+    except (DataError, HostsError, RecordError, ValueError) as error:
         sys.exit(f"error: {error}")
     if not is_first():
         return
@@ -92,13 +108,12 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         ensemble, `runs` what they are of.
 
     Raises:
-        ValueError, RecordError, DataError: before any compute.
+        ValueError, RecordError, DataError, HostsError: before any compute.
     """
     _check(arguments)
-    if arguments.out is not None:
-        require_commit(arguments.out, _RESULTS)
-    records, runs = _read(arguments)
-    data = _open(arguments, records[0])
+    records, runs, data = all_succeed(lambda: _read(arguments))
+    described = [_described(record) for record in records]
+    all_hosts_agree(described, "the runs")
     groups = _groups([run.task.arm for run in runs], arguments.ensemble)
     scores = scores_of(runs, groups, arguments.statistics)
     parallel = DataParallel(arguments.parallel)
@@ -135,7 +150,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
             "validation": len(data.validation),
         },
         "image_size": runs[0].task.config.image_size,
-        "runs": [_described(record) for record in records],
+        "runs": described,
         "evaluations": evaluations,
         "parallel": arguments.parallel,
         "views": arguments.views,
@@ -158,8 +173,10 @@ def _check(arguments: Arguments) -> None:
         raise ValueError(f"workers must be >= 0, got {arguments.workers}; 0 is for threads.")
 
 
-def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained]]:
-    """Records and weights; all runs must see the same images in the same size."""
+def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], ImageData]:
+    """Records, weights and data; all runs must see the same images in the same size."""
+    if arguments.out is not None:
+        require_commit(arguments.out, _RESULTS)
     records, runs = [], []
     for path in arguments.runs:
         experiment = read_record(path)["experiment"]
@@ -187,7 +204,7 @@ def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained]]:
                     f"{path} is of {name} {other}, {arguments.runs[0]} of {first}: evaluate them "
                     "in two commands."
                 )
-    return records, runs
+    return records, runs, _open(arguments, records[0])
 
 
 def _open(arguments: Arguments, record: dict[str, Any]) -> ImageData:
@@ -205,7 +222,7 @@ def _open(arguments: Arguments, record: dict[str, Any]) -> ImageData:
 def _groups(arms: list[str], ensemble: str) -> list[tuple[int, ...]]:
     """Each run alone, then those that make an ensemble of two or more."""
     positions = range(len(arms))
-    groups = [(position,) for position in positions]
+    groups: list[tuple[int, ...]] = [(position,) for position in positions]
     if ensemble == "all":
         groups.append(tuple(positions))
     if ensemble == "arm":

@@ -178,9 +178,9 @@ def rerun(
             f"{record['data']['sha256']}: point --data-dir to the data that was used."
         )
     task = recorded_task(record)
-    whole = steps is None or steps >= task.schedule.steps
-    if not whole:
-        task = task._replace(schedule=task.schedule._replace(steps=steps))
+    whole = True
+    if steps is not None and steps < task.schedule.steps:
+        whole, task = False, task._replace(schedule=task.schedule._replace(steps=steps))
     count = record["environment"]["device_count"]
     devices = jax.devices()[:count]
     entries: list[dict[str, Any]] = []
