@@ -137,12 +137,16 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
             return otherwise
 
     environ = dict(os.environ)
+    backend: str | None
+    devices: tuple[Device, ...]
+    failure: str | None
     distributed = read("jax.distributed", jax.distributed.is_initialized, False)
     if host_count(environ) > 1 and not distributed:
         backend, devices, failure = None, (), "several hosts start theirs together"
     else:
         backend, devices, failure = _start_backend(environ, patience)
-    settings = read("JAX's settings", _settings, {})
+    no_settings: dict[str, Any] = {}
+    settings = read("JAX's settings", _settings, no_settings)
     return Snapshot(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
@@ -257,8 +261,9 @@ def _requirements() -> tuple[Requirement, ...]:
         except importlib.metadata.PackageNotFoundError:
             continue
         for wanted in map(_Requirement, texts):
-            always = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-            if always or any(wanted.marker.evaluate({"extra": extra}) for extra in extras):
+            marker = wanted.marker
+            always = marker is None or marker.evaluate({"extra": ""})
+            if always or any(marker.evaluate({"extra": extra}) for extra in extras if marker):
                 found.append(
                     Requirement(owner, _normal(wanted.name), str(wanted.specifier), always)
                 )

@@ -1,8 +1,9 @@
 """What a compiled program will cost, read from the compiler; nothing runs."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -56,11 +57,20 @@ class ProgramCost:
     compile_seconds: float
 
 
-def compile_program(program: jax.stages.Wrapped, topology: Topology, *args: Tree) -> ProgramCost:
+class Lowerable(Protocol):
+    """What can be compiled ahead of time."""
+
+    @property
+    def lower(self) -> Callable[..., jax.stages.Lowered]:
+        """Takes the arguments, abstract ones."""
+        ...
+
+
+def compile_program(program: Lowerable, topology: Topology, *args: Tree) -> ProgramCost:
     """Compiles a program for devices that need not be here, and reads what it will cost.
 
     Args:
-        program: a function that `jax.jit` has wrapped.
+        program: a function that `jax.jit` has wrapped, or a `Compiled` of `DataParallel`.
         topology: from `find_topology`.
         *args: its arguments, abstract and on a mesh of `topology.devices`: see `abstract`.
 
