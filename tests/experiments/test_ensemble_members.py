@@ -18,6 +18,7 @@ CONFIG = replace(
     image_size=9,
     width=1 / 64,
     stem="dense",
+    stem_stride=2,
     batch_size=8,
     normalize_together=8,
     averaging="ema",
@@ -40,9 +41,14 @@ def test_they_are_bn_x30_with_some_of_three_changes():
 
 
 @pytest.fixture
-def last_modules(monkeypatch):
-    rows = [row for row in bn_inception.FIGURE_5 if row.name in ("5a", "5b")]
+def small_programs(monkeypatch):
+    """Two branches of two modules, compiled in half the time: what it runs is little."""
+    last = [row for row in bn_inception.FIGURE_5 if row.name in ("5a", "5b")]
+    rows = [row._replace(conv1x1=0, project=0) for row in last]
     monkeypatch.setattr(bn_inception, "FIGURE_5", rows)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +63,25 @@ def leaves(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
 
 
-@pytest.mark.parametrize("arm", ENSEMBLE)
-def test_each_trains(last_modules, batch, arm):
+@pytest.mark.parametrize(
+    "arm",
+    [
+        # The last two have all changes between them.
+        pytest.param(arm, marks=[pytest.mark.slow] if arm in ENSEMBLE[:4] else [])
+        for arm in ENSEMBLE
+    ],
+)
+def test_each_trains(small_programs, batch, arm):
     """Red if an arm does not compile, has other initial weights, or other normalization."""
     settings = settings_of(CONFIG, arm)
     parallel = DataParallel(devices=jax.devices()[:1])
     programs = Programs(CONFIG, settings, 10, parallel)
     state = programs.init(np.int32(3), np.float32(0.0015 * settings.learning_rate_factor))
     params = leaves(state.train.params)
+    kernels = [leaf for leaf in params.values() if leaf.ndim == 4]
+    normal = [leaf.ravel() / (2 / np.prod(leaf.shape[:3])) ** 0.5 for leaf in kernels]
+    assert np.concatenate(normal).std() == pytest.approx(settings.init_scale, rel=0.1)
     for name, leaf in params.items():
-        if "'conv'" in name and leaf.ndim == 4 and leaf.size > 100:
-            fan_in = np.prod(leaf.shape[:3])
-            assert leaf.std() == pytest.approx(settings.init_scale * (2 / fan_in) ** 0.5, rel=0.3)
         if name.endswith("['scale']"):
             own = any(f"inception_{module}" in name for module in settings.per_activation)
             assert leaf.ndim == (3 if own else 1), name

@@ -18,6 +18,7 @@ from bnjax.evidence.records import RecordError
 from bnjax.linen import BatchNorm
 from bnjax.models import load_safetensors, save_safetensors
 from bnjax.training.parallel import DataParallel
+from experiments.imagenet_inception import __main__ as experiment
 from experiments.imagenet_inception import ensembles, runs
 from experiments.imagenet_inception import evaluate as command
 from experiments.imagenet_inception.config import PRESETS
@@ -326,6 +327,8 @@ def test_bad_arguments(options, message):
         evaluate(Arguments(**{"runs": ("a",)} | options))
 
 
-def test_the_command_refuses_in_a_line(tmp_path):
+def test_the_command_refuses_in_a_line(monkeypatch, tmp_path):
+    """By the first word of the experiment's command."""
+    monkeypatch.setattr("sys.argv", ["imagenet_inception", "evaluate", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"^error: .* holds no run: there is no record.json"):
-        main([str(tmp_path)])
+        experiment.main()
