@@ -11,15 +11,34 @@ from typing import Any
 import tyro
 
 from bnjax.evidence.report import fill, same_picture
-from experiments.benchmarks import batch_norm, compiled, mnist, train_step
-from experiments.mnist_lenet.figures import draw
-from experiments.mnist_lenet.summary import summarize
+from experiments.benchmarks import (
+    batch_norm,
+    compiled,
+    input_pipeline,
+    mnist,
+    networks,
+    train_step,
+)
+from experiments.imagenet_inception import figures as imagenet_figures
+from experiments.imagenet_inception import summary as imagenet_summary
+from experiments.imagenet_inception import table as imagenet_table
+from experiments.mnist_lenet import figures as mnist_figures
+from experiments.mnist_lenet import summary as mnist_summary
 from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
 
 ROOT = Path(__file__).parent.parent
 MNIST = ROOT / "experiments" / "mnist_lenet"
+IMAGENET = ROOT / "experiments" / "imagenet_inception"
+FIGURES = {MNIST: mnist_figures.draw, IMAGENET: imagenet_figures.draw}
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
-SPEED = {"mnist": mnist, "batch_norm": batch_norm, "train_step": train_step, "compiled": compiled}
+SPEED = {
+    "mnist": mnist,
+    "batch_norm": batch_norm,
+    "train_step": train_step,
+    "networks": networks,
+    "compiled": compiled,
+    "input_pipeline": input_pipeline,
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,8 @@ class Arguments:
 def main() -> None:
     """Reads the command line; writes, or checks."""
     if not tyro.cli(Arguments, prog="python -m experiments.report").check:
-        draw(MNIST / "results")
+        for folder, draw in FIGURES.items():
+            draw(folder / "results")
         for path, text in documents():
             path.write_text(text)
         return
@@ -47,15 +67,20 @@ def main() -> None:
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Each document that holds results, and what it must say."""
-    summary = summarize(MNIST / "results")
+    summary = mnist_summary.summarize(MNIST / "results")
     yield MNIST / "results" / "summary.json", json.dumps(summary, indent=1) + "\n"
     blocks = _mnist_blocks(summary)
     yield MNIST / "README.md", _filled(MNIST / "README.md", blocks)
+    summary = imagenet_summary.summarize(IMAGENET / "results")
+    yield IMAGENET / "results" / "summary.json", json.dumps(summary, indent=1) + "\n"
+    imagenet = _imagenet_blocks(summary)
+    yield IMAGENET / "README.md", _filled(IMAGENET / "README.md", imagenet)
     speed = {
         f"{name}_benchmark": benchmark.table(_result(name)) for name, benchmark in SPEED.items()
     }
     yield BENCHMARKS / "README.md", _filled(BENCHMARKS / "README.md", speed)
     short = {name: blocks[name] for name in ("mnist_arms", "mnist_differences")}
+    short["imagenet_arms"] = imagenet["imagenet_arms"]
     yield ROOT / "README.md", _filled(ROOT / "README.md", short)
 
 
@@ -63,10 +88,11 @@ def drift() -> list[str]:
     """The documents and figures that are not what the results make them."""
     drifted = [path for path, text in documents() if path.read_text() != text]
     with tempfile.TemporaryDirectory() as folder:
-        for fresh in draw(MNIST / "results", Path(folder)):
-            committed = MNIST / "results" / fresh.name
-            if not committed.exists() or not same_picture(fresh, committed):
-                drifted.append(committed)
+        for experiment, draw in FIGURES.items():
+            for fresh in draw(experiment / "results", Path(folder)):
+                committed = experiment / "results" / fresh.name
+                if not committed.exists() or not same_picture(fresh, committed):
+                    drifted.append(committed)
     return [str(path.relative_to(ROOT)) for path in drifted]
 
 
@@ -80,6 +106,13 @@ def _mnist_blocks(summary: dict[str, Any]) -> dict[str, str]:
         "mnist_differences": differences_text(summary),
         "mnist_drift": drift_text(summary),
         "mnist_sweep": sweep_table(summary),
+    }
+
+
+def _imagenet_blocks(summary: dict[str, Any]) -> dict[str, str]:
+    return {
+        "imagenet_arms": imagenet_table.arms_table(summary),
+        "imagenet_divergence": imagenet_table.divergence_text(summary),
     }
 
 
