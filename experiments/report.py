@@ -19,6 +19,7 @@ from experiments.benchmarks import (
     networks,
     train_step,
 )
+from experiments.imagenet_inception import evaluation_table
 from experiments.imagenet_inception import figures as imagenet_figures
 from experiments.imagenet_inception import summary as imagenet_summary
 from experiments.imagenet_inception import table as imagenet_table
@@ -76,7 +77,8 @@ def documents() -> Iterator[tuple[Path, str]]:
     imagenet = _imagenet_blocks(summary)
     yield IMAGENET / "README.md", _filled(IMAGENET / "README.md", imagenet)
     speed = {
-        f"{name}_benchmark": benchmark.table(_result(name)) for name, benchmark in SPEED.items()
+        f"{name}_benchmark": benchmark.table(_result(BENCHMARKS, name))
+        for name, benchmark in SPEED.items()
     }
     yield BENCHMARKS / "README.md", _filled(BENCHMARKS / "README.md", speed)
     short = {name: blocks[name] for name in ("mnist_arms", "mnist_differences")}
@@ -96,8 +98,8 @@ def drift() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in drifted]
 
 
-def _result(name: str) -> Any:
-    return json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+def _result(folder: Path, name: str) -> Any:
+    return json.loads((folder / "results" / f"{name}.json").read_text())
 
 
 def _mnist_blocks(summary: dict[str, Any]) -> dict[str, str]:
@@ -113,6 +115,7 @@ def _imagenet_blocks(summary: dict[str, Any]) -> dict[str, str]:
     return {
         "imagenet_arms": imagenet_table.arms_table(summary),
         "imagenet_divergence": imagenet_table.divergence_text(summary),
+        "imagenet_evaluation": evaluation_table.table(_result(IMAGENET, "evaluation")),
     }
 
 
