@@ -20,6 +20,7 @@ from experiments.benchmarks import (
     train_step,
 )
 from experiments.imagenet_inception import evaluation_table
+from experiments.imagenet_inception import dry_run_table
 from experiments.imagenet_inception import figures as imagenet_figures
 from experiments.imagenet_inception import summary as imagenet_summary
 from experiments.imagenet_inception import table as imagenet_table
@@ -114,6 +115,9 @@ def _mnist_blocks(summary: dict[str, Any]) -> dict[str, str]:
 def _imagenet_blocks(summary: dict[str, Any]) -> dict[str, str]:
     return {
         "imagenet_arms": imagenet_table.arms_table(summary),
+        "imagenet_dry_run": dry_run_table.table(
+            json.loads((IMAGENET / "results" / "dry_run.json").read_text())
+        ),
         "imagenet_divergence": imagenet_table.divergence_text(summary),
         "imagenet_evaluation": evaluation_table.table(_result(IMAGENET, "evaluation")),
     }
