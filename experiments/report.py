@@ -19,8 +19,7 @@ from experiments.benchmarks import (
     networks,
     train_step,
 )
-from experiments.imagenet_inception import evaluation_table
-from experiments.imagenet_inception import dry_run_table
+from experiments.imagenet_inception import dry_run_table, evaluation_table
 from experiments.imagenet_inception import figures as imagenet_figures
 from experiments.imagenet_inception import summary as imagenet_summary
 from experiments.imagenet_inception import table as imagenet_table
