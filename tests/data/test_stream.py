@@ -305,25 +305,28 @@ def running(pid):
 def test_no_worker_outlives_its_parent(signum, tmp_path):
     """Ctrl-C goes to the whole group, as from a terminal; SIGKILL to the parent alone."""
     (tmp_path / "parent.py").write_text(PARENT)
-    parent = subprocess.Popen(
-        [sys.executable, str(tmp_path / "parent.py")],
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(
+        command,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    workers = [int(pid) for pid in parent.stdout.readline().split()]
-    try:
-        assert len(workers) == 1
-        assert all(map(running, workers))
-        (os.killpg if signum == signal.SIGINT else os.kill)(parent.pid, signum)
-        errors = parent.communicate(timeout=30)[1]
-        assert errors.rstrip().endswith("KeyboardInterrupt") == (signum == signal.SIGINT), errors
-        deadline = time.monotonic() + 20
-        while any(map(running, workers)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(map(running, workers))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(parent.pid, signal.SIGKILL)
+    ) as parent:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        try:
+            assert len(workers) == 1
+            assert all(map(running, workers))
+            (os.killpg if signum == signal.SIGINT else os.kill)(parent.pid, signum)
+            errors = parent.communicate(timeout=90)[1]
+            assert errors.rstrip().endswith("KeyboardInterrupt") == (signum == signal.SIGINT), (
+                errors
+            )
+            deadline = time.monotonic() + 20
+            while any(map(running, workers)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not any(map(running, workers))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)

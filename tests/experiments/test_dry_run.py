@@ -18,7 +18,9 @@ from experiments.imagenet_inception.dry_run import compile_step, dry_run, main
 from experiments.imagenet_inception.dry_run_table import table
 from experiments.imagenet_inception.programs import TrainingProgram, training_program
 
-CONFIG = replace(PRESETS["quick"], arms=("bn_x5",), image_size=9, steps_per_dispatch=5)
+CONFIG = replace(
+    PRESETS["quick"], arms=("bn_x5",), image_size=9, stem_stride=2, steps_per_dispatch=5
+)
 PIXELS = 9 * 9 * 3
 
 
@@ -181,7 +183,16 @@ def test_a_missing_compiler_names_what_installs_it(monkeypatch):
 
 def test_the_command_writes_its_result_and_prints_its_table(small, tmp_path, capsys):
     out = tmp_path / "new" / "result.json"
-    options = ["--preset", "quick", "--image-size", "9", "--topology", "cpu:2"]
+    options = [
+        "--preset",
+        "quick",
+        "--image-size",
+        "9",
+        "--stem-stride",
+        "2",
+        "--topology",
+        "cpu:2",
+    ]
     main([*options, "--arm", "bn_x30", "--out", str(out)])
     result = json.loads(out.read_text())
     assert [row["arm"] for row in result["rows"]] == ["bn_x30"]
