@@ -300,6 +300,15 @@ def running(pid):
         return False
 
 
+def ended(parent, signum):
+    """What it wrote. Python drops a Ctrl-C that meets a finalizer: then, as one does, once more."""
+    for seconds in (20, 60):
+        (os.killpg if signum == signal.SIGINT else os.kill)(parent.pid, signum)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return parent.communicate(timeout=seconds)[1]
+    raise AssertionError("the parent goes on")
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(signum, tmp_path):
@@ -318,11 +327,8 @@ def test_no_worker_outlives_its_parent(signum, tmp_path):
         try:
             assert len(workers) == 1
             assert all(map(running, workers))
-            (os.killpg if signum == signal.SIGINT else os.kill)(parent.pid, signum)
-            errors = parent.communicate(timeout=90)[1]
-            assert errors.rstrip().endswith("KeyboardInterrupt") == (signum == signal.SIGINT), (
-                errors
-            )
+            errors = ended(parent, signum)
+            assert ("KeyboardInterrupt" in errors) == (signum == signal.SIGINT), errors
             deadline = time.monotonic() + 20
             while any(map(running, workers)) and time.monotonic() < deadline:
                 time.sleep(0.05)
