@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import shutil
 
 import pytest
@@ -164,7 +165,6 @@ def test_what_is_not_whole_is_refused_before_anything_is_read(folder, change, sa
 
 
 def test_too_few_open_files_are_allowed_for(prepared, monkeypatch):
-    resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 512))
     with pytest.raises(DataError, match=r"3 files have to stay open, .* may open 512: raise"):
         opened(prepared)

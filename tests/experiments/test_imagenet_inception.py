@@ -327,7 +327,6 @@ def test_tensorboard(cli, tmp_path, monkeypatch):
     assert ended.code == 1
     assert "pip install 'bnjax[tensorboard]'" in ended.err
     assert not (tmp_path / "without").exists()
-    pytest.importorskip("tensorboardX")
     assert cli(*arguments, tmp_path / "with").code == 0
     (events,) = (tmp_path / "with" / "tensorboard" / "inception-s0").iterdir()
     assert all(name in events.read_bytes() for name in (b"accuracy/test", b"loss/train"))
