@@ -144,6 +144,16 @@ def check_identity(directory: Path, identity: Json) -> None:
         )
 
 
+def check_data(record: Mapping[str, Json], name: str, sha256: str) -> None:
+    """Raises RecordError if the data at hand, of this name and digest, is not that of a record."""
+    recorded = record["data"]["sha256"]
+    if sha256 != recorded:
+        raise RecordError(
+            f"the data set {name} at hand has SHA-256 {sha256}, the record {recorded}: "
+            "point --data-dir to the data that was used."
+        )
+
+
 def read_record(directory: Path) -> dict[str, Json]:
     """The record of a run.
 

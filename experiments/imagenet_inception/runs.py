@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from bnjax.data.image_data import ImageData, open_images
-from bnjax.evidence.records import RecordError, Run, check_identity, environment
+from bnjax.evidence.records import Run, check_data, check_identity, environment
 from bnjax.training.loop import Schedule
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import (
@@ -172,11 +172,7 @@ def rerun(
         RecordError: if the data at hand is not that of the record.
     """
     data = open_images(record["data"]["name"], data_dir=data_dir)
-    if data.sha256 != record["data"]["sha256"]:
-        raise RecordError(
-            f"the data set {data.name} at hand has SHA-256 {data.sha256}, the record "
-            f"{record['data']['sha256']}: point --data-dir to the data that was used."
-        )
+    check_data(record, data.name, data.sha256)
     task = recorded_task(record)
     whole = True
     if steps is not None and steps < task.schedule.steps:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bnjax.data import Dataset, load_dataset
-from bnjax.evidence.records import RecordError, Run, check_identity, environment
+from bnjax.evidence.records import Run, check_data, check_identity, environment
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.loop import Schedule
 from experiments.mnist_lenet.config import Config
@@ -167,11 +167,7 @@ def rerun(
     """
     task = task_of(record)
     dataset = load_dataset(record["data"]["name"], data_dir=data_dir)
-    if dataset.sha256 != record["data"]["sha256"]:
-        raise RecordError(
-            f"the data set {dataset.name} at hand has SHA-256 {dataset.sha256}, the record "
-            f"{record['data']['sha256']}: point --data-dir to the data that was used."
-        )
+    check_data(record, dataset.name, dataset.sha256)
     whole = True
     if steps is not None and steps < task.schedule.steps:
         whole = False
