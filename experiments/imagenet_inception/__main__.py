@@ -1,24 +1,17 @@
 """python -m experiments.imagenet_inception: Figures 2 and 3 of the paper from one command."""
 
-import argparse
 import json
-import shlex
-import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from bnjax.data import DataError
 from bnjax.data.image_data import ImageData, open_images
-from bnjax.evidence.records import RecordError, require_commit
-from bnjax.training.checkpoints import CheckpointError
-from bnjax.training.loop import Interrupted
+from bnjax.evidence.records import require_commit
 from bnjax.training.parallel import (
     DataParallel,
-    HostsError,
     How,
     all_hosts_agree,
     all_succeed,
@@ -26,6 +19,7 @@ from bnjax.training.parallel import (
     is_first,
 )
 from bnjax.training.tensorboard import require_tensorboard
+from experiments.command_line import ending, preset_in, require_runs
 from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import PRESETS, Config
 from experiments.imagenet_inception.feed import Task
@@ -36,7 +30,7 @@ from experiments.imagenet_inception.table import arms_table, divergence_text, wa
 from experiments.imagenet_inception.train import Means
 
 _RESULTS = Path(__file__).parent / "results"
-_PROGRAM = "python -m experiments.imagenet_inception"
+_MODULE = "experiments.imagenet_inception"
 
 
 @dataclass(frozen=True)
@@ -83,18 +77,10 @@ def main() -> None:
     if sys.argv[1:2] == ["evaluate"]:
         evaluate.main(sys.argv[2:])
         return
-    try:
+    with ending(_MODULE):
         arguments = _parse(sys.argv[1:])
         initialize_hosts(arguments.coordinator, arguments.process_count, arguments.process_index)
         run(arguments)
-    except Interrupted as stop:
-        print(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {_command('--resume')}")
-        sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:
-        print(f"\nStopped; what was saved is kept. Go on with:\n  {_command()}")
-        sys.exit(128 + signal.SIGINT)
-    except (CheckpointError, DataError, HostsError, RecordError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(arguments: Arguments) -> None:
@@ -119,8 +105,8 @@ def _prepare(arguments: Arguments, out: Path) -> tuple[ImageData, Means, list[Ta
     """Opens the data and checks all runs, before hours go into the first."""
     config = arguments.config
     if is_first():
-        if arguments.resume and not any(out.glob("*-s*/record.json")):
-            raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
+        if arguments.resume:
+            require_runs(out)
         require_commit(out, _RESULTS)
     if arguments.tensorboard:
         require_tensorboard()
@@ -147,22 +133,14 @@ def _report(out: Path) -> None:
 
 
 def _parse(argv: list[str]) -> Arguments:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", nargs="?")  # tyro says what is wrong with it
-    given = first.parse_known_args(argv)[0].preset
-    preset: Literal["quick", "cifar", "paper"] = given if given in PRESETS else "quick"
+    preset: Any = preset_in(argv, PRESETS, default="quick")
     return tyro.cli(
         Arguments,
-        prog=_PROGRAM,
+        prog=f"python -m {_MODULE}",
         args=argv,
         default=Arguments(PRESETS[preset], preset),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-
-
-def _command(*flags: str) -> str:
-    given = [argument for argument in sys.argv[1:] if argument not in flags]
-    return shlex.join([*_PROGRAM.split(), *given, *flags])
 
 
 if __name__ == "__main__":

@@ -1,21 +1,17 @@
 """python -m experiments.mnist_lenet: Figure 1 of Ioffe & Szegedy 2015 from one command."""
 
-import argparse
 import json
-import shlex
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from bnjax.data import DataError, load_dataset
-from bnjax.evidence.records import RecordError, require_commit
-from bnjax.training.checkpoints import CheckpointError
-from bnjax.training.loop import Interrupted
+from bnjax.data import load_dataset
+from bnjax.evidence.records import require_commit
 from bnjax.training.parallel import one_cpu_device_per_core
+from experiments.command_line import ending, preset_in, require_runs
 from experiments.mnist_lenet.config import PRESETS, Config
 from experiments.mnist_lenet.figures import draw
 from experiments.mnist_lenet.runs import check, complete, main_task, sweep_task
@@ -23,6 +19,7 @@ from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
 
 _RESULTS = Path(__file__).parent / "results"
+_MODULE = "experiments.mnist_lenet"
 
 
 @dataclass(frozen=True)
@@ -43,18 +40,10 @@ class Arguments:
 
 def main() -> None:
     """Reads the command line, trains, prints a table, draws the figures."""
-    try:
+    with ending(_MODULE):
         arguments = _parse(sys.argv[1:])
         one_cpu_device_per_core()
         run(arguments)
-    except Interrupted as stop:
-        print(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {_command('--resume')}")
-        sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:
-        print(f"\nStopped; what was saved is kept. Go on with:\n  {_command()}")
-        sys.exit(128 + signal.SIGINT)
-    except (CheckpointError, DataError, RecordError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(arguments: Arguments) -> None:
@@ -66,8 +55,8 @@ def run(arguments: Arguments) -> None:
     """
     config = arguments.config
     out = arguments.out or Path("runs/mnist_lenet") / arguments.preset
-    if arguments.resume and not any(out.glob("*-s*/record.json")):
-        raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
+    if arguments.resume:
+        require_runs(out)
     require_commit(out, _RESULTS)
     dataset = load_dataset(config.data, data_dir=arguments.data_dir)
     if config.batch_size > len(dataset.train.labels):
@@ -96,22 +85,14 @@ def run(arguments: Arguments) -> None:
 
 
 def _parse(argv: list[str]) -> Arguments:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", nargs="?")  # tyro says what is wrong with it
-    given = first.parse_known_args(argv)[0].preset
-    preset: Literal["quick", "paper"] = given if given in PRESETS else "quick"
+    preset: Any = preset_in(argv, PRESETS, default="quick")
     return tyro.cli(
         Arguments,
-        prog="python -m experiments.mnist_lenet",
+        prog=f"python -m {_MODULE}",
         args=argv,
         default=Arguments(PRESETS[preset], preset),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-
-
-def _command(*flags: str) -> str:
-    given = [argument for argument in sys.argv[1:] if argument not in flags]
-    return shlex.join(["python", "-m", "experiments.mnist_lenet", *given, *flags])
 
 
 if __name__ == "__main__":
