@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch_inception
+from made_weights import MODULES
 from safetensors.torch import save_file
 
 from bnjax.linen import BatchNorm
@@ -51,7 +52,7 @@ NETWORKS = {  # theirs, ours, our blocks in theirs, the source
             dropout=0.0,
             auxiliary_dropout=0.0,
         ),
-        V1 | {f"inception_{name}": f"inception{name}" for name in torch_inception.GOOGLENET},
+        V1 | {f"inception_{name}": f"inception{name}" for name in MODULES},
         {"auxiliary_4a": "aux1", "auxiliary_4d": "aux2"},
         "torchvision",
     ),

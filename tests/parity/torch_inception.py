@@ -9,6 +9,7 @@ and those of the side heads, without dropout, which would draw other masks.
 
 import torch
 import torch.nn.functional as F
+from made_weights import MODULES
 from torch import nn
 
 
@@ -186,19 +187,6 @@ class InceptionV3(nn.Module):
         return self.fc(x.mean((2, 3))), *heads
 
 
-GOOGLENET = {  # inputs, 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection
-    "3a": (192, 64, 96, 128, 16, 32, 32),
-    "3b": (256, 128, 128, 192, 32, 96, 64),
-    "4a": (480, 192, 96, 208, 16, 48, 64),
-    "4b": (512, 160, 112, 224, 24, 64, 64),
-    "4c": (512, 128, 128, 256, 24, 64, 64),
-    "4d": (512, 112, 144, 288, 32, 64, 64),
-    "4e": (528, 256, 160, 320, 32, 128, 128),
-    "5a": (832, 256, 160, 320, 32, 128, 128),
-    "5b": (832, 384, 192, 384, 48, 128, 128),
-}
-
-
 class V1Module(nn.Module):
     def __init__(self, inputs, one, three_reduce, three, five_reduce, five, project):
         super().__init__()
@@ -230,7 +218,7 @@ class GoogLeNet(nn.Module):
         self.conv1 = Block(3, 64, 7, 2)
         self.conv2 = Block(64, 64, 1)
         self.conv3 = Block(64, 192, 3)
-        for name, widths in GOOGLENET.items():
+        for name, widths in MODULES.items():
             self.add_module(f"inception{name}", V1Module(*widths))
         self.aux1 = AuxiliaryV1(512, classes)
         self.aux2 = AuxiliaryV1(528, classes)
@@ -240,7 +228,7 @@ class GoogLeNet(nn.Module):
         x = F.max_pool2d(self.conv1(x), 3, 2, ceil_mode=True)
         x = F.max_pool2d(self.conv3(self.conv2(x)), 3, 2, ceil_mode=True)
         heads = []
-        for name in GOOGLENET:
+        for name in MODULES:
             x = self.get_submodule(f"inception{name}")(x)
             if name in ("4a", "4d") and self.training:
                 heads.append((self.aux1 if name == "4a" else self.aux2)(x))
