@@ -82,11 +82,12 @@ def adobe_transform(data, transform):
 def test_cmyk_with_adobes_marker_is_inverted_ink():
     """Adobe stores 255 - ink; without black, 255 - ink is the colour."""
     ink = np.full((16, 16, 4), (10, 100, 200, 0), np.uint8)
-    raw = encoded(Image.frombytes("CMYK", (16, 16), (255 - ink).tobytes()), quality=100)
+    raw = encoded(Image.frombytes("CMYK", (16, 16), ink.tobytes()), quality=100)  # inverted by it
     pixels = open_image(adobe_transform(raw, 0)).pixels()
     written_inverted = open_image(raw).pixels()  # Pillow itself writes the marker
     assert pixels.shape == (16, 16, 3)
     np.testing.assert_array_equal(pixels, written_inverted)
+    np.testing.assert_array_equal(pixels, 255 - ink[..., :3])
 
 
 def test_ycck_is_converted():
@@ -96,7 +97,7 @@ def test_ycck_is_converted():
     pixels = open_image(adobe_transform(raw, 2)).pixels().astype(int)
     assert pixels.shape == (16, 16, 3)
     assert np.ptp(pixels) <= 3
-    assert 0 < pixels.mean() < 255
+    np.testing.assert_allclose(pixels, 255 - 60, rtol=0, atol=3)  # an ink of 60: 255 - 60 stored
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
