@@ -6,7 +6,7 @@ uint8; `Augmentation` and the arguments hold every choice, each with where it co
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from bnjax.data.crops import (
     squares,
     whole,
 )
-from bnjax.data.decoding import DamagedImageError, Image, Interpolation, Picture, open_image
+from bnjax.data.decoding import DamagedImageError, Interpolation, Picture, open_image
 from bnjax.data.distortions import Distortion, distort
+from bnjax.data.examples import Image
 
 __all__ = [
     "Augmentation",
@@ -36,7 +37,7 @@ __all__ = [
     "training_view",
 ]
 
-_INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "area", "nearest", "bicubic")
+_INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,12 @@ def evaluation_view(
         DamagedImageError: the image cannot be decoded.
         ValueError: an argument is out of its range.
     """
-    _check_size(image_size)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+    _check_view(image_size, fraction)
     if shape not in ("square", "image"):
         raise ValueError(f"shape must be 'square' or 'image', got {shape!r}.")
     picture = open_image(image)
     window = central_window(picture.width, picture.height, fraction=fraction, shape=shape)
-    if window == (0, 0, picture.width, picture.height):
+    if window == whole(picture.width, picture.height):
         return _whole(picture, image_size, "bilinear")
     return picture.resized(window, (image_size, image_size))
 
@@ -193,9 +192,7 @@ def evaluation_views(
         return evaluation_view(image, image_size, fraction=fraction)[None]
     if crops not in (10, 144):
         raise ValueError(f"crops must be 1, 10 or 144, got {crops}.")
-    _check_size(image_size)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+    _check_view(image_size, fraction)
     pixels = open_image(image).pixels()
     views = _ten(pixels, image_size, fraction) if crops == 10 else _googlenet(pixels, image_size)
     return np.stack([turned for view in views for turned in (view, view[:, ::-1])])
@@ -273,6 +270,8 @@ def _cut(picture: Picture, window: Window) -> np.ndarray:
     return picture.pixels()[top:bottom, left:right]
 
 
-def _check_size(image_size: int) -> None:
+def _check_view(image_size: int, fraction: float) -> None:
     if image_size < 1:
         raise ValueError(f"image_size must be >= 1, got {image_size}.")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}.")

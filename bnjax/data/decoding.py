@@ -22,10 +22,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 from bnjax.data.crops import Window
 from bnjax.data.dataset import DataError
+from bnjax.data.examples import Image
 from bnjax.data.jpeg import keep_rows
-
-Image = bytes | np.ndarray
-"""An encoded JPEG or PNG file, whatever its name is, or uint8 [height, width, 1 or 3]."""
 
 Interpolation = Literal["bilinear", "area", "nearest", "bicubic"]
 """How an image is resized. All but "nearest" average over what an output pixel covers."""

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 Image = bytes | np.ndarray
-"""An encoded JPEG or PNG, or uint8 `[height, width, channels]`."""
+"""An encoded JPEG or PNG file, whatever its name is, or uint8 `[height, width, 1 or 3]`."""
 
 SHARD_SIZE = 1251
 """Examples of a shard where data is not stored in shards of this size or less: those of ImageNet,
