@@ -6,7 +6,6 @@ data.train[0].image     # the bytes of a JPEG
 Nothing is downloaded here, and TensorFlow is never imported.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from bnjax.data.array_records import open_array_records
 from bnjax.data.dataset import DataError, Split
 from bnjax.data.examples import Example, Examples, Image, ImageData, split_shards
 from bnjax.data.folders import open_folder
+from bnjax.data.tfds import local_root
 
 __all__ = ["IMAGE_DATA", "Example", "Examples", "Image", "ImageData", "open_images"]
 
@@ -38,16 +38,16 @@ class Facts(NamedTuple):
     remedy: str
 
 
-def _built(name: str, where: str) -> str:
+def _built(name: str) -> str:
     return (
         f"where TensorFlow and a network are at hand, prepare it with `tfds build {name} "
         f"--file_format=array_record --data_dir=DIR` (in an environment of its own), then name DIR "
-        f"with TFDS_DATA_DIR or data_dir; the folder is then DIR/{where}/VERSION"
+        f"with TFDS_DATA_DIR or data_dir; the folder is then DIR/{name}/VERSION"
     )
 
 
 FACTS = {
-    "cifar10": Facts("cifar10", 10, 50_000, 10_000, _built("cifar10", "cifar10")),
+    "cifar10": Facts("cifar10", 10, 50_000, 10_000, _built("cifar10")),
     "cifar10_jpeg": Facts(
         "cifar10_jpeg",
         10,
@@ -61,14 +61,14 @@ FACTS = {
         10,
         9_469,
         3_925,
-        _built("imagenette/full-size-v2", "imagenette/full-size-v2"),
+        _built("imagenette/full-size-v2"),
     ),
     "imagenet_resized/64x64": Facts(
         "imagenet_resized/64x64",
         1000,
         1_281_167,
         50_000,
-        _built("imagenet_resized/64x64", "imagenet_resized/64x64"),
+        _built("imagenet_resized/64x64"),
     ),
     "imagenet2012": Facts(
         "imagenet2012",
@@ -140,11 +140,8 @@ def open_images(name: str, *, data_dir: str | Path | None = None) -> ImageData:
         return ImageData(name, digits.num_classes, train, test, digits.sha256)
     if name not in FACTS:
         raise ValueError(f"name must be one of {', '.join(IMAGE_DATA)}; got {name!r}")
-    root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    if "://" in root:
-        raise ValueError(f"data_dir must be a local folder, got {root!r}; copy or mount it")
     facts = FACTS[name]
-    folder = _newest_version(Path(root).expanduser() / facts.folder, name, facts)
+    folder = _newest_version(local_root(data_dir) / facts.folder, name, facts)
     data = open_array_records(folder, name=name, remedy=facts.remedy)
     got = (data.classes, len(data.train), len(data.validation))
     if got != facts[1:4]:

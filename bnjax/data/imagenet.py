@@ -11,7 +11,6 @@ sorted WordNet ids) and its file names. 23 images are re-encoded as there (22 CM
 Pillow: their bytes differ from TensorFlow's.
 """
 
-import contextlib
 import hashlib
 import io
 import shutil
@@ -26,6 +25,7 @@ import tyro
 from tqdm import tqdm
 
 from bnjax.data.dataset import DataError
+from bnjax.data.tfds import build, fed_builder
 
 _CHUNK = 1 << 22
 _SOURCE = "download it again from https://image-net.org/download-images"
@@ -140,23 +140,12 @@ def prepare(tars: Path, data_dir: Path, release: Release) -> Path:
         DataError: as `check_tars`; or the folder is there already, the disk too small, or the
             content of a tar file not what it must be.
     """
-    import tensorflow_datasets as tfds
-
-    genuine: Any = tfds.builder_cls("imagenet2012")
-
-    class Builder(genuine, skip_registration=True):  # type: ignore[call-arg]
-        """The genuine builder, but for the steps that take TensorFlow."""
-
-        name = genuine.name  # otherwise taken from the class, and the folder with it
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-            return {
-                "train": _train_examples(tars / release.train.name, release),
-                "validation": _validation_examples(tars / release.validation.name, release),
-            }
-
     data_dir.mkdir(parents=True, exist_ok=True)
-    builder = Builder(data_dir=str(data_dir), file_format="array_record")
+    examples = {
+        "train": _train_examples(tars / release.train.name, release),
+        "validation": _validation_examples(tars / release.validation.name, release),
+    }
+    builder = fed_builder("imagenet2012", data_dir, examples)
     folder = Path(builder.data_dir)
     if folder.exists():
         raise DataError(f"{folder}: is there already; delete it, or name another data_dir")
@@ -167,9 +156,7 @@ def prepare(tars: Path, data_dir: Path, release: Release) -> Path:
             "only while it lasts"
         )
     check_tars(tars, release)
-    # Its announcements on standard output say "Unknown size"; its progress is on standard error.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+    build(builder)
     return folder
 
 

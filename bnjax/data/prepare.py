@@ -12,18 +12,17 @@ The keys are those of the genuine builder, hence the order too: the folder is an
 gives the same `Dataset.sha256` as one that was prepared with TensorFlow.
 """
 
-import contextlib
 import gzip
 import io
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bnjax.data.dataset import DataError, Split
 from bnjax.data.fetch import Remote
+from bnjax.data.tfds import build, fed_builder
 
 _UNSIGNED_BYTE = 8
 
@@ -102,25 +101,13 @@ def write_prepared(name: str, splits: Mapping[str, Split], data_dir: Path) -> No
     Raises:
         OSError: the folder cannot be written, or stands there already.
     """
-    import tensorflow_datasets as tfds
+    examples = {key: _examples(split) for key, split in splits.items()}
+    build(fed_builder(name, data_dir, examples))
 
-    genuine: Any = tfds.builder_cls(name)
 
-    class Builder(genuine, skip_registration=True):  # type: ignore[call-arg]
-        """The genuine builder, fed with arrays."""
-
-        name = genuine.name  # otherwise taken from the class, and the folder with it
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-            return {key: self._generate_examples(*split) for key, split in splits.items()}
-
-        def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator:
-            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield index, {"image": _encode_png(image), "label": int(label)}
-
-    # Its announcements on standard output say "Unknown size"; its progress is on standard error.
-    with contextlib.redirect_stdout(io.StringIO()):
-        Builder(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+def _examples(split: Split) -> Iterator[tuple[int, dict[str, bytes | int]]]:
+    for index, (image, label) in enumerate(zip(*split, strict=True)):
+        yield index, {"image": _encode_png(image), "label": int(label)}
 
 
 def _encode_png(image: np.ndarray) -> bytes:

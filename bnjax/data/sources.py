@@ -8,7 +8,6 @@ not advise anybody to install OpenCV.
 """
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from bnjax.data import mnist5k
 from bnjax.data.dataset import DataError, Dataset, Split, check_split, make_dataset
 from bnjax.data.fetch import fetch_file
 from bnjax.data.prepare import read_idx_files, remote_files, write_prepared
+from bnjax.data.tfds import local_root
 
 DATASETS = ("mnist5k", "mnist", "fashion_mnist")
 """The names that `load_dataset` knows."""
@@ -51,10 +51,7 @@ def load_dataset(name: str, *, data_dir: str | Path | None = None) -> Dataset:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
     if name == "mnist5k":
         return mnist5k.load()
-    root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    if "://" in root:
-        raise ValueError(f"data_dir must be a local folder, got {root!r}; copy or mount it")
-    return _load_prepared(name, Path(root).expanduser())
+    return _load_prepared(name, local_root(data_dir))
 
 
 def _load_prepared(name: str, root: Path) -> Dataset:

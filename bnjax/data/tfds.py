@@ -1,0 +1,65 @@
+"""What tensorflow-datasets prepares: where it lies, and how its own builders write it.
+
+A builder's steps that take TensorFlow are those that make examples. They are made elsewhere and
+given to it; everything else (layout, features, order, writing) is its own, so that a folder is an
+ordinary one.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def local_root(data_dir: str | Path | None) -> Path:
+    """The folder under which tensorflow-datasets keeps prepared data.
+
+    Args:
+        data_dir: the folder; by default the environment's TFDS_DATA_DIR, else
+            ~/tensorflow_datasets.
+
+    Raises:
+        ValueError: it is a URL.
+    """
+    root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    if "://" in root:
+        raise ValueError(f"data_dir must be a local folder, got {root!r}; copy or mount it")
+    return Path(root).expanduser()
+
+
+def fed_builder(
+    name: str, data_dir: Path, splits: Mapping[str, Iterator[tuple[Any, dict[str, Any]]]]
+) -> Any:
+    """The genuine builder of a data set, fed with examples; writes array_record files.
+
+    Args:
+        name: of the data set.
+        data_dir: the root of prepared data sets.
+        splits: keys and examples by split, which are read once.
+    """
+    import tensorflow_datasets as tfds
+
+    genuine: Any = tfds.builder_cls(name)
+
+    class Builder(genuine, skip_registration=True):  # type: ignore[call-arg]
+        """The genuine one, but for the steps that take TensorFlow."""
+
+        name = genuine.name  # otherwise taken from the class, and the folder with it
+
+        def _split_generators(self, dl_manager: Any) -> Mapping[str, Iterator]:
+            return splits
+
+    return Builder(data_dir=str(data_dir), file_format="array_record")
+
+
+def build(builder: Any) -> None:
+    """Writes a builder's folder, which appears under its name when all of it is written.
+
+    Raises:
+        OSError: the folder cannot be written, or stands there already.
+    """
+    # Its announcements on standard output say "Unknown size"; its progress is on standard error.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
