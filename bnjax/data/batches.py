@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-@lru_cache(maxsize=64)
-def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """A permutation of `range(size)`, int32 `[size]`, for one epoch of one seed.
 
     Raises:
@@ -27,6 +26,12 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     order = np.argsort(key, kind="stable").astype(np.int32)
     order.flags.writeable = False
     return order
+
+
+@lru_cache(maxsize=64)
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """`permutation`, remembered: steps of an epoch follow one another."""
+    return permutation(seed, epoch, size)
 
 
 def batch_indices(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bnjax.data.batches import epoch_order
+from bnjax.data.batches import permutation
 from bnjax.data.dataset import DataError
 from bnjax.data.examples import Example, ImageData, split_shards
 
@@ -126,7 +126,7 @@ def _list_class(folder: Path) -> dict[str, int]:
 def _examples(root: Path, files: tuple[str, ...]) -> FolderExamples:
     names = [file.partition("/")[0] for file in files]
     labels = np.unique(names, return_inverse=True)[1].astype(np.int32)
-    order = epoch_order(0, 0, len(files))  # that of no epoch: any fixed one will do
+    order = permutation(0, 0, len(files))  # any fixed one will do
     return FolderExamples(root, files, labels, order)
 
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from bnjax.data.batches import epoch_order
+from bnjax.data.batches import permutation
 
 Shuffle = Literal["shards", "within_shard", "thorough"]
 """From the least thorough to the most:
@@ -61,7 +61,7 @@ class Order(NamedTuple):
 def _epoch(order: Order, epoch: int) -> np.ndarray:
     sizes = np.array(order.shard_sizes)
     if order.shuffle == "thorough":
-        return epoch_order.__wrapped__(order.seed, epoch, int(sizes.sum()))
+        return permutation(order.seed, epoch, int(sizes.sum()))
     bits = np.random.Philox(key=np.array([order.seed, epoch], np.uint64))
     rank = np.argsort(np.argsort(bits.random_raw(len(sizes)), kind="stable"))
     stored = np.arange(sizes.sum())
