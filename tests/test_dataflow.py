@@ -12,7 +12,7 @@ from tolerances import assert_close
 
 from bnjax.inference import fold
 from bnjax.linen import BatchNorm
-from bnjax.models.layers import patch_convolution
+from bnjax.models.convolutions import patch_convolution
 
 # --- what folds -------------------------------------------------------------------------------
 

@@ -5,13 +5,13 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from bnjax.models.convolutions import patch_convolution
 from bnjax.models.layers import (
     Activation,
     Initializer,
     Norm,
     NormActivation,
     Subsample,
-    patch_convolution,
 )
 from bnjax.models.pooling import average_pool
 
