@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bnjax.training.averaging import widened
+from bnjax.training.averaging import is_float, widened
 from bnjax.training.objectives import Metrics
 from bnjax.training.state import TrainState
 from bnjax.training.updates import AxisName, step_keys, sum_over_devices, update
@@ -114,7 +114,7 @@ def accumulate(
     new = sums.batch_stats
     if statistics == "once":
         new = jax.tree.map(
-            lambda total, old: old + mean(total, old) if _is_float(old) else total, new, batch_stats
+            lambda total, old: old + mean(total, old) if is_float(old) else total, new, batch_stats
         )
     return Accumulated(jax.tree.map(mean, sums.gradient, params), new, sums.metrics)
 
@@ -188,7 +188,7 @@ def _over_devices(sums: Accumulated, axis_name: AxisName, statistics: Statistics
         return sums
     gradient, leaves, metrics = sums
     leaves, tree = jax.tree.flatten(leaves)
-    weighted = [statistics == "once" and _is_float(leaf) for leaf in leaves]
+    weighted = [statistics == "once" and is_float(leaf) for leaf in leaves]
     own = [leaf for leaf, is_sum in zip(leaves, weighted, strict=True) if is_sum]
     gradient, own, metrics = sum_over_devices((gradient, own, metrics), axis_name)
     rest = iter(own)
@@ -197,14 +197,14 @@ def _over_devices(sums: Accumulated, axis_name: AxisName, statistics: Statistics
 
 
 def _start_mean(batch_stats: Tree) -> Tree:
-    return jax.tree.map(lambda leaf: _zeros(leaf) if _is_float(leaf) else leaf, batch_stats)
+    return jax.tree.map(lambda leaf: _zeros(leaf) if is_float(leaf) else leaf, batch_stats)
 
 
 def _add_change(sums: Tree, old: Tree, new: Tree, examples: jax.Array) -> Tree:
     """The sums with what one micro-batch changed, times its examples; of counts, the largest."""
 
     def add(total: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-        if not _is_float(old):
+        if not is_float(old):
             return jnp.maximum(total, new)
         change = new.astype(total.dtype) - old.astype(total.dtype)
         return total + jnp.where(examples > 0, examples.astype(total.dtype) * change, 0)
@@ -214,7 +214,3 @@ def _add_change(sums: Tree, old: Tree, new: Tree, examples: jax.Array) -> Tree:
 
 def _zeros(leaf: jax.Array) -> jax.Array:
     return jnp.zeros_like(widened(leaf))
-
-
-def _is_float(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)

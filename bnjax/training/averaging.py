@@ -79,7 +79,7 @@ def update_average(
     weight = _weight(averaging, decay, updates.astype(jnp.float32))
 
     def update(old: jax.Array, new: jax.Array) -> jax.Array:
-        if not _is_float(new):
+        if not is_float(new):
             return new
         new = widened(new)
         return old + weight.astype(old.dtype) * (new - old)
@@ -100,9 +100,10 @@ def _weight(averaging: Averaging, decay: float, t: jax.Array) -> jax.Array:
 
 def widened(leaf: jax.Array) -> jax.Array:
     """What is floating in at least float32, for sums of many; anything else as it is."""
-    narrow = _is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32
+    narrow = is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32
     return leaf.astype(jnp.float32) if narrow else leaf
 
 
-def _is_float(leaf: jax.Array) -> bool:
+def is_float(leaf: jax.Array) -> bool:
+    """Whether a leaf is floating; counts are not, nor are keys."""
     return jnp.issubdtype(leaf.dtype, jnp.floating)
