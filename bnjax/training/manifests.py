@@ -64,8 +64,8 @@ def sha256(array: np.ndarray) -> str:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf is a typed PRNG key."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    """Whether a leaf, an array or a scalar, is a typed PRNG key."""
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

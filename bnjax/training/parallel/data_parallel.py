@@ -16,6 +16,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bnjax.training.manifests import is_key
+
 Tree = Any
 How = Literal["jit", "shard_map", "pmap"]
 """How a step is compiled for several devices."""
@@ -91,7 +93,7 @@ class DataParallel:
         """Puts a copy of host arrays on every device; on each host the same are given."""
 
         def put(leaf: Any) -> jax.Array:
-            if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            if is_key(leaf):
                 data = put(jax.random.key_data(leaf))
                 return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
             leaf = np.asarray(leaf)
@@ -140,8 +142,7 @@ class DataParallel:
             return leaf.addressable_data(0)
 
         def copy(leaf: Any) -> Any:
-            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            return leaf if is_key else np.array(leaf)
+            return leaf if is_key(leaf) else np.array(leaf)
 
         local_tree = jax.tree.map(local, tree)
         for leaf in jax.tree.leaves(local_tree):
@@ -158,7 +159,7 @@ class DataParallel:
                 `bnjax.training.steps.make_train_step` with this `axis_name` are.
             axis: of the examples in `batch`, as in `split`.
         """
-        return Compiled(self, step, axis, outputs=2, donate=True)
+        return Compiled(self, step, axis, donate=True)
 
     def compile_eval(self, evaluate: Callable[[Tree, Tree], Tree], *, axis: int = 0) -> "Compiled":
         """Compiles `evaluate(variables, batch) -> sums`, which come back summed over all devices.
@@ -172,7 +173,7 @@ class DataParallel:
             sums = evaluate(variables, batch)
             return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
 
-        return Compiled(self, of_all, axis, outputs=1, donate=False)
+        return Compiled(self, of_all, axis, donate=False)
 
     def compile_init(self, init: Callable[..., Tree]) -> Callable[..., Tree]:
         """Compiles `init(*args) -> state` of host arrays, the same on all hosts, to a replica."""
@@ -192,7 +193,6 @@ class Compiled:
         function: Callable[[Tree, Tree], Tree],
         axis: int,
         *,
-        outputs: int,
         donate: bool,
     ) -> None:
         self._mesh, self._how, self._axis = parallel._mesh, parallel.how, axis
@@ -203,7 +203,7 @@ class Compiled:
                 function,
                 axis_name=_AXIS,
                 in_axes=(None, axis),
-                out_axes=None if outputs == 1 else (None,) * outputs,
+                out_axes=None,
                 devices=list(self._mesh.devices),
                 donate_argnums=given,
             )
