@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from bnjax.models.pretrained.names import Entry
 from bnjax.models.pretrained.sources import Preprocessing, Source, SourceName, find_source
@@ -103,7 +104,7 @@ def load_pretrained(
             f"{', '.join('/'.join(key) for key in set(outline.leaves) - set(leaves))}."
         )
     notes += _cast(leaves, outline)
-    return Pretrained(_nested(leaves), found.preprocessing, (*notes, *found.notes))
+    return Pretrained(unflatten_dict(leaves), found.preprocessing, (*notes, *found.notes))
 
 
 def _outline(model: nn.Module, size: int) -> _Outline:
@@ -314,13 +315,3 @@ def _cast(leaves: Leaves, outline: _Outline) -> list[str]:
             others.add(f"{np.dtype(leaf.dtype).name} to {np.dtype(dtype).name}")
         leaves[path] = jnp.asarray(np.asarray(leaf).astype(dtype))
     return [f"cast: {', '.join(sorted(others))}."] if others else []
-
-
-def _nested(leaves: Leaves) -> dict[str, Any]:
-    variables: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        place = variables
-        for name in path[:-1]:
-            place = place.setdefault(name, {})
-        place[path[-1]] = leaf
-    return variables

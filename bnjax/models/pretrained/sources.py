@@ -61,8 +61,7 @@ class Source(NamedTuple):
     Attributes:
         name: of the place.
         network: ours.
-        settings: attributes of the network that the weights need; tuples of values where several
-            do.
+        settings: attributes of the network that the weights need, with the values that do.
         epsilon: of its batch normalization.
         scale: whether that has a scale.
         preprocessing: of its images.
@@ -110,16 +109,26 @@ _TORCH = {
 }
 _FULL = {"width": (1.0,), "stem_stride": (8,), "channels": (3,), "activation": (nn.relu,)}
 _V3 = _FULL | {"outline": ("public",), "stem": ("factorized",)}
-_V3_TORCH = _V3 | {"count_include_pad": (True,), "auxiliary": ("normalized", "none")}
 _HALF = (127.5, 127.5, 127.5)  # as mean and as scale: to [-1, 1]
 _AS_TORCH = (
     "kernels [out, in, h, w] are [h, w, in, out] now, and [out, in] are [in, out].",
     "training goes on as in torch with BatchNorm(momentum=0.9, running_var='unbiased').",
 )
+_USUAL = "mean (123.675, 116.28, 103.53) and scale (58.395, 57.12, 57.375)"
 _TRANSFORM_INPUT = (
     "the published weights take images in [-1, 1]: transform_input=True turns torchvision's usual "
-    "normalization into that. Weights trained there without it want mean (123.675, 116.28, 103.53) "
-    "and scale (58.395, 57.12, 57.375)."
+    f"normalization into that. Weights trained there without it want {_USUAL}."
+)
+_TORCHVISION_V3 = Source(
+    "torchvision",
+    InceptionV3,
+    _V3 | {"count_include_pad": (True,), "auxiliary": ("normalized", "none")},
+    epsilon=1e-3,
+    scale=True,
+    preprocessing=Preprocessing(299, 342, "bilinear", _HALF, _HALF),
+    entries=names.torch_inception_v3,
+    formats=_TORCH,
+    notes=(*_AS_TORCH, _TRANSFORM_INPUT),
 )
 
 SOURCES = (
@@ -134,31 +143,14 @@ SOURCES = (
         formats={".h5": read_keras},
         notes=("training goes on as in Keras with BatchNorm(momentum=0.99).",),
     ),
-    Source(
-        "torchvision",
-        InceptionV3,
-        _V3_TORCH,
-        epsilon=1e-3,
-        scale=True,
-        preprocessing=Preprocessing(299, 342, "bilinear", _HALF, _HALF),
-        entries=names.torch_inception_v3,
-        formats=_TORCH,
-        notes=(*_AS_TORCH, _TRANSFORM_INPUT),
-    ),
-    Source(
-        "timm",
-        InceptionV3,
-        _V3_TORCH,
-        epsilon=1e-3,
-        scale=True,
+    _TORCHVISION_V3,
+    _TORCHVISION_V3._replace(
+        name="timm",
         preprocessing=Preprocessing(299, 341, "bicubic", _HALF, _HALF),
-        entries=names.torch_inception_v3,
-        formats=_TORCH,
         notes=(
             *_AS_TORCH,
-            "the gluon weights of timm want mean (123.675, 116.28, 103.53) and scale (58.395, "
-            "57.12, 57.375); files with 1,001 classes, of older versions, have TensorFlow's "
-            "background class first, which class_offset=1 drops.",
+            f"the gluon weights of timm want {_USUAL}; files with 1,001 classes, of older "
+            "versions, have TensorFlow's background class first, which class_offset=1 drops.",
         ),
     ),
     Source(
