@@ -72,6 +72,20 @@ NETWORKS = {  # network, image side, parameters, those of side heads, statistics
         34_432 - 2 * 64,
         5.713 - (149**2 * 864 + 147**2 * (9_216 + 18_432 - 9_408)) / 1e9,
     ),
+    # against public code, weights: 3b has 3x3 kernels, 4b is new, 5b and 5c see 288 channels and 5b
+    # projects to 64, 5b to 5d have 3x3 for 5x5, 6f is new
+    "inception_v2": (
+        InceptionV3(norm=BatchNorm, outline="table_1", auxiliary="none"),
+        299,
+        23_834_568
+        + (40_960 + 497_664 + 16_896 + 12_288 + 7_680 - 147_456 + 2_138_112)
+        + 2 * (288 + 32 + 1_920),
+        0,
+        34_432 + 2 * (288 + 32 + 1_920),
+        5.713216
+        + (71**2 * 46_080 - 73**2 * 5_120 + (35**2 - 71**2) * 138_240 + 35**2 * 497_664) / 1e9
+        + (35**2 * (16_896 + 12_288 + 7_680 - 147_456) + 17**2 * 2_138_112) / 1e9,
+    ),
 }
 
 
