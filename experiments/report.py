@@ -114,9 +114,7 @@ def _mnist_blocks(summary: dict[str, Any]) -> dict[str, str]:
 def _imagenet_blocks(summary: dict[str, Any]) -> dict[str, str]:
     return {
         "imagenet_arms": imagenet_table.arms_table(summary),
-        "imagenet_dry_run": dry_run_table.table(
-            json.loads((IMAGENET / "results" / "dry_run.json").read_text())
-        ),
+        "imagenet_dry_run": dry_run_table.table(_result(IMAGENET, "dry_run")),
         "imagenet_divergence": imagenet_table.divergence_text(summary),
         "imagenet_evaluation": evaluation_table.table(_result(IMAGENET, "evaluation")),
     }

@@ -1,6 +1,6 @@
 """Every number of the experiment, with its unit and, where the paper leaves it open, the reason."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from bnjax.data.augmentation import Augmentation
@@ -211,8 +211,7 @@ def _check_batches(config: Config) -> None:
 
 PRESETS = {
     "quick": Config(),
-    "cifar": replace(
-        Config(),
+    "cifar": Config(
         data="cifar10_jpeg",
         crop="pad",
         mirror=True,
@@ -227,8 +226,7 @@ PRESETS = {
         eval_batch=500,
         checkpoint_every=400,
     ),
-    "paper": replace(
-        Config(),
+    "paper": Config(
         data="imagenet2012",
         image_size=224,
         crop="inception",

@@ -4,7 +4,6 @@ XLA's own compilers for TPUs and GPUs run on any machine. They say what a step h
 exchanges on each chip; makers' rates say how long that takes at least. Nothing runs.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -28,6 +27,7 @@ from bnjax.training.step_time import step_time
 from bnjax.training.topologies import MissingCompilerError, Topology, find_topology
 from experiments.benchmarks.compiled import compilers
 from experiments.benchmarks.kept_rows import KeptRows
+from experiments.command_line import preset_in
 from experiments.imagenet_inception.config import PRESETS, Config
 from experiments.imagenet_inception.dry_run_table import table
 from experiments.imagenet_inception.programs import training_program
@@ -214,10 +214,7 @@ def _ask_for_cpu_devices(topologies: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> Arguments:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", nargs="?")  # tyro says what is wrong with it
-    given = first.parse_known_args(argv)[0].preset
-    preset: Any = given if given in PRESETS else "paper"
+    preset: Any = preset_in(argv, PRESETS, default="paper")
     return tyro.cli(
         Arguments,
         prog="python -m experiments.imagenet_inception dry-run",

@@ -187,13 +187,7 @@ class _Networks:
             variables = parallel.replicate(_variables(weights, statistics))
             positions[run, statistics] = len(self._members)
             self._members.append((programs[key], variables))
-        groups = [
-            [
-                positions[run, score.statistics if runs[run].normalized else None]
-                for run in score.runs
-            ]
-            for score in scores
-        ]
+        groups = [[positions[member] for member in _members(runs, score)] for score in scores]
         self._count = parallel.compile_eval(_errors(groups))
 
     def count(self, images: np.ndarray, rest: tuple[np.ndarray, ...]) -> list[Errors]:

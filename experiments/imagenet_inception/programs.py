@@ -1,7 +1,7 @@
 """The functions of a run, and the same compiled; runs that differ in numbers alone share them."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ def programs_of(config: Config, arm: str, parallel: DataParallel, *, classes: in
     """The compiled programs of an arm, those of an earlier call where only numbers differ."""
     settings = settings_of(config, arm)._replace(learning_rate_factor=1.0)
     default = Config()
-    same = {item.name: getattr(default, item.name) for item in fields(Config) if item.name in _DATA}
+    same: dict[str, Any] = {name: getattr(default, name) for name in _DATA}
     same |= dict.fromkeys(("eval_every", "sparse_eval_every"), config.steps_per_dispatch)
     same |= {"checkpoint_every": 0}
     return _programs(replace(config, **same), settings, parallel, classes)

@@ -40,7 +40,7 @@ def run_name(task: Task) -> str:
 
 
 def checkpoint_folder(task: Task, out: Path) -> Path:
-    """Where a run has its checkpoints; the last one stays, for evaluation."""
+    """Where a run has its checkpoints; the last one stays."""
     return out / "checkpoints" / run_name(task)
 
 

@@ -12,8 +12,9 @@ NAMES = {
     "bn_x5_sigmoid": "BN-x5-Sigmoid",
 } | {f"ensemble_{number}": f"ensemble, network {number}" for number in range(1, 7)}
 
+_INCEPTION_STEPS = 31.0e6
 PAPER = {
-    "inception": (31.0e6, 0.722),
+    "inception": (_INCEPTION_STEPS, 0.722),
     "bn_baseline": (13.3e6, 0.727),
     "bn_x5": (2.1e6, 0.730),
     "bn_x30": (2.7e6, 0.748),
@@ -64,6 +65,6 @@ def _row(name: str, arm: dict[str, Any]) -> list[str]:
         percent(arm["final_accuracy"]),
         "" if population is None else percent(population),
         "" if paper_steps is None else f"{paper_steps / 1e6:.1f}e6",
-        "" if paper_steps is None else f"{31.0e6 / paper_steps:.1f}",
+        "" if paper_steps is None else f"{_INCEPTION_STEPS / paper_steps:.1f}",
         "" if paper_best is None else f"{100 * paper_best:.1f}",
     ]
