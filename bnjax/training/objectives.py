@@ -45,7 +45,7 @@ def classification_metrics(
     Raises:
         ValueError: while tracing, if shapes or dtypes do not fit.
     """
-    _check_classification(logits, labels, mask)
+    check_classification(logits, labels, mask)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     correct = jnp.argmax(logits, -1) == labels
     counted = jnp.ones(labels.shape, bool) if mask is None else mask
@@ -77,7 +77,7 @@ def smoothed_cross_entropy(
         ValueError: while tracing, for a bad `smoothing`, or shapes or dtypes that do not fit.
     """
     _check_smoothing("smoothing", smoothing)
-    _check_classification(logits, labels, mask)
+    check_classification(logits, labels, mask)
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, 0)
     logs = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -146,10 +146,13 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         )
 
 
-def _check_classification(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> None:
+def check_classification(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array | None, *, name: str = "logits"
+) -> None:
+    """Raises ValueError unless what orders the classes (`name`), labels and mask fit together."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"logits must be [n, classes] and labels [n], got {logits.shape} and {labels.shape}."
+            f"{name} must be [n, classes] and labels [n], got {logits.shape} and {labels.shape}."
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integer class numbers, got {labels.dtype}.")

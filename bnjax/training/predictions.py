@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
+from bnjax.training.objectives import check_classification
+
 
 class Errors(NamedTuple):
     """Counts over examples; add two of them with `jax.tree.map(jnp.add, a, b)`.
@@ -83,15 +85,7 @@ def count_errors(
     Raises:
         ValueError: while tracing, if shapes or dtypes do not fit.
     """
-    if log_probabilities.ndim != 2 or labels.shape != log_probabilities.shape[:1]:
-        raise ValueError(
-            f"log_probabilities must be [n, classes] and labels [n], got {log_probabilities.shape} "
-            f"and {labels.shape}."
-        )
-    if mask is not None and (mask.dtype != bool or mask.shape != labels.shape):
-        raise ValueError(
-            f"mask must be bool {list(labels.shape)}, got {mask.dtype} {list(mask.shape)}."
-        )
+    check_classification(log_probabilities, labels, mask, name="log_probabilities")
     labels = labels[:, None]
     own = jnp.take_along_axis(log_probabilities, labels, 1)
     later = jnp.arange(log_probabilities.shape[1])[None] > labels
