@@ -11,12 +11,12 @@ from math import prod
 from typing import NamedTuple
 
 from bnjax.training.program_cost import ProgramCost
-from bnjax.training.topologies import GPUS_PER_HOST, Chip
+from bnjax.training.topologies import CUBE, GPUS_PER_HOST, Chip
 
 # A TPU has two links along each direction of its torus. A row of chips also joins its ends if it is
 # 16 long (v5e, v6e), and in slices of whole cubes (v4, v5p): Cloud TPU's page on each. That of v5e
 # bears the rates out: 51.2 TB/s all-reduce and 1.6 TB/s bisection for 16x16.
-_RING, _CUBE = 16, 4
+_RING = 16
 
 # Between hosts of H100s: a network card of 400 Gbit/s for each GPU (NVIDIA's DGX H100 data sheet).
 _HOST_BYTES_PER_SECOND = 50e9
@@ -96,7 +96,7 @@ def _share(count: int) -> float:
 def _used_links(edges: list[int]) -> float:
     """The share of a chip's links that exist in its slice."""
     flat = len(edges) == 2
-    cubes = not flat and not any(edge % _CUBE for edge in edges)
+    cubes = not flat and not any(edge % CUBE for edge in edges)
     used = 0
     for edge in edges:
         joined = edge == _RING if flat else cubes

@@ -21,7 +21,8 @@ Platform = Literal["tpu", "cuda", "cpu"]
 
 _SLICES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SLICES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-_CUBE = 4  # larger slices of a torus in three dimensions consist of cubes of this edge
+CUBE = 4
+"""Edge of the cubes that larger slices of a torus in three dimensions consist of."""
 GPUS_PER_HOST = 8
 
 _LIBTPU = {  # what libtpu reads once, as it is loaded; it would ask a cloud host otherwise
@@ -154,12 +155,12 @@ def _check_slice(name: str, chip: Chip, size: str) -> None:
         return
     edges = [int(edge) for edge in re.findall("[0-9]+", size)]
     cubes = re.fullmatch("[1-9][0-9]*(x[1-9][0-9]*){2}", size) and not any(
-        edge % _CUBE for edge in edges
+        edge % CUBE for edge in edges
     )
     if size not in _SLICES_3D and not (cubes and prod(edges) <= chip.most):
         raise ValueError(
             f"topology: there is no slice {name!r}; choose from {', '.join(_SLICES_3D)}, or "
-            f"three multiples of {_CUBE} with at most {chip.most:,} chips."
+            f"three multiples of {CUBE} with at most {chip.most:,} chips."
         )
 
 
