@@ -135,10 +135,12 @@ def fit(
     schedule.check()
     state, sums = progress
     step = first_step
-    inputs: Tree = None
 
     def dispatch() -> int:
         return min(schedule.steps_per_dispatch, schedule.steps - step)
+
+    def next_inputs() -> Tree:
+        return program.inputs(step, dispatch()) if step < schedule.steps else None
 
     bar = tqdm(
         total=schedule.steps * members,
@@ -154,14 +156,12 @@ def fit(
         if step == 0:
             record(0, sums, program.evaluate(state))
         started, seen = time.perf_counter(), 0
+        inputs = next_inputs()
         while step < schedule.steps:
             steps = dispatch()
-            if inputs is None:
-                inputs = program.inputs(step, steps)
             state, new = program.train(state, inputs)
             step += steps
-            # Made while the device computes; what comes below waits for it.
-            inputs = program.inputs(step, dispatch()) if step < schedule.steps else None
+            inputs = next_inputs()  # while the device computes; what comes below waits for it
             new = jax.tree.map(np.asarray, new)
             program.check(state)
             sums = jax.tree.map(np.add, sums, new)
