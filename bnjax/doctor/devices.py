@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from bnjax.doctor.finding import Finding
-from bnjax.doctor.snapshot import Snapshot, host_count
+from bnjax.doctor.snapshot import Snapshot, host_count, hosts_wait
 
 CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
 
@@ -18,19 +18,17 @@ _SIGNS = {  # in the environment
 
 
 def _hosts(seen: Snapshot) -> Iterator[Finding]:
-    count = host_count(seen.environ)
-    if count > 1 and not seen.distributed:
+    if hosts_wait(seen.environ, seen.distributed):
         yield Finding(
             "error",
-            f"The environment is that of {count} processes that work together, and "
-            "jax.distributed is not initialized: each would train by itself, or wait for ever.",
+            f"The environment is that of {host_count(seen.environ)} processes that work together, "
+            "and jax.distributed is not initialized: each would train by itself, or wait for ever.",
             "bnjax.training.parallel.initialize_hosts(), before anything else of JAX",
         )
 
 
 def _backend(seen: Snapshot) -> Iterator[Finding]:
-    waits_for_hosts = host_count(seen.environ) > 1 and not seen.distributed
-    if seen.backend is not None or waits_for_hosts:
+    if seen.backend is not None or hosts_wait(seen.environ, seen.distributed):
         return
     remedy = "python -c 'import jax; jax.devices()' says more"
     if "Unknown flag" in seen.failure:

@@ -137,14 +137,10 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
             return otherwise
 
     environ = dict(os.environ)
-    backend: str | None
-    devices: tuple[Device, ...]
-    failure: str | None
     distributed = read("jax.distributed", jax.distributed.is_initialized, False)
-    if host_count(environ) > 1 and not distributed:
-        backend, devices, failure = None, (), "several hosts start theirs together"
-    else:
-        backend, devices, failure = _start_backend(environ, patience)
+    started = _Started(None, (), "several hosts start theirs together")
+    if not hosts_wait(environ, distributed):
+        started = _start_backend(environ, patience)
     no_settings: dict[str, Any] = {}
     settings = read("JAX's settings", _settings, no_settings)
     return Snapshot(
@@ -159,9 +155,7 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
         cores=read("cores", _cores, None),
         quota=read("the control group", lambda: _quota(root / "sys/fs/cgroup"), None),
         glibc=read("the C library", lambda: platform.libc_ver()[0] == "glibc", False),
-        backend=backend,
-        failure=failure,
-        devices=devices,
+        **started._asdict(),
         settings=settings,
         cache_writable=read("the compilation cache", lambda: _writable(settings), None),
         tensorflow_sees=read("TensorFlow's devices", _tensorflow_sees, ()),
@@ -182,33 +176,42 @@ def host_count(environ: Mapping[str, str]) -> int:
     return max(counts)
 
 
+def hosts_wait(environ: Mapping[str, str], distributed: bool) -> bool:
+    """Whether several hosts have yet to find each other, before any of them starts a backend."""
+    return host_count(environ) > 1 and not distributed
+
+
 def _integer(text: str | None) -> int:
     return int(text) if text and text.isdecimal() else 1
 
 
-def _start_backend(
-    environ: Mapping[str, str], patience: float
-) -> tuple[str | None, tuple[Device, ...], str]:
-    """The backend, its devices, and why there is none.
+class _Started(NamedTuple):
+    """The backend and its devices, or why there is none: as in `Snapshot`."""
 
-    In a thread, for a backend that waits (for other hosts, for a driver) never returns.
-    """
+    backend: str | None
+    devices: tuple[Device, ...]
+    failure: str
+
+
+def _start_backend(environ: Mapping[str, str], patience: float) -> _Started:
+    """In a thread, for a backend that waits (for other hosts, for a driver) never returns."""
     refused = _refused_flags(environ)
     if refused:
-        return None, (), refused
-    result: list[tuple[str | None, tuple[Device, ...], str]] = []
+        return _Started(None, (), refused)
+    result: list[_Started] = []
 
     def start() -> None:
         try:
             devices = tuple(map(_device, jax.devices()))
-            result.append((jax.default_backend(), devices, ""))
+            result.append(_Started(jax.default_backend(), devices, ""))
         except Exception as error:
-            result.append((None, (), _reason(error)))
+            result.append(_Started(None, (), _reason(error)))
 
     thread = threading.Thread(target=start, daemon=True)
     thread.start()
     thread.join(patience)
-    return result[0] if result else (None, (), f"it did not start within {patience:g} s")
+    late = _Started(None, (), f"it did not start within {patience:g} s")
+    return result[0] if result else late
 
 
 def _refused_flags(environ: Mapping[str, str]) -> str:
