@@ -3,6 +3,7 @@
 Inputs of the tests have standard deviations of 0.5 to 2 and scales below 2 in absolute value.
 """
 
+import jax
 import numpy as np
 
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8}  # relative error of one rounding
@@ -55,3 +56,25 @@ PARALLEL = {"rtol": 1e-5, "atol": 1e-5}
 def assert_close(actual, desired, tolerance: dict[str, float], name: str = "") -> None:
     actual = np.asarray(actual, np.float64)
     np.testing.assert_allclose(actual, np.asarray(desired), **tolerance, err_msg=name)
+
+
+def assert_trees_close(actual, desired, tolerance: dict[str, float]) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(desired)
+    leaves = jax.tree_util.tree_leaves_with_path(actual)
+    for (path, leaf), wanted in zip(leaves, jax.tree.leaves(desired), strict=True):
+        assert_close(leaf, wanted, tolerance, jax.tree_util.keystr(path))
+
+
+def assert_bitwise(actual, desired) -> None:
+    """Two trees of one structure, dtype, shape and bytes; signs of zeros count."""
+    assert jax.tree.structure(actual) == jax.tree.structure(desired)
+    leaves = jax.tree_util.tree_leaves_with_path(actual)
+    for (path, leaf), wanted in zip(leaves, jax.tree.leaves(desired), strict=True):
+        assert _raw(leaf) == _raw(wanted), jax.tree_util.keystr(path)
+
+
+def _raw(leaf) -> tuple[str, tuple[int, ...], bytes]:
+    dtype, shape = str(leaf.dtype), leaf.shape
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return dtype, shape, np.asarray(leaf).tobytes()

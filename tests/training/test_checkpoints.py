@@ -12,7 +12,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from made_checkpoints import CONFIG, assert_bitwise, make_state, steps_on_disk
+from made_checkpoints import CONFIG, make_state, steps_on_disk
+from tolerances import assert_bitwise
 
 from bnjax.training.checkpoints import CheckpointError, Checkpoints
 

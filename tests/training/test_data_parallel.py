@@ -18,7 +18,7 @@ from small_runs import (
     make_state,
     make_step,
 )
-from tolerances import PARALLEL, assert_close
+from tolerances import PARALLEL, assert_bitwise, assert_trees_close
 
 from bnjax.training.accumulation import make_accumulating_step, split_batch
 from bnjax.training.averaging import start_average, update_average
@@ -65,21 +65,10 @@ def run(how, devices=8, *, key=None, count=STEPS, **settings):
     return steps(over(how, devices), step, state, make_batches(count))
 
 
-def assert_trees_close(actual, desired, tolerance=PARALLEL):
-    assert jax.tree.structure(actual) == jax.tree.structure(desired)
-    leaves = jax.tree_util.tree_leaves_with_path(actual)
-    for (path, leaf), wanted in zip(leaves, jax.tree.leaves(desired), strict=True):
-        assert_close(leaf, wanted, tolerance, jax.tree_util.keystr(path))
-
-
-def assert_bitwise(actual, desired):
-    assert_trees_close(actual, desired, {"rtol": 0, "atol": 0})
-
-
 def assert_expected(result, expected):
     state, metrics = result
-    assert_trees_close(state.params, expected.params)
-    assert_trees_close(state.batch_stats, expected.batch_stats)
+    assert_trees_close(state.params, expected.params, PARALLEL)
+    assert_trees_close(state.batch_stats, expected.batch_stats, PARALLEL)
     np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5)
     assert (metrics.correct, metrics.examples) == (expected.correct, expected.examples)
 
@@ -104,7 +93,7 @@ def test_dropout_does_not_depend_on_devices(how, devices):
     """Red if devices draw the same mask, if it depends on `how`, or does not on the step or key."""
     state, _ = run(how, devices, dropout=0.5, key=3)
     alone, _ = run("jit", 1, dropout=0.5, key=3)
-    assert_trees_close(state.params, alone.params)
+    assert_trees_close(state.params, alone.params, PARALLEL)
     one_mask, _ = run("jit", 1, dropout=0.5, key=4)
     assert (
         np.abs(one_mask.params["dense1"]["kernel"] - alone.params["dense1"]["kernel"]).max() > 1e-3
@@ -165,10 +154,10 @@ def test_accumulation_over_devices(how, statistics):
     state = parallel.fetch(state)
     two = make_batches(2)
     expected = float64_steps(make_state(), two, EXAMPLES // 2, weighted=True)
-    assert_trees_close(state.params, expected.params)
+    assert_trees_close(state.params, expected.params, PARALLEL)
     assert parallel.fetch(metrics).examples == two[2][1].sum()
     if statistics == "once":
-        assert_trees_close(state.batch_stats, expected.batch_stats)
+        assert_trees_close(state.batch_stats, expected.batch_stats, PARALLEL)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -179,8 +168,8 @@ def test_remat_changes_nothing(how):
     step = parallel.compile_train(step)
     state, metrics = steps(parallel, step, make_state(jax.random.key(3)), make_batches())
     plain, plain_metrics = run("jit", 1, dropout=0.5, key=3)
-    assert_trees_close(state.params, plain.params)
-    assert_trees_close(metrics, plain_metrics)
+    assert_trees_close(state.params, plain.params, PARALLEL)
+    assert_trees_close(metrics, plain_metrics, PARALLEL)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -200,9 +189,9 @@ def test_parameter_averages_compose(how):
     (state, average), _ = steps(parallel, step, start, make_batches())
     after = [float64_steps(make_state(), make_batches(n), EXAMPLES).params for n in (1, 2)]
     last = float64_steps(make_state(), make_batches(), EXAMPLES).params
-    assert_trees_close(state.params, last)
+    assert_trees_close(state.params, last, PARALLEL)
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *after, last)
-    assert_trees_close(average.values, mean)
+    assert_trees_close(average.values, mean, PARALLEL)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -214,7 +203,7 @@ def test_a_run_goes_on_bitwise_and_on_other_devices(how):
     again, _ = steps(over(how, 8), compiled(how, 8), half, third)
     assert_bitwise(again, straight)
     alone, _ = steps(over(how, 1), compiled(how, 1), half, third)
-    assert_trees_close(alone.params, straight.params)
+    assert_trees_close(alone.params, straight.params, PARALLEL)
 
 
 COLLECTIVES = {  # of one step: forward and backward of two layers, the gradient, the counts

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_runs import RATE, batch_of, make_batches, make_state, make_step
+from tolerances import assert_bitwise, assert_trees_close
 
 from bnjax.training.accumulation import make_accumulating_step
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch
@@ -13,12 +14,6 @@ from bnjax.training.optimizers import sgd
 from bnjax.training.parallel import DataParallel
 from bnjax.training.state import TrainState
 from bnjax.training.steps import make_train_step, scan_batches
-
-
-def assert_bitwise(actual, desired):
-    assert jax.tree.structure(actual) == jax.tree.structure(desired)
-    for leaf, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
-        np.testing.assert_array_equal(leaf, wanted)
 
 
 def apply(variables, images):
@@ -43,6 +38,8 @@ def start(first=1.0, second=1.0, rate=RATE):
 
 TINY = make_train_step(apply, sgd(RATE), objective)
 ONES = np.ones(2, np.float32)
+ROUNDED = {"rtol": 1e-6, "atol": 0}
+"""The same step in two programs, which XLA may fuse otherwise."""
 
 CASES = {
     # state, images, labels; what is said of it
@@ -86,12 +83,7 @@ def test_a_finite_step_is_the_one_of_a_run_that_is_not_watched():
     plain = step(make_state(), batch)
     watched, metrics = step(start_watch(make_state()), batch)
     raise_if_diverged(watched)
-    for leaf, wanted in zip(
-        jax.tree.leaves((watched._replace(fault=None), metrics)),
-        jax.tree.leaves(plain),
-        strict=True,
-    ):
-        np.testing.assert_allclose(leaf, wanted, rtol=1e-6)
+    assert_trees_close((watched._replace(fault=None), metrics), plain, ROUNDED)
 
 
 @pytest.mark.parametrize(("how", "devices"), [("jit", 8), ("shard_map", 8), ("pmap", 8)])
@@ -119,12 +111,7 @@ def test_all_devices_stop_at_the_last_finite_state(how, devices):
     for leaf in jax.tree.leaves(state):
         assert len({np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards}) == 1
     state, sums = parallel.fetch((state, sums))
-    for leaf, wanted in zip(
-        jax.tree.leaves((state._replace(fault=0), sums)),
-        jax.tree.leaves((one._replace(fault=0), metrics)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(leaf, wanted, rtol=1e-6)
+    assert_trees_close((state._replace(fault=0), sums), (one._replace(fault=0), metrics), ROUNDED)
 
 
 def test_accumulated_steps_are_watched():
