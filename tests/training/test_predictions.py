@@ -116,3 +116,8 @@ def test_shapes_are_checked_while_tracing(scores, labels, mask, message):
     arguments += [] if mask is None else [jnp.zeros(mask, bool)]
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(count_errors, *arguments)
+
+
+def test_labels_must_be_whole_numbers():
+    with pytest.raises(ValueError, match="labels must be integer class numbers, got float32"):
+        jax.eval_shape(count_errors, jnp.zeros((4, 3)), jnp.zeros(4))
