@@ -46,3 +46,17 @@ def test_torch_averages_all_updates_if_momentum_is_none():
     exact = np.mean([batch.numpy().var(0, ddof=1) for batch in batches], axis=0)
     np.testing.assert_allclose(layer.running_var.numpy(), exact)
     np.testing.assert_allclose(network[0].running_var.numpy(), exact)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch's own import
+def test_torch_folds_a_whole_model():
+    """By `torch.fx`: no normalization is left, and the outputs are the same."""
+    from torch.fx.experimental.optimization import fuse
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).double()
+    x = torch.from_numpy(np.random.default_rng(0).normal(1, 2, (8, 3, 6, 6)))
+    network(x)
+    folded = fuse(network.eval())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    np.testing.assert_allclose(folded(x).detach(), network(x).detach(), rtol=1e-10, atol=1e-12)
