@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import tyro
 
 from bnjax.data import DataError
@@ -16,7 +17,6 @@ from bnjax.evidence.records import (
     read_metrics,
     read_record,
 )
-from bnjax.training.parallel import one_cpu_device_per_core
 
 TOLERANCE = 0.01
 """Largest difference of a test accuracy where bitwise equality cannot be asked for."""
@@ -55,8 +55,8 @@ class Verdict(NamedTuple):
 def main() -> None:
     """Reads the command line; exits with 1 if the run could not be repeated."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.verify")
-    one_cpu_device_per_core()
     try:
+        _take_devices_of(read_record(arguments.run))
         verdict = verify(arguments.run, steps=arguments.steps, data_dir=arguments.data_dir)
     except (RecordError, DataError, ValueError) as error:
         sys.exit(f"error: {error}")
@@ -86,6 +86,12 @@ def verify(run: Path, *, steps: int | None = None, data_dir: Path | None = None)
     if elsewhere:
         return _within_tolerance(what, pairs, elsewhere)
     return _bitwise(what, pairs, record["final"], final)
+
+
+def _take_devices_of(record: dict[str, Any]) -> None:
+    """As many CPU devices as the run had; to be called before JAX starts."""
+    if record["environment"]["backend"] == "cpu":
+        jax.config.update("jax_num_cpu_devices", record["environment"]["device_count"])
 
 
 def _bitwise(

@@ -1,6 +1,8 @@
 """A recorded run can be repeated, and what cannot be repeated is told apart."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -49,6 +51,17 @@ def test_the_beginning_of_a_run_repeats_bitwise(runs):
     verdict = verify(runs / "mlp_bn-s0", steps=10)
     assert verdict.agrees
     assert "2 evaluations to step 10: bitwise equal" in verdict.lines[0]
+
+
+def test_the_command_takes_as_many_devices_as_the_run_had(runs):
+    """Eight here; red where it takes one per core, which is another environment."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.verify", runs / "mlp_bn-s0", "--steps", "10"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 evaluations to step 10: bitwise equal" in done.stdout
 
 
 def test_a_changed_number_is_named(runs):
