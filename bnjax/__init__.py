@@ -27,8 +27,7 @@ from bnjax.normalization import (
     whitening_matrix,
     whitening_transform,
 )
-
-__version__ = "0.3.0"
+from bnjax.version import __version__ as __version__
 
 __all__ = [
     "Converted",

@@ -76,7 +76,7 @@ def learning_curves(
     axes.set_xlim(0, max(1, *(curve.x[-1] for curve in curves)))
     axes.set_ylabel("test accuracy, %")
     _steps_axis(axes)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(frameon=False)  # where it hides least
 
 
 def mark(axes: Axes, markers: Sequence[Marker], *, level: float) -> None:
@@ -137,4 +137,4 @@ def save(figure: Figure, path: Path) -> Path:
 def _steps_axis(axes: Axes) -> None:
     axes.set_xlabel("training steps")
     axes.locator_params(axis="x", nbins=5)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}K" if x else "0")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}K" if x >= 1000 else f"{x:g}")

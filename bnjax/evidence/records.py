@@ -18,8 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from bnjax.version import __version__
+
 SCHEMA = 1
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "bnjax")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 Json = Any
 
@@ -36,7 +38,10 @@ def environment() -> dict[str, Json]:
     devices = jax.devices()
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            "bnjax": __version__,  # of the code that runs; another may be installed
+        },
         "git": _git(),
         "backend": jax.default_backend(),
         "device_kind": devices[0].device_kind,

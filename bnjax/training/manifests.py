@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from bnjax.evidence.records import differences
+from bnjax.version import __version__
 
 PyTree: TypeAlias = Any
 
 SCHEMA_VERSION = 1
-_RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "bnjax")
+_RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
 class CheckpointError(RuntimeError):
@@ -147,15 +148,10 @@ def file_digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that matter; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _RECORDED_PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # bnjax run from a clone
-            found[package] = None
-    return found
+def versions() -> dict[str, str]:
+    """Versions of Python, of the packages that matter, and of this code."""
+    found = {package: importlib.metadata.version(package) for package in _RECORDED_PACKAGES}
+    return {"python": platform.python_version(), **found, "bnjax": __version__}
 
 
 def one_line(error: BaseException) -> str:

@@ -43,7 +43,7 @@ class Arguments:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Literal["quick", "cifar", "paper"] = "quick"
-    """quick: the packaged digits, five minutes on 2 cores. cifar: all of CIFAR-10 and a narrow
+    """quick: the packaged digits, two minutes on 2 cores. cifar: all of CIFAR-10 and a narrow
     network, hours on 2 cores. paper: ImageNet, 31 million steps."""
     out: Path | None = None
     """Where runs are written; by default runs/imagenet_inception/PRESET. What is there already is

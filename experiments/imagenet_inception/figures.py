@@ -35,7 +35,7 @@ def draw(out: Path, to: Path | None = None) -> list[Path]:
     if REFERENCE in runs:
         mark(axes, _markers(runs), level=_best(runs[REFERENCE]))
     seeds = max(len(group.seeds) for group in runs.values())
-    axes.set_title(f"validation accuracy, {seeds} seed{'s' if seeds > 1 else ''}")
+    axes.set_title(f"mean of {seeds} seeds ± one standard deviation" if seeds > 1 else "one seed")
     return [save(figure, (to or out) / "figure2.png")]
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bnjax
 from bnjax.evidence.records import (
     SCHEMA,
     RecordError,
@@ -269,7 +270,8 @@ def test_the_environment_names_what_numbers_depend_on():
     seen = environment()
     assert seen["python"] == platform.python_version()
     assert seen["versions"]["numpy"] == np.__version__
-    assert {"jax", "jaxlib", "flax", "optax", "bnjax"} < set(seen["versions"])
+    assert seen["versions"]["bnjax"] == bnjax.__version__
+    assert {"jax", "jaxlib", "flax", "optax"} < set(seen["versions"])
     assert (seen["backend"], seen["device_count"]) == ("cpu", 8)
     assert {"device_kind", "processor", "matmul_precision", "xla_flags"} < set(seen)
     assert seen["git"] is None or len(seen["git"]["commit"]) == 40
