@@ -30,7 +30,12 @@ from experiments.mnist_lenet.table import arms_table, differences_text, drift_te
 ROOT = Path(__file__).parent.parent
 MNIST = ROOT / "experiments" / "mnist_lenet"
 IMAGENET = ROOT / "experiments" / "imagenet_inception"
-FIGURES = {MNIST: mnist_figures.draw, IMAGENET: imagenet_figures.draw}
+FIGURES = {
+    MNIST / "results": mnist_figures.draw,
+    IMAGENET / "results": imagenet_figures.draw,
+    IMAGENET / "results" / "wide": imagenet_figures.draw,
+}
+"""What draws the figures of a folder of runs."""
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
 SPEED = {
     "mnist": mnist,
@@ -40,6 +45,9 @@ SPEED = {
     "compiled": compiled,
     "input_pipeline": input_pipeline,
 }
+"""Benchmarks whose result is committed."""
+GPU = {"batch_norm": batch_norm, "train_step": train_step, "networks": networks}
+"""The same on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ def main() -> None:
     """Reads the command line; writes, or checks."""
     if not tyro.cli(Arguments, prog="python -m experiments.report").check:
         for folder, draw in FIGURES.items():
-            draw(folder / "results")
+            draw(folder)
         for path, text in documents():
             path.write_text(text)
         return
@@ -74,11 +82,16 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield MNIST / "README.md", _filled(MNIST / "README.md", blocks)
     summary = imagenet_summary.summarize(IMAGENET / "results")
     yield IMAGENET / "results" / "summary.json", json.dumps(summary, indent=1) + "\n"
-    imagenet = _imagenet_blocks(summary)
+    wide = imagenet_summary.summarize(IMAGENET / "results" / "wide")
+    yield IMAGENET / "results" / "wide" / "summary.json", json.dumps(wide, indent=1) + "\n"
+    imagenet = _imagenet_blocks(summary) | {"imagenet_wide_arms": imagenet_table.arms_table(wide)}
     yield IMAGENET / "README.md", _filled(IMAGENET / "README.md", imagenet)
     speed = {
         f"{name}_benchmark": benchmark.table(_result(BENCHMARKS, name))
         for name, benchmark in SPEED.items()
+    } | {
+        f"{name}_gpu_benchmark": benchmark.table(_result(BENCHMARKS, f"gpu/{name}"))
+        for name, benchmark in GPU.items()
     }
     yield BENCHMARKS / "README.md", _filled(BENCHMARKS / "README.md", speed)
     short = {name: blocks[name] for name in ("mnist_arms", "mnist_differences")}
@@ -90,9 +103,9 @@ def drift() -> list[str]:
     """The documents and figures that are not what the results make them."""
     drifted = [path for path, text in documents() if path.read_text() != text]
     with tempfile.TemporaryDirectory() as folder:
-        for experiment, draw in FIGURES.items():
-            for fresh in draw(experiment / "results", Path(folder)):
-                committed = experiment / "results" / fresh.name
+        for results, draw in FIGURES.items():
+            for fresh in draw(results, Path(folder)):
+                committed = results / fresh.name
                 if not committed.exists() or not same_picture(fresh, committed):
                     drifted.append(committed)
     return [str(path.relative_to(ROOT)) for path in drifted]

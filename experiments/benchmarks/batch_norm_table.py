@@ -57,28 +57,28 @@ def table(result: Result) -> str:
 
 
 def _summary(result: Result) -> Iterator[list[str]]:
-    """A line for each shape: bnjax against Flax, PyTorch and the memory."""
+    """A line for each shape: bnjax against Flax, PyTorch and the memory; no empty columns."""
     cells = [cell for cell in result["cells"] if "ours" in cell.get("seconds", {})]
     if not cells:
         return
-    lines = [
-        _row(
-            ["input", "bnjax, ms"]
-            + [f"x {NAMES[peer]} | target" for peer in ("flax", "torch")]
-            + ["of the floor"]
-        ),
-        _row(["---"] + ["---:"] * 6),
-    ]
-    for cell in cells:
-        entries = [f"{_shape(cell)}, {_setting(cell)}", _milliseconds(_spread(cell, "ours"))]
-        for peer in ("flax", "torch"):
-            target = _most(result, cell, peer)
-            entries += [
-                f"{_ratio(cell, peer):.2f}" if peer in cell["seconds"] else "",
-                f"{target:g}" if target else "",
-            ]
-        lines.append(_row([*entries, f"{100 * _share(result, cell, 'ours'):.0f} %"]))
-    yield lines
+    heads = ["input", "bnjax, ms"]
+    for peer in ("flax", "torch"):
+        heads += [f"x {NAMES[peer]}", "target"]
+    rows = [_against_peers(result, cell) for cell in cells]
+    heads, align = [*heads, "of the floor"], ["---"] + ["---:"] * 6
+    filled = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    yield [_row([row[i] for i in filled]) for row in (heads, align, *rows)]
+
+
+def _against_peers(result: Result, cell: Result) -> list[str]:
+    entries = [f"{_shape(cell)}, {_setting(cell)}", _milliseconds(_spread(cell, "ours"))]
+    for peer in ("flax", "torch"):
+        target = _most(result, cell, peer)
+        entries += [
+            f"{_ratio(cell, peer):.2f}" if peer in cell["seconds"] else "",
+            f"{target:g}" if target else "",
+        ]
+    return [*entries, f"{100 * _share(result, cell, 'ours'):.0f} %"]
 
 
 def _times(result: Result) -> Iterator[list[str]]:

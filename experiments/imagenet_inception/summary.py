@@ -1,5 +1,6 @@
 """From the run directories to numbers: steps to Inception's best, best accuracy, ratios."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,25 +15,25 @@ REFERENCE = "inception"
 
 
 class Runs(NamedTuple):
-    """The finished runs of an arm.
+    """The runs of an arm that were trained to their end.
 
     Attributes:
         arm: its name.
         seeds: int `[runs]`, ascending.
         steps: each run's evaluated steps, `[evaluations]`.
         accuracy: each run's validation accuracy, `[evaluations]`.
-        records: each run's record.
+        finals: what each run came to, `final` of its record.
     """
 
     arm: str
     seeds: tuple[int, ...]
     steps: list[np.ndarray]
     accuracy: list[np.ndarray]
-    records: list[dict[str, Any]]
+    finals: list[dict[str, Any]]
 
 
 def load_runs(out: Path) -> dict[str, Runs]:
-    """The finished runs below `out`, by arm; arms without one are absent."""
+    """The runs below `out` that were trained to their end, by arm; arms without one are absent."""
     found = {arm: _collect(out, arm) for arm in (*ARMS, *ENSEMBLE)}
     return {arm: runs for arm, runs in found.items() if runs is not None}
 
@@ -61,34 +62,46 @@ def match_steps(group: Runs, reference: Runs) -> dict[int, int | None]:
 def _collect(out: Path, arm: str) -> Runs | None:
     loaded = []
     for folder in out.glob(f"{arm}-s*"):
-        record = read_record(folder)
-        if record["finished"]:
-            loaded.append((record["seed"], record, read_metrics(folder)))
+        record, log = read_record(folder), read_metrics(folder)
+        final = _final(record, log)
+        if final is not None:
+            loaded.append((record["seed"], final, log))
     if not loaded:
         return None
     loaded.sort(key=lambda run: run[0])
-    seeds, records, logs = zip(*loaded, strict=True)
+    seeds, finals, logs = zip(*loaded, strict=True)
     return Runs(
         arm,
         seeds,
         [np.array([entry["step"] for entry in log]) for log in logs],
         [np.array([accuracy(entry["test"]) for entry in log]) for log in logs],
-        list(records),
+        list(finals),
     )
 
 
+def _final(record: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What a run came to; None for one that ended before its last step.
+
+    One that ended after it, but before Algorithm 2, came to its last evaluation.
+    """
+    if record["finished"]:
+        return record["final"]
+    if not log or log[-1]["step"] < record["identity"]["schedule"]["steps"]:
+        return None
+    return {"test": log[-1]["test"], "test_population": None, "diverged": None, "timing": None}
+
+
 def _arm(group: Runs, reference: Runs | None) -> dict[str, Any]:
-    finals = [record["final"] for record in group.records]
-    timings = [final["timing"] for final in finals if final["timing"] is not None]
+    timings = [final["timing"] for final in group.finals if final["timing"] is not None]
     summary: dict[str, Any] = {
         "runs": len(group.seeds),
         "steps": max(int(steps[-1]) for steps in group.steps),
         "best_accuracy": spread([values.max() for values in group.accuracy]),
-        "final_accuracy": spread([accuracy(final["test"]) for final in finals]),
-        "diverged": [final["diverged"] for final in finals if final["diverged"] is not None],
+        "final_accuracy": spread([accuracy(final["test"]) for final in group.finals]),
+        "diverged": [final["diverged"] for final in group.finals if final["diverged"] is not None],
         "waiting_share": max((timing["waiting_share"] for timing in timings), default=None),
     }
-    population = [final["test_population"] for final in finals]
+    population = [final["test_population"] for final in group.finals]
     if None not in population:
         summary["final_accuracy_algorithm_2"] = spread(list(map(accuracy, population)))
     if reference is not None:

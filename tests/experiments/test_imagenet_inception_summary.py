@@ -24,7 +24,9 @@ def write_run(out, arm, seed, correct, *, population=None, diverged=None, finish
         "diverged": diverged,
         "timing": {"waiting_share": seed / 100},
     }
-    record = {"schema": SCHEMA, "arm": arm, "seed": seed, "finished": finished, "final": final}
+    record = {"schema": SCHEMA, "arm": arm, "seed": seed, "finished": finished}
+    record["identity"] = {"schedule": {"steps": STEPS[-1]}}
+    record |= {"final": final} if finished else {}
     (folder / "record.json").write_text(json.dumps(record))
     lines = [
         {"step": step, "test": test | {"correct": right}}
@@ -70,10 +72,16 @@ def test_the_summary_by_hand(made):
     assert arms["bn_x5_sigmoid"]["steps_to_best_of_reference"]["reached"] == 0
 
 
-def test_only_finished_runs_count(made, tmp_path):
-    write_run(tmp_path, "bn_x5", 0, [10, 20, 30, 40, 50], finished=False)
+def test_runs_count_that_were_trained_to_their_end(tmp_path):
+    """One that was stopped after its last step, too: it lacks Algorithm 2 alone."""
+    write_run(tmp_path, "bn_x5", 0, [10, 20, 30, 50], finished=False)
     assert summarize(tmp_path) == {"arms": {}}
     assert draw(tmp_path) == []
+    write_run(tmp_path, "bn_x30", 0, [10, 20, 30, 50, 40], population=60, finished=False)
+    summary = summarize(tmp_path)["arms"]["bn_x30"]
+    assert summary["best_accuracy"]["mean"] == 0.5
+    assert summary["final_accuracy"]["mean"] == 0.4
+    assert "final_accuracy_algorithm_2" not in summary
 
 
 def test_the_table_and_its_lines(made):
