@@ -17,6 +17,7 @@ from experiments.benchmarks import (
     input_pipeline,
     mnist,
     networks,
+    networks_memory,
     train_step,
 )
 from experiments.imagenet_inception import dry_run_table, evaluation_table
@@ -42,6 +43,7 @@ SPEED = {
     "batch_norm": batch_norm,
     "train_step": train_step,
     "networks": networks,
+    "networks_memory": networks_memory,
     "compiled": compiled,
     "input_pipeline": input_pipeline,
 }
