@@ -6,6 +6,7 @@ neither needs a chip or a driver. Where one is installed, set `JAX_PLATFORMS=cpu
 that computes as well.
 """
 
+import importlib.metadata
 import os
 import re
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ _SLICES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 CUBE = 4
 """Edge of the cubes that larger slices of a torus in three dimensions consist of."""
 GPUS_PER_HOST = 8
+
+_COMPILERS = ("libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin")
 
 _LIBTPU = {  # what libtpu reads once, as it is loaded; it would ask a cloud host otherwise
     "TPU_SKIP_MDS_QUERY": "1",
@@ -124,6 +127,15 @@ def find_topology(name: str) -> Topology:
     else:
         devices = _cpu(int(size))
     return Topology(name, chip, tuple(devices))
+
+
+def compiler_versions() -> dict[str, str]:
+    """Versions of the packages that compile for TPUs and GPUs, of those that are installed."""
+    versions = {}
+    for name in _COMPILERS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _parse(name: str) -> tuple[Chip, str]:

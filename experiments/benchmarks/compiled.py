@@ -7,7 +7,6 @@ are those of all of them. Nothing runs: XLA says what a run would move, keep and
 """
 
 import functools
-import importlib.metadata
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -31,9 +30,14 @@ from bnjax.training.optimizers import sgd
 from bnjax.training.program_cost import ProgramCost, abstract, compile_program
 from bnjax.training.state import TrainState
 from bnjax.training.steps import cross_entropy, make_train_step
-from bnjax.training.topologies import MissingCompilerError, Topology, find_topology
+from bnjax.training.topologies import (
+    MissingCompilerError,
+    Topology,
+    compiler_versions,
+    find_topology,
+)
 from experiments.benchmarks.compiled_table import table
-from experiments.benchmarks.kept_rows import KeptRows
+from experiments.kept_rows import KeptRows
 
 __all__ = [
     "ARMS",
@@ -42,7 +46,6 @@ __all__ = [
     "Config",
     "Program",
     "compile_data_parallel",
-    "compilers",
     "find_topologies",
     "measure",
     "table",
@@ -57,8 +60,6 @@ ARMS: dict[str, Norm | None] = {
     "bnjax": functools.partial(bnjax.linen.BatchNorm, momentum=0.9),
 }
 """Normalization of every convolution; without one, a bias."""
-
-_COMPILERS = ("libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def measure(config: Config, keep: Path | None = None) -> dict[str, Any]:
         MissingCompilerError: if nothing at all can be compiled.
     """
     topologies, missing = find_topologies(config.topologies)
-    made_with = {"environment": environment(), "compilers": compilers()}
+    made_with = {"environment": environment(), "compilers": compiler_versions()}
     sizes = {name: value for name, value in asdict(config).items() if not isinstance(value, tuple)}
     kept = KeptRows(keep, made_with | {"sizes": sizes})
     rows = []
@@ -288,14 +289,3 @@ def _json(cost: ProgramCost) -> dict[str, Any]:
         **asdict(cost),
         "collectives": {c.kind: {"count": c.count, "bytes": c.bytes} for c in cost.collectives},
     }
-
-
-def compilers() -> dict[str, str]:
-    """Versions of those that are installed."""
-    versions = {}
-    for name in _COMPILERS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -20,15 +20,14 @@ from bnjax.models.inception_v3 import AUXILIARY_WEIGHT, InceptionV3
 from bnjax.training.objectives import classification_objective
 from bnjax.training.optimizers import momentum_sgd, rmsprop
 from bnjax.training.program_cost import DoesNotFitError
-from bnjax.training.topologies import Topology
+from bnjax.training.topologies import Topology, compiler_versions
 from experiments.benchmarks.compiled import (
     Program,
     compile_data_parallel,
-    compilers,
     find_topologies,
     training_step,
 )
-from experiments.benchmarks.kept_rows import KeptRows
+from experiments.kept_rows import KeptRows
 
 __all__ = ["NETWORKS", "SCHEMA", "Config", "measure", "table"]
 
@@ -80,7 +79,7 @@ def measure(config: Config, keep: Path | None = None) -> dict[str, Any]:
     topologies, missing = find_topologies(config.topologies)
     conditions = {
         "environment": environment(),
-        "compilers": compilers(),
+        "compilers": compiler_versions(),
         "remat": config.remat,
     }
     kept = KeptRows(keep, conditions)

@@ -21,8 +21,7 @@ from bnjax.training.parallel import (
 from bnjax.training.tensorboard import require_tensorboard
 from experiments.command_line import ending, preset_in, require_runs
 from experiments.imagenet_inception import dry_run, evaluate
-from experiments.imagenet_inception.config import PRESETS, Config
-from experiments.imagenet_inception.feed import Task
+from experiments.imagenet_inception.config import PRESETS, Config, Task
 from experiments.imagenet_inception.figures import draw
 from experiments.imagenet_inception.runs import check, complete, task_for
 from experiments.imagenet_inception.summary import summarize

@@ -1,7 +1,7 @@
 """Every number of the experiment, with its unit and, where the paper leaves it open, the reason."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bnjax.data.augmentation import Augmentation
 from bnjax.data.image_data import FACTS, IMAGE_DATA
@@ -144,6 +144,15 @@ class Config:
         """What a run's numbers depend on, besides its arm, seed, settings and length."""
         apart = {"data", "arms", "seeds", "steps", "accelerated_steps", *CHANGES}
         return {key: value for key, value in asdict(self).items() if key not in apart}
+
+
+class Task(NamedTuple):
+    """All that the numbers of a run depend on, but the data."""
+
+    config: Config
+    arm: str
+    seed: int
+    schedule: Schedule
 
 
 CHANGES = tuple(item.name for item in fields(Config))[:7]

@@ -24,13 +24,17 @@ from bnjax.evidence.records import environment
 from bnjax.training.parallel import DataParallel, How
 from bnjax.training.program_cost import DoesNotFitError, ProgramCost, abstract, compile_program
 from bnjax.training.step_time import step_time
-from bnjax.training.topologies import MissingCompilerError, Topology, find_topology
-from experiments.benchmarks.compiled import compilers
-from experiments.benchmarks.kept_rows import KeptRows
+from bnjax.training.topologies import (
+    MissingCompilerError,
+    Topology,
+    compiler_versions,
+    find_topology,
+)
 from experiments.command_line import preset_in
 from experiments.imagenet_inception.config import PRESETS, Config
 from experiments.imagenet_inception.dry_run_table import table
 from experiments.imagenet_inception.programs import training_program
+from experiments.kept_rows import KeptRows
 
 SCHEMA = 1
 PER_CHIP = 32
@@ -129,7 +133,7 @@ def dry_run(
         "per_chip": per_chip,
         "parallel": how,
         "environment": environment(),
-        "compilers": compilers(),
+        "compilers": compiler_versions(),
     }
     kept, rows = KeptRows(keep, conditions), []
     for chosen, (arm, topology, parallel) in zip(configs, tasks, strict=True):

@@ -17,7 +17,7 @@ from bnjax.data.stream import evaluation_batches
 from bnjax.training.parallel import DataParallel
 from bnjax.training.predictions import Errors, count_errors, mean_prediction, predict
 from experiments.imagenet_inception.arms import Settings, make_model, settings_of
-from experiments.imagenet_inception.feed import Task
+from experiments.imagenet_inception.config import Task
 
 Tree = Any
 Crops = Literal[1, 10, 144]

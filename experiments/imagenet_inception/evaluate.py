@@ -179,10 +179,10 @@ def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], Im
         require_commit(arguments.out, _RESULTS)
     records, runs = [], []
     for path in arguments.runs:
-        experiment = read_record(path)["experiment"]
-        if experiment != EXPERIMENT:
-            raise RecordError(f"{path} holds a run of {experiment}, not of {EXPERIMENT}.")
-        record, weights = load_weights(path)
+        record = read_record(path)
+        if record["experiment"] != EXPERIMENT:
+            raise RecordError(f"{path} holds a run of {record['experiment']}, not of {EXPERIMENT}.")
+        weights = load_weights(path, record)
         run = Trained(recorded_task(record), weights)
         lacks = run.normalized and "population_stats" not in weights
         if lacks and "population" in arguments.statistics:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -11,25 +11,15 @@ import numpy as np
 from bnjax.data.augmentation import Augmentation, evaluation_view, training_view
 from bnjax.data.image_data import ImageData
 from bnjax.data.stream import Batch, Stream, evaluation_batches, training_batches
-from bnjax.training.loop import Schedule
 from bnjax.training.parallel import DataParallel
 from experiments.imagenet_inception.arms import settings_of
-from experiments.imagenet_inception.config import Config
+from experiments.imagenet_inception.config import Task
 from experiments.imagenet_inception.programs import batch_layout
 
 KEPT_BYTES = 256 * 2**20
 """Validation views are kept in memory if they are no more than this."""
 _POPULATION_SEED = 2**32
 """Added to a run's seed for the order and views of Algorithm 2's batches."""
-
-
-class Task(NamedTuple):
-    """All that the numbers of a run depend on, but the data."""
-
-    config: Config
-    arm: str
-    seed: int
-    schedule: Schedule
 
 
 class Feed:

@@ -21,8 +21,7 @@ from bnjax.training.parallel import (
 )
 from bnjax.training.tensorboard import TensorBoard
 from experiments.imagenet_inception.arms import settings_of
-from experiments.imagenet_inception.config import CHANGES, Config
-from experiments.imagenet_inception.feed import Task
+from experiments.imagenet_inception.config import CHANGES, Config, Task
 from experiments.imagenet_inception.train import Log, Means, train
 from experiments.imagenet_inception.weights import save_weights
 

@@ -18,7 +18,8 @@ from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import DataParallel, HostCheckpoints
 from bnjax.training.profiles import profiled
 from experiments.imagenet_inception.arms import first_learning_rate, settings_of
-from experiments.imagenet_inception.feed import Feed, Task
+from experiments.imagenet_inception.config import Task
+from experiments.imagenet_inception.feed import Feed
 from experiments.imagenet_inception.programs import (
     Programs,
     State,

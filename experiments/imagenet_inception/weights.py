@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bnjax.evidence.records import RecordError, read_record, tree_sha256
+from bnjax.evidence.records import RecordError, tree_sha256
 from bnjax.models import load_safetensors, save_safetensors
 
 FILE = "weights.safetensors"
@@ -30,14 +30,13 @@ def save_weights(folder: Path, weights: dict[str, Tree]) -> None:
     part.replace(whole)
 
 
-def load_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Tree]]:
-    """The record of a finished run, and its weights.
+def load_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tree]:
+    """The weights of the finished run whose record it is.
 
     Raises:
-        RecordError: if there is no such run, it is not finished, or its weights are missing,
-            damaged, or not those of the record.
+        RecordError: if it is not finished, or its weights are missing, damaged, or not those of
+            the record.
     """
-    record = read_record(folder)
     if not record["finished"]:
         raise RecordError(f"{folder} is not finished: complete it first, with --resume.")
     path = folder / FILE
@@ -57,4 +56,4 @@ def load_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Tree]]:
             f"{path} is not what the run wrote: {', '.join(changed)} in record.json differ. Put "
             "the file back, or remove the folder and run again."
         )
-    return record, weights
+    return weights

@@ -63,6 +63,7 @@ def test_a_png_is_decoded_whatever_its_file_is_called(tmp_path, name):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_grayscale_is_repeated(kind):
+    """JPEG's quantization at quality 95 moves this photo by up to 6 levels."""
     gray = photo()[..., :1]
     pixels = open_image(encoded(gray[..., 0], kind, **({"quality": 95} if kind == "JPEG" else {})))
     got = pixels.pixels()

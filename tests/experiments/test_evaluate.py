@@ -14,7 +14,7 @@ import pytest
 
 from bnjax.data.augmentation import evaluation_views
 from bnjax.data.image_data import ArrayExamples, open_images
-from bnjax.evidence.records import RecordError
+from bnjax.evidence.records import RecordError, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models import load_safetensors, save_safetensors
 from bnjax.training.parallel import DataParallel
@@ -27,7 +27,7 @@ from experiments.imagenet_inception.evaluate import Arguments, evaluate, main
 from experiments.imagenet_inception.evaluation_table import table
 from experiments.imagenet_inception.runs import complete, task_for
 from experiments.imagenet_inception.train import Means, Outcome
-from experiments.imagenet_inception.weights import FILE, digests, load_weights
+from experiments.imagenet_inception.weights import FILE, digests
 
 CONFIG = PRESETS["quick"]
 EPSILON, CLASSES, IMAGES = 1e-3, 10, 21
@@ -190,8 +190,7 @@ def test_what_is_written(small, folders, tmp_path, capsys):
     assert table(result) + "\n" == printed
     assert [run["seed"] for run in result["runs"]] == [0, 1]
     for folder, run in zip(folders, result["runs"], strict=False):
-        record, _ = load_weights(folder)
-        assert run["state_sha256"] == record["final"]["state_sha256"]
+        assert run["state_sha256"] == read_record(folder)["final"]["state_sha256"]
     assert result["environment"]["versions"]["jax"] == jax.__version__
     assert result["data"]["sha256"] == open_images("mnist5k").sha256
     text = json.dumps(result)

@@ -1,4 +1,4 @@
-"""Rows of a benchmark that takes hours, kept as they come: one that was cut short goes on."""
+"""Rows of a measurement that takes hours, kept as they come: one that was cut short goes on."""
 
 import json
 from pathlib import Path
