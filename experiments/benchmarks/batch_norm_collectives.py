@@ -56,8 +56,9 @@ def collectives(name: str) -> dict[str, dict[str, Any]]:
     """Collectives of one contestant, forward and backward.
 
     Returns:
-        `jit`: under `jit` with the examples spread over all devices; `shard_map`: with the axis
-        name given to the layer. Each has the counts `forward` and `backward`, or `refused`: why.
+        `jit`: under `jit` and `jax.set_mesh`, with the examples spread over all devices;
+        `shard_map`: with the axis name given to the layer. Each has the counts `forward` and
+        `backward`, or `refused`: why.
     """
     counts: dict[str, dict[str, Any]] = {}
     for mode, compiled in (("jit", _under_jit), ("shard_map", _under_shard_map)):
@@ -75,7 +76,8 @@ def _under_jit(name: str, backward: bool) -> str:
     whole = NamedSharding(_mesh(), P())
     arrays = [jax.device_put(array, spread) for array in arrays]
     params, state = jax.device_put((layer.params, layer.state), whole)
-    return _compiled(_function(layer, backward), *arrays, params, state)
+    with jax.set_mesh(_mesh()):
+        return _compiled(_function(layer, backward), *arrays, params, state)
 
 
 def _under_shard_map(name: str, backward: bool) -> str:

@@ -219,6 +219,7 @@ def test_the_output_does_not_count_as_kept_and_nothing_counts_twice():
         ("flax", "jit", {"forward": 1, "backward": 1}),
         ("flax", "shard_map", {"forward": 1, "backward": 1}),
         ("flax_two_pass", "shard_map", {"forward": 2, "backward": 2}),
+        ("ours", "jit", {"forward": 1, "backward": 1}),
         ("ours", "shard_map", {"forward": 1, "backward": 1}),
     ],
 )
