@@ -84,9 +84,11 @@ def documents() -> Iterator[tuple[Path, str]]:
     yield MNIST / "README.md", _filled(MNIST / "README.md", blocks)
     summary = imagenet_summary.summarize(IMAGENET / "results")
     yield IMAGENET / "results" / "summary.json", json.dumps(summary, indent=1) + "\n"
-    wide = imagenet_summary.summarize(IMAGENET / "results" / "wide")
-    yield IMAGENET / "results" / "wide" / "summary.json", json.dumps(wide, indent=1) + "\n"
-    imagenet = _imagenet_blocks(summary) | {"imagenet_wide_arms": imagenet_table.arms_table(wide)}
+    imagenet = _imagenet_blocks(summary)
+    for name in ("wide", "inception_x5"):
+        summary = imagenet_summary.summarize(IMAGENET / "results" / name)
+        yield IMAGENET / "results" / name / "summary.json", json.dumps(summary, indent=1) + "\n"
+        imagenet[f"imagenet_{name}"] = imagenet_table.arms_table(summary)
     yield IMAGENET / "README.md", _filled(IMAGENET / "README.md", imagenet)
     speed = {
         f"{name}_benchmark": benchmark.table(_result(BENCHMARKS, name))

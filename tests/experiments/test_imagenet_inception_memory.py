@@ -48,6 +48,7 @@ def test_activations_have_the_type_of_the_computation(compute):
     assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
+@pytest.mark.slow
 def test_each_inception_module_is_computed_again():
     """Ten of them, of Figure 5, in the backward pass; the stem is not."""
     plain, again = (traced(replace(QUICK, remat=remat))[0] for remat in (False, True))

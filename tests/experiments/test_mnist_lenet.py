@@ -297,6 +297,7 @@ def logs(config, arm, seeds, dataset):
     return entries, finals
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_numbers_alone_and_among_others():
     """One run a device here; red if members share the order, the weights or a generator."""
     dataset = load_dataset("mnist5k")

@@ -68,6 +68,7 @@ def assert_logits(actual, expected):
         np.testing.assert_allclose(ours, wanted, **CLOSE)
 
 
+@pytest.mark.slow
 def test_bn_inception_in_training():
     """A separable stem with both pools, sigmoids, and activations normalized by themselves."""
     model = BNInception(
@@ -103,6 +104,7 @@ def test_bn_inception_without_norm():
     np.testing.assert_allclose(logits, network.bn_inception(images, 8), **CLOSE)
 
 
+@pytest.mark.slow
 def test_googlenet_in_training():
     model = GoogLeNet(**TINY, norm=NORM, stem_stride=2, dropout=0.0, auxiliary_dropout=0.0)
     variables, images = make(model, 20)

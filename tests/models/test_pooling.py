@@ -93,6 +93,7 @@ def test_max_pool_against_float64(pool):
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_pools_have_derivatives_of_every_kind():
     """Forward, and twice: a pool is linear where its maximum stays in place."""
