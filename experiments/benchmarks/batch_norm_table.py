@@ -246,8 +246,6 @@ def _conditions(result: Result) -> Iterator[str]:
             "layer keeps anyway. Temporary: XLA's account of the compiled call; for PyTorch on a "
             "GPU its allocator's peak."
         )
-    if "collectives" in result:
-        yield "Collectives: counted in the compiled program; under jit with jax.set_mesh(mesh)."
     if "accuracy" in result:
         yield (
             f"Input {config['accuracy_shape']} with standard deviation 1 and that mean; errors "
