@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jaxprs import equations
 
 from bnjax.training import topologies
 from bnjax.training.topologies import MissingCompilerError
@@ -286,14 +287,3 @@ def test_targets_name_what_is_above_flax():
         f"- Target, {where}, h100:8: not above Flax in peak memory: missed (peak memory).",
     ]
     assert "libtpu 2" in notes[-1]
-
-
-def equations(jaxpr):
-    """Those of a program and of the programs inside."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
-        ):
-            if hasattr(value, "eqns"):
-                yield from equations(value)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jaxprs import equations
 
 from bnjax.training.parallel import DataParallel
 from experiments.imagenet_inception.config import PRESETS
@@ -23,16 +23,7 @@ def traced(config, arm="bn_x5"):
     program = training_program(config, arm, DataParallel("jit"), classes=10)
     state = jax.eval_shape(program.init, np.int32(0), np.float32(0.0015))
     jaxpr, (after, _) = jax.make_jaxpr(program.step, return_shape=True)(state, program.batch_shapes)
-    return list(equations(jaxpr.jaxpr)), after
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: isinstance(v, ClosedJaxpr)):
-            inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
-            if isinstance(inner, Jaxpr):
-                yield from equations(inner)
+    return list(equations(jaxpr)), after
 
 
 def convolutions(found):
