@@ -213,7 +213,7 @@ def _cuda(chip: Chip, count: int) -> list[jax.Device]:
             target_config=_H100,
             topology=f"1x{hosts}x{count // hosts}",
         )
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # which JAX raises without its plugin
         raise MissingCompilerError(
             f"{chip.name}:{count}: compiling for an NVIDIA GPU needs JAX's CUDA plugin, which is "
             "not installed: pip install 'bnjax[gpu-aot]' (about 4 GB; no driver)."
