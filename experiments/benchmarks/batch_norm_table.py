@@ -61,11 +61,10 @@ def _summary(result: Result) -> Iterator[list[str]]:
     cells = [cell for cell in result["cells"] if "ours" in cell.get("seconds", {})]
     if not cells:
         return
-    heads = ["input", "bnjax, ms"]
-    for peer in ("flax", "torch"):
-        heads += [f"x {NAMES[peer]}", "target"]
+    flax, torch = f"x {NAMES['flax']}", f"x {NAMES['torch']}"
+    heads = ["input", "bnjax, ms", flax, "target", torch, "target", "of the floor"]
+    align = ["---"] + ["---:"] * 6
     rows = [_against_peers(result, cell) for cell in cells]
-    heads, align = [*heads, "of the floor"], ["---"] + ["---:"] * 6
     filled = [i for i in range(len(heads)) if any(row[i] for row in rows)]
     yield [_row([row[i] for i in filled]) for row in (heads, align, *rows)]
 
