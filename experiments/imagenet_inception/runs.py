@@ -108,7 +108,8 @@ def complete(
         seconds = round(time.perf_counter() - start, 1)
         if run is not None:
             save_weights(folder, outcome.weights)
-            run.finish({**outcome.final, "wall_seconds": seconds, "timing": outcome.timing})
+            cost = {"wall_seconds": seconds, "timing": outcome.timing, "memory": outcome.memory}
+            run.finish(outcome.final | cost)
 
 
 class _Writer(ExitStack):

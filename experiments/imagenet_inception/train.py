@@ -14,6 +14,7 @@ from bnjax.data.image_data import ImageData
 from bnjax.evidence.records import number
 from bnjax.training.divergence import Diverged, raise_if_diverged
 from bnjax.training.loop import Program, Progress, fit
+from bnjax.training.memory import Held, held
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import DataParallel, HostCheckpoints
 from bnjax.training.profiles import profiled
@@ -58,11 +59,14 @@ class Outcome(NamedTuple):
             `population_stats`.
         timing: seconds of training, without evaluations; share of them that waited for views;
             images per second. From the second dispatch of this sitting on.
+        memory: bytes in use at each evaluation of this sitting: of the process (`host`) and of its
+            JAX arrays (`arrays`).
     """
 
     final: dict[str, Any]
     weights: dict[str, Any]
     timing: dict[str, float] | None
+    memory: dict[str, list[int | None]]
 
 
 def train(
@@ -97,6 +101,7 @@ def train(
     begin(first_step)
     feed = Feed(task, data, parallel, axis=programs.axis, workers=means.workers)
     clock = _Clock(feed)
+    memory: list[Held] = []
     last = progress.state
 
     def evaluate(variables: Any) -> Metrics:
@@ -112,6 +117,7 @@ def train(
 
     def record(step: int, sums: Metrics, test: Metrics) -> None:
         log({"step": step, "train": _json(sums), "test": _json(test)})
+        memory.append(held())
 
     with feed:
         diverged = None
@@ -145,7 +151,12 @@ def train(
             population = programs.population(variables, feed.population(), key)
             final["test_population"] = _json(evaluate(population))
             weights["population_stats"] = jax.device_get(population["batch_stats"])
-        return Outcome(final | digests(weights) | {"diverged": diverged}, weights, timing)
+        final |= digests(weights) | {"diverged": diverged}
+        series = {
+            "host": [moment.host for moment in memory],
+            "arrays": [moment.arrays for moment in memory],
+        }
+        return Outcome(final, weights, timing, series)
 
 
 def _start(

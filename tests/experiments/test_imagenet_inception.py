@@ -164,6 +164,9 @@ def test_a_run_directory_holds_record_and_metrics(finished, data):
     assert final["test_population"]["examples"] == 1000
     assert final["diverged"] is None
     assert 0 <= final["timing"]["waiting_share"] < 1
+    _, second, third, last = final["memory"]["arrays"]
+    assert second == third > last  # nothing of past steps is kept; no batch is next at the end
+    assert len(final["memory"]["host"]) == len(metrics)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])

@@ -1,0 +1,36 @@
+"""What a process holds, against what is allocated here."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnjax.training.memory import held
+
+MEGABYTE = 1 << 20
+
+
+def test_arrays_count_until_they_are_deleted():
+    before = held().arrays
+    array = jax.device_put(np.zeros(MEGABYTE, np.float32))
+    assert held().arrays - before == 4 * MEGABYTE
+    array.delete()
+    assert held().arrays == before
+
+
+def test_every_copy_on_a_device_counts():
+    everywhere = jax.NamedSharding(jax.make_mesh((8,), ("d",)), jax.P())
+    before = held().arrays
+    array = jax.device_put(jnp.zeros(MEGABYTE, jnp.uint8), everywhere)
+    assert held().arrays - before == 8 * MEGABYTE
+    del array
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system says it")
+def test_the_host_holds_what_is_touched():
+    before = held().host
+    array = np.ones(64 * MEGABYTE, np.uint8)
+    assert 60 * MEGABYTE < held().host - before < 80 * MEGABYTE
+    assert array.any()
