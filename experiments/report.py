@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from bnjax.evidence.records import read_record
 from bnjax.evidence.report import fill, same_picture
 from experiments.benchmarks import (
     batch_norm,
@@ -31,6 +32,7 @@ from experiments.mnist_lenet.table import arms_table, differences_text, drift_te
 ROOT = Path(__file__).parent.parent
 MNIST = ROOT / "experiments" / "mnist_lenet"
 IMAGENET = ROOT / "experiments" / "imagenet_inception"
+LONG = IMAGENET / "results" / "long" / "bn_x5-s0"
 FIGURES = {
     MNIST / "results": mnist_figures.draw,
     IMAGENET / "results": imagenet_figures.draw,
@@ -133,6 +135,7 @@ def _imagenet_blocks(summary: dict[str, Any]) -> dict[str, str]:
         "imagenet_arms": imagenet_table.arms_table(summary),
         "imagenet_dry_run": dry_run_table.table(_result(IMAGENET, "dry_run")),
         "imagenet_divergence": imagenet_table.divergence_text(summary),
+        "imagenet_memory": imagenet_table.memory_text(read_record(LONG)),
         "imagenet_evaluation": evaluation_table.table(_result(IMAGENET, "evaluation")),
     }
 

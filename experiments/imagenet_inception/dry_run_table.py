@@ -101,6 +101,8 @@ def _notes(result: Result) -> Iterator[str]:
             "The paper's steps: of 32 images, to 72.2 % (Figure 3); as many steps of this batch, "
             "and as many images. What a larger batch does to the accuracy is not in it."
         )
+    if any(row.get("least_time") and row["seconds"] is None for row in rows):
+        yield "XLA's estimate is blank where it gave none, or none above zero."
     for row in rows:
         if row["refused"]:
             yield f"{NAMES[row['arm']]}, {row['topology']}: {row['refused']}"

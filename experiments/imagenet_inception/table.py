@@ -50,6 +50,17 @@ def waiting_text(summary: dict[str, Any]) -> str:
     return f"Training waited for images {100 * max(known):.1f} % of its time at most."
 
 
+def memory_text(record: dict[str, Any]) -> str:
+    """What a run's process and its arrays held: from the second evaluation on, all is compiled."""
+    memory, length = record["final"]["memory"], record["identity"]["schedule"]["steps"]
+    host, arrays = ([size / 1e6 for size in memory[name][1:]] for name in ("host", "arrays"))
+    return (
+        f"{NAMES[record['arm']]} over {length:,} steps: the process held "
+        f"{host[0]:,.0f} MB at the second evaluation, {host[-1]:,.0f} MB at the last, "
+        f"{max(host):,.0f} MB at most; its arrays {min(arrays):.2f} to {max(arrays):.2f} MB."
+    )
+
+
 def _row(name: str, arm: dict[str, Any]) -> list[str]:
     reached = arm.get("steps_to_best_of_reference")
     fewer = arm.get("times_fewer_steps", {"mean": None})

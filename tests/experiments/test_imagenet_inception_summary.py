@@ -8,7 +8,12 @@ import pytest
 from bnjax.evidence.records import SCHEMA
 from experiments.imagenet_inception.figures import draw
 from experiments.imagenet_inception.summary import load_runs, match_steps, summarize
-from experiments.imagenet_inception.table import arms_table, divergence_text, waiting_text
+from experiments.imagenet_inception.table import (
+    arms_table,
+    divergence_text,
+    memory_text,
+    waiting_text,
+)
 
 STEPS = [0, 10, 20, 30, 40]
 
@@ -97,6 +102,15 @@ def test_the_table_and_its_lines(made):
         "- BN-x5-Sigmoid reached infinity at step 13: gradient of kernel in conv1/conv."
     )
     assert waiting_text(summary) == "Training waited for images 1.0 % of its time at most."
+
+
+def test_what_a_run_held_is_said_from_its_second_evaluation_on():
+    memory = {"host": [9e9, 1.2e9, 1.4e9, 1.3e9], "arrays": [0, 5e6, 5.2e6, 5e6]}
+    record = {"arm": "bn_x5", "identity": {"schedule": {"steps": 10_000}}}
+    assert memory_text(record | {"final": {"memory": memory}}) == (
+        "BN-x5 over 10,000 steps: the process held 1,200 MB at the second evaluation, 1,300 MB at "
+        "the last, 1,400 MB at most; its arrays 5.00 to 5.20 MB."
+    )
 
 
 def test_the_figure_marks_those_that_match_in_every_seed(made, tmp_path, monkeypatch):
