@@ -152,7 +152,7 @@ def train(
             final["test_population"] = _json(evaluate(population))
             weights["population_stats"] = jax.device_get(population["batch_stats"])
         final |= digests(weights) | {"diverged": diverged}
-        series = {
+        series: dict[str, list[int | None]] = {
             "host": [moment.host for moment in memory],
             "arrays": [moment.arrays for moment in memory],
         }
