@@ -104,7 +104,7 @@ def outcome_of(task, *args, **options):
     weights = small_weights(task)
     metrics = {"loss": 1.0, "correct": 1, "examples": 1000}
     final = {"test": metrics, "test_population": metrics, **digests(weights), "diverged": None}
-    return Outcome(final, weights, None)
+    return Outcome(final, weights, None, {"host": [], "arrays": []})
 
 
 @pytest.fixture(scope="module")
