@@ -363,6 +363,8 @@ def test_error_status_is_named(tmp_path, origin):
         (FILES["train"][1], idx(np.zeros(59)), r"labels int32 \[60\], got int32 \[59\]"),
         (FILES["test"][1], idx(np.full(20, 10)), r"labels must be in 0 \.\. 9, got 10"),
     ],
+    # Not the contents: gzip writes the second into them, and workers must collect the same names.
+    ids=["not gzip", "of floats", "cut short", "of 27 columns", "a label too few", "label 10"],
 )
 def test_files_that_are_not_the_data_set_are_not_prepared(
     name, content, match, tmp_path, monkeypatch, origin
