@@ -63,9 +63,14 @@ class Percentiles(NamedTuple):
 
 
 def learning_curves(
-    axes: Axes, curves: Sequence[Curve], *, lowest: float, highest: float = 1.0
+    axes: Axes,
+    curves: Sequence[Curve],
+    *,
+    lowest: float,
+    highest: float = 1.0,
+    split: str = "test",
 ) -> None:
-    """Test accuracy in % against steps: the mean over runs, and ± one standard deviation."""
+    """Accuracy in % on a split against steps: the mean over runs, and ± one standard deviation."""
     for curve in curves:
         y = 100 * curve.y
         mean, sd = y.mean(axis=0), y.std(axis=0, ddof=min(1, len(y) - 1))
@@ -74,17 +79,28 @@ def learning_curves(
         axes.fill_between(curve.x, mean - sd, mean + sd, color=curve.color, alpha=0.2, linewidth=0)
     axes.set_ylim(100 * lowest, 100 * highest)
     axes.set_xlim(0, max(1, *(curve.x[-1] for curve in curves)))
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel(f"{split} accuracy, %")
     _steps_axis(axes)
     axes.legend(frameon=False)  # where it hides least
 
 
 def mark(axes: Axes, markers: Sequence[Marker], *, level: float) -> None:
-    """Diamonds on learning curves, and a dotted line at an accuracy that they are held against."""
+    """Diamonds on learning curves, and a dotted line at an accuracy that they are held against.
+
+    Those at one point lie within each other, the first outermost.
+    """
     axes.axhline(100 * level, color="0.6", linewidth=0.8, linestyle=":", zorder=1)
-    for marker in markers:
+    for i, (step, y, color) in enumerate(markers):
+        above = sum((step, y) == other[:2] for other in markers[i + 1 :])
         axes.plot(
-            marker.step, 100 * marker.y, "D", color=marker.color, markeredgecolor="white", zorder=3
+            step,
+            100 * y,
+            "D",
+            color=color,
+            markersize=6 + 4 * above,
+            markeredgecolor="white",
+            zorder=3,
+            clip_on=False,
         )
 
 
@@ -103,7 +119,10 @@ def percentile_paths(axes: Axes, paths: Percentiles, *, limit: float) -> None:
 
 
 def by_learning_rate(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> None:
-    """Final test accuracy in % against the learning rate: mean over runs, each run a dot."""
+    """Final test accuracy in % against the learning rate: mean over runs, each run a dot.
+
+    What lies below `lowest` is cut off, and the axis says so.
+    """
     for curve in curves:
         y = 100 * curve.y
         style = "--" if curve.dashed else "-"
@@ -115,8 +134,9 @@ def by_learning_rate(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> N
     axes.set_xscale("log")
     axes.set_ylim(100 * lowest, 100)
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("final test accuracy, %")
-    axes.legend(loc="lower center", frameon=False)
+    cut = any(curve.y.min() < lowest for curve in curves)
+    axes.set_ylabel("final test accuracy, %" + f" (from {100 * lowest:g})" * cut)
+    axes.legend(frameon=False)
 
 
 def new_figure(columns: Sequence[float], *, height: float = 3.2) -> tuple[Figure, list[Axes]]:

@@ -46,7 +46,7 @@ class Arguments:
     """Compiles the training step for TPUs, GPUs or CPU devices that need not be here.
 
     Prints, for each arm and topology, memory, FLOPs, bytes, collectives and the least time of a
-    step. One step a dispatch is compiled, whatever steps_per_dispatch says.
+    step. One step a dispatch is compiled, whatever steps_per_dispatch says. --arm is --arms.
     """
 
     config: Config
@@ -222,7 +222,7 @@ def _parse(argv: Sequence[str]) -> Arguments:
     return tyro.cli(
         Arguments,
         prog="python -m experiments.imagenet_inception dry-run",
-        args=["--arms" if argument == "--arm" else argument for argument in argv],
+        args=[re.sub("^--arm(?==|$)", "--arms", argument) for argument in argv],
         default=Arguments(replace(PRESETS[preset], arms=("bn_x5",)), preset),
         config=(tyro.conf.OmitArgPrefixes,),
     )

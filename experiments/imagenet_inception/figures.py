@@ -31,7 +31,7 @@ def draw(out: Path, to: Path | None = None) -> list[Path]:
     highest = max(curve.y.max() for curve in curves)
     lowest = min(curve.y.min() for curve in curves)
     margin = max(0.05 * (highest - lowest), 0.01)
-    learning_curves(axes, curves, lowest=lowest, highest=highest + margin)
+    learning_curves(axes, curves, lowest=lowest, highest=highest + margin, split="validation")
     if REFERENCE in runs:
         mark(axes, _markers(runs), level=_best(runs[REFERENCE]))
     seeds = max(len(group.seeds) for group in runs.values())

@@ -10,9 +10,11 @@ from matplotlib.colors import to_rgba
 
 from bnjax.evidence.figures import (
     Curve,
+    Marker,
     Percentiles,
     by_learning_rate,
     learning_curves,
+    mark,
     new_figure,
     percentile_paths,
 )
@@ -87,6 +89,21 @@ def test_learning_rates_show_the_mean_and_every_run():
         np.testing.assert_allclose(points(line), np.stack([rates, 100 * row], axis=1))
         assert line.get_linestyle() == "None"
     assert panel.get_xscale() == "log"
+    assert panel.get_ylabel() == "final test accuracy, % (from 50)"
+
+
+def test_markers_at_one_point_are_all_seen():
+    """Within each other, above the line that they are held against."""
+    panel = axes()
+    learning_curves(panel, [Curve("one", "#d55e00", X, Y)], lowest=0, split="validation")
+    at = [(5, 0.4, "#009e73"), (7, 0.4, "#0072b2"), (5, 0.4, "#d55e00"), (5, 0.4, "#000000")]
+    mark(panel, [Marker(*one) for one in at], level=0.4)
+    _, line, *diamonds = panel.lines
+    assert set(line.get_ydata()) == {40}
+    assert [(*points(d)[0], d.get_color()) for d in diamonds] == [(x, 40, c) for x, _, c in at]
+    sizes = [d.get_markersize() for d in diamonds]
+    assert sizes[0] > sizes[2] > sizes[3] == sizes[1]
+    assert panel.get_ylabel() == "validation accuracy, %"
 
 
 @pytest.fixture(scope="module")

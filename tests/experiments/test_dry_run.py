@@ -193,7 +193,7 @@ def test_the_command_writes_its_result_and_prints_its_table(small, tmp_path, cap
         "--topology",
         "cpu:2",
     ]
-    main([*options, "--arm", "bn_x30", "--out", str(out)])
+    main([*options, "--arm=bn_x30", "--out", str(out)])
     result = json.loads(out.read_text())
     assert [row["arm"] for row in result["rows"]] == ["bn_x30"]
     assert capsys.readouterr().out == table(result) + "\n"
