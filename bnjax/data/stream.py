@@ -261,7 +261,7 @@ class _EvaluationBatches:
         examples = [self.examples[index] for index in range(first, min(first + count, size))]
         # A host whose share is all padding learns the shape of a view from the last example.
         made = [_named(example, self.view) for example in examples or [self.examples[size - 1]]]
-        images = np.zeros((count, *made[0].shape), np.uint8)
+        images = np.zeros((count, *made[0].shape), made[0].dtype)
         images[: len(examples)] = np.stack(made)[: len(examples)]
         labels = np.zeros(count, np.int32)
         labels[: len(examples)] = [example.label for example in examples]

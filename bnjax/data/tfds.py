@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bnjax.paths import local_path
+
 
 def local_root(data_dir: str | Path | None) -> Path:
     """The folder under which tensorflow-datasets keeps prepared data.
@@ -23,10 +25,8 @@ def local_root(data_dir: str | Path | None) -> Path:
     Raises:
         ValueError: it is a URL.
     """
-    root = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    if "://" in root:
-        raise ValueError(f"data_dir must be a local folder, got {root!r}; copy or mount it")
-    return Path(root).expanduser()
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return local_path("data_dir", root)
 
 
 def fed_builder(

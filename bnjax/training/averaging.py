@@ -39,9 +39,10 @@ class Average(NamedTuple):
 def start_average(tree: Tree) -> Average:
     """The average before any update: the tree itself, which no rule but the two below counts.
 
-    `"ema"` and `"ema_tensorflow"` start from it: give the initial parameters.
+    `"ema"` and `"ema_tensorflow"` start from it: give the initial parameters. It is a copy, so that
+    a train step to which the tree is donated leaves it alone.
     """
-    return Average(jax.tree.map(widened, tree), jnp.int32(0))
+    return Average(jax.tree.map(lambda leaf: jnp.copy(widened(leaf)), tree), jnp.int32(0))
 
 
 def update_average(

@@ -33,6 +33,7 @@ import jax
 import numpy as np
 
 from bnjax.evidence.records import differences
+from bnjax.paths import local_path
 from bnjax.training.manifests import (
     SCHEMA_VERSION,
     CheckpointError,
@@ -94,14 +95,13 @@ class Checkpoints:
 
         self._keep = _integer("keep", keep, minimum=1)
         self._config = _as_json("config", config)
-        if "://" in str(directory):
-            raise ValueError(f"directory must be a local path, got {str(directory)!r}")
+        directory = local_path("directory", directory)
         if jax.process_index() != 0:
             raise CheckpointError(
                 f"this is process {jax.process_index()} of {jax.process_count()}; open checkpoints "
                 "on process 0 and broadcast what it restores"
             )
-        self._directory = Path(directory).absolute()
+        self._directory = directory.absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
         self._damaged: set[int] = set()  # found by restore; set aside by the next save
         self._pending: tuple[int, Future[None]] | None = None
@@ -161,9 +161,10 @@ class Checkpoints:
         if newest is not None and step <= newest:
             if step == newest and self._holds(step, leaves, arrays, plain_extra):
                 return
+            content = ", with other content" if step == newest else ""
             raise CheckpointError(
-                f"step {step} cannot be saved: {self._directory} already holds step {newest}, with "
-                "other content; continue from restore(), or use another directory"
+                f"step {step} cannot be saved: {self._directory} already holds step {newest}"
+                f"{content}; continue from restore(), or use another directory"
             )
         self._check_space(sum(array.nbytes for array in arrays))
         self._pending = step, self._writer.submit(self._write, step, leaves, arrays, plain_extra)

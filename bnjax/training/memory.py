@@ -12,7 +12,7 @@ class Held(NamedTuple):
 
     Attributes:
         host: of this process, resident; None where the system does not say (it does on Linux).
-        arrays: of all JAX arrays that this process can reach, each shard on its devices counted.
+        arrays: of all JAX arrays that this process can reach, on each device, a buffer once.
     """
 
     host: int | None
@@ -21,8 +21,10 @@ class Held(NamedTuple):
 
 def held() -> Held:
     """Memory in use now."""
-    arrays = [shard.data for array in jax.live_arrays() for shard in array.addressable_shards]
-    return Held(_resident(), sum(array.nbytes for array in arrays))
+    shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
+    # By buffer: JAX keeps shards that were looked at, and then counts them as arrays of their own.
+    buffers = {(s.device, s.data.unsafe_buffer_pointer()): s.data.nbytes for s in shards}
+    return Held(_resident(), sum(buffers.values()))
 
 
 def _resident() -> int | None:

@@ -2,6 +2,7 @@
 
 import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +92,8 @@ def test_unknown_names_are_refused_with_those_that_are_known(name):
 def test_buckets_are_refused():
     with pytest.raises(ValueError, match="data_dir must be a local folder, got 'gs://bucket'"):
         open_images("cifar10", data_dir="gs://bucket")
+    with pytest.raises(ValueError, match="data_dir must be a local folder, got 'gs:/bucket'"):
+        open_images("cifar10", data_dir=Path("gs://bucket"))
 
 
 @pytest.mark.parametrize("kind", ["folder", "tfds"])

@@ -155,6 +155,13 @@ def test_every_example_is_measured_exactly_once(batch_size, count):
     assert seen == Counter(range(SIZE))
 
 
+def test_what_is_measured_keeps_the_type_of_its_view():
+    batches = taken(evaluation_batches(Numbers(), lambda image: image / 256, batch_size=6))
+    assert {batch.images.dtype.name for batch in batches} == {"float64"}
+    values = np.concatenate([batch.images[batch.mask].ravel() for batch in batches])
+    np.testing.assert_array_equal(values, np.arange(23) / 256)
+
+
 def test_two_processes_change_nothing():
     assert_same(taken(train(first_step=2, workers=2), 7), taken(train(first_step=2), 7))
 

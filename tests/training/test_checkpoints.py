@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -365,7 +366,8 @@ def test_another_config_is_refused_with_the_differences(run):
         ({"config": {"path": object()}}, TypeError, "config must be a mapping of JSON values"),
         ({"config": CONFIG, "keep": 0}, ValueError, "keep must be at least 1, got 0"),
         ({"config": CONFIG, "keep": 1.5}, TypeError, "keep must be an integer, got 1.5"),
-        ({"config": CONFIG, "directory": "gs://bucket/run"}, ValueError, "must be a local path"),
+        ({"config": CONFIG, "directory": "gs://bucket/run"}, ValueError, "must be a local folder"),
+        ({"config": CONFIG, "directory": Path("gs://b")}, ValueError, "got 'gs:/b'; mount"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, arguments, error, message):

@@ -184,8 +184,9 @@ def test_parameter_averages_compose(how):
         average = update_average(average, state.params, averaging="cumulative")
         return (state, average), metrics
 
-    start = make_state(), jax.tree.map(np.asarray, start_average(make_state().params))
     step = parallel.compile_train(step)
+    state = make_state()
+    start = state, start_average(state.params)  # no buffer of which is given up with the state's
     (state, average), _ = steps(parallel, step, start, make_batches())
     after = [float64_steps(make_state(), make_batches(n), EXAMPLES).params for n in (1, 2)]
     last = float64_steps(make_state(), make_batches(), EXAMPLES).params
@@ -204,6 +205,16 @@ def test_a_run_goes_on_bitwise_and_on_other_devices(how):
     assert_bitwise(again, straight)
     alone, _ = steps(over(how, 1), compiled(how, 1), half, third)
     assert_trees_close(alone.params, straight.params, PARALLEL)
+
+
+def test_what_is_fetched_outlives_donation():
+    parallel = over("jit")
+    state = parallel.replicate({"key": jax.random.key(3), "weight": jnp.ones(4)})
+    fetched = parallel.fetch(state)
+    step = parallel.compile_train(lambda state, batch: (state, jnp.sum(batch)))
+    step(state, parallel.split(np.ones(8)))
+    assert jax.random.key_data(fetched["key"]).tolist() == [0, 3]
+    assert fetched["weight"].tolist() == [1] * 4
 
 
 COLLECTIVES = {  # of one step: forward and backward of two layers, the gradient, the counts

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -142,7 +143,7 @@ class DataParallel:
             return leaf.addressable_data(0)
 
         def copy(leaf: Any) -> Any:
-            return leaf if is_key(leaf) else np.array(leaf)
+            return jnp.copy(leaf) if is_key(leaf) else np.array(leaf)
 
         local_tree = jax.tree.map(local, tree)
         for leaf in jax.tree.leaves(local_tree):

@@ -1,0 +1,25 @@
+"""Local paths, told from URLs."""
+
+import re
+from pathlib import Path
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters or more before it: not C:/
+
+
+def local_path(name: str, path: str | Path) -> Path:
+    """The path, if it is one of this machine.
+
+    `Path("gs://bucket")` has lost one slash already and would be a new folder named `gs:`.
+
+    Args:
+        name: of the argument, for the error.
+        path: which may begin with "~".
+
+    Raises:
+        ValueError: it is a URL.
+    """
+    if _URL.match(str(path)):
+        raise ValueError(
+            f"{name} must be a local folder, got {str(path)!r}; mount the bucket, or copy."
+        )
+    return Path(path).expanduser()
