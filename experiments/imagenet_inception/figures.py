@@ -7,7 +7,7 @@ import numpy as np
 from bnjax.evidence.figures import Curve, Marker, learning_curves, mark, new_figure, save
 from experiments.imagenet_inception.config import ARMS
 from experiments.imagenet_inception.summary import REFERENCE, Runs, load_runs, match_steps
-from experiments.imagenet_inception.table import NAMES
+from experiments.imagenet_inception.table import label
 
 _COLORS = {  # Okabe & Ito
     "inception": "#000000",
@@ -44,7 +44,8 @@ def _curve(group: Runs) -> Curve:
     points = min(map(len, group.steps))
     values = np.array([row[:points] for row in group.accuracy])
     dashed = group.arm == REFERENCE
-    return Curve(NAMES[group.arm], _COLORS[group.arm], group.steps[0][:points], values, dashed)
+    name = label(group.arm, group.changed)
+    return Curve(name, _COLORS[group.arm], group.steps[0][:points], values, dashed)
 
 
 def _markers(runs: dict[str, Runs]) -> list[Marker]:

@@ -1,5 +1,6 @@
 """From the run directories to numbers: steps to Inception's best, best accuracy, ratios."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import numpy as np
 
 from bnjax.evidence.records import read_metrics, read_record
 from bnjax.evidence.statistics import accuracy, spread, steps_to, times
+from experiments.imagenet_inception.arms import SETTINGS
 from experiments.imagenet_inception.config import ARMS, ENSEMBLE
 
 REFERENCE = "inception"
@@ -23,6 +25,7 @@ class Runs(NamedTuple):
         steps: each run's evaluated steps, `[evaluations]`.
         accuracy: each run's validation accuracy, `[evaluations]`.
         finals: what each run came to, `final` of its record.
+        changed: settings by which the arm is not the paper's.
     """
 
     arm: str
@@ -30,6 +33,7 @@ class Runs(NamedTuple):
     steps: list[np.ndarray]
     accuracy: list[np.ndarray]
     finals: list[dict[str, Any]]
+    changed: dict[str, Any]
 
 
 def load_runs(out: Path) -> dict[str, Runs]:
@@ -62,21 +66,31 @@ def match_steps(group: Runs, reference: Runs) -> dict[int, int | None]:
 def _collect(out: Path, arm: str) -> Runs | None:
     loaded = []
     for folder in out.glob(f"{arm}-s*"):
-        record, log = read_record(folder), read_metrics(folder)
+        record = read_record(folder)
+        if not record["finished"] and not (folder / "metrics.jsonl").exists():
+            continue  # it was stopped before its first evaluation
+        log = read_metrics(folder)
         final = _final(record, log)
         if final is not None:
-            loaded.append((record["seed"], final, log))
+            loaded.append((record["seed"], final, log, _changed(record)))
     if not loaded:
         return None
     loaded.sort(key=lambda run: run[0])
-    seeds, finals, logs = zip(*loaded, strict=True)
+    seeds, finals, logs, changed = zip(*loaded, strict=True)
     return Runs(
         arm,
         seeds,
         [np.array([entry["step"] for entry in log]) for log in logs],
         [np.array([accuracy(entry["test"]) for entry in log]) for log in logs],
         list(finals),
+        changed[0],
     )
+
+
+def _changed(record: dict[str, Any]) -> dict[str, Any]:
+    usual = json.loads(json.dumps(SETTINGS[record["arm"]]._asdict()))
+    settings = record["identity"]["settings"]
+    return {name: value for name, value in settings.items() if value != usual[name]}
 
 
 def _final(record: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -98,6 +112,7 @@ def _arm(group: Runs, reference: Runs | None) -> dict[str, Any]:
         "steps": max(int(steps[-1]) for steps in group.steps),
         "best_accuracy": spread([values.max() for values in group.accuracy]),
         "final_accuracy": spread([accuracy(final["test"]) for final in group.finals]),
+        "changed": group.changed,
         "diverged": [final["diverged"] for final in group.finals if final["diverged"] is not None],
         "waiting_share": max((timing["waiting_share"] for timing in timings), default=None),
     }
@@ -106,7 +121,7 @@ def _arm(group: Runs, reference: Runs | None) -> dict[str, Any]:
         summary["final_accuracy_algorithm_2"] = spread(list(map(accuracy, population)))
     if reference is not None:
         own, theirs = match_steps(group, reference), match_steps(reference, reference)
-        summary["steps_to_best_of_reference"] = times(own.values())
+        summary["steps_to_best_of_reference"] = {"compared": len(own)} | times(own.values())
         pairs = [(theirs[seed], steps) for seed, steps in own.items() if steps]
         summary["times_fewer_steps"] = spread([before / after for before, after in pairs if before])
     return summary

@@ -31,10 +31,16 @@ def arms_table(summary: dict[str, Any]) -> str:
     return table(heads, [_row(name, arm) for name, arm in summary["arms"].items()])
 
 
+def label(arm: str, changed: dict[str, Any]) -> str:
+    """The network's name, and what makes it another one than the paper's."""
+    return ", ".join([NAMES[arm], *(f"{name} {value}" for name, value in changed.items())])
+
+
 def divergence_text(summary: dict[str, Any]) -> str:
     """The runs that reached infinity, a line each; empty if none did."""
     return "\n".join(
-        f"- {NAMES[name]} reached infinity at step {fault['step']:,}: {fault['what']}"
+        f"- {label(name, arm['changed'])} reached infinity at step {fault['step']:,}: "
+        + fault["what"]
         + (f" of {fault['leaf']} in {fault['layer']}." if fault["layer"] is not None else ".")
         for name, arm in summary["arms"].items()
         for fault in arm["diverged"]
@@ -65,12 +71,12 @@ def _row(name: str, arm: dict[str, Any]) -> list[str]:
     reached = arm.get("steps_to_best_of_reference")
     fewer = arm.get("times_fewer_steps", {"mean": None})
     population = arm.get("final_accuracy_algorithm_2")
-    paper_steps, paper_best = PAPER.get(name, (None, None))
+    paper_steps, paper_best = (None, None) if arm["changed"] else PAPER.get(name, (None, None))
     return [
-        NAMES[name],
+        label(name, arm["changed"]),
         str(arm["runs"]),
         f"{arm['steps']:,}",
-        "" if reached is None else steps(reached, arm["runs"]),
+        "" if reached is None else steps(reached, reached["compared"]),
         "" if fewer["mean"] is None else plain(fewer, digits=1),
         percent(arm["best_accuracy"]),
         percent(arm["final_accuracy"]),

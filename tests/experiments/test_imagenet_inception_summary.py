@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bnjax.evidence.records import SCHEMA
+from experiments.imagenet_inception.arms import SETTINGS
 from experiments.imagenet_inception.figures import draw
 from experiments.imagenet_inception.summary import load_runs, match_steps, summarize
 from experiments.imagenet_inception.table import (
@@ -18,7 +19,7 @@ from experiments.imagenet_inception.table import (
 STEPS = [0, 10, 20, 30, 40]
 
 
-def write_run(out, arm, seed, correct, *, population=None, diverged=None, finished=True):
+def write_run(out, arm, seed, correct, *, population=None, diverged=None, finished=True, **changes):
     """A run whose evaluations had so many of 100 images right."""
     folder = out / f"{arm}-s{seed}"
     folder.mkdir(parents=True)
@@ -30,7 +31,8 @@ def write_run(out, arm, seed, correct, *, population=None, diverged=None, finish
         "timing": {"waiting_share": seed / 100},
     }
     record = {"schema": SCHEMA, "arm": arm, "seed": seed, "finished": finished}
-    record["identity"] = {"schedule": {"steps": STEPS[-1]}}
+    settings = SETTINGS[arm]._asdict() | changes
+    record["identity"] = {"schedule": {"steps": STEPS[-1]}, "settings": settings}
     record |= {"final": final} if finished else {}
     (folder / "record.json").write_text(json.dumps(record))
     lines = [
@@ -66,9 +68,19 @@ def test_the_summary_by_hand(made):
     arms = summarize(made)["arms"]
     assert list(arms) == ["inception", "bn_x5", "bn_x30", "bn_x5_sigmoid"]
     x5, x30 = arms["bn_x5"], arms["bn_x30"]
-    assert x5["steps_to_best_of_reference"] == {"reached": 2, "mean": 15.0, "sd": 7.071068}
+    assert x5["steps_to_best_of_reference"] == {
+        "compared": 2,
+        "reached": 2,
+        "mean": 15.0,
+        "sd": 7.071068,
+    }
     assert x5["times_fewer_steps"] == {"mean": 2.5, "sd": 0.707107}  # 30 / 10 and 40 / 20
-    assert x30["steps_to_best_of_reference"] == {"reached": 1, "mean": 20.0, "sd": None}
+    assert x30["steps_to_best_of_reference"] == {
+        "compared": 2,
+        "reached": 1,
+        "mean": 20.0,
+        "sd": None,
+    }
     assert x30["times_fewer_steps"] == {"mean": 1.5, "sd": None}
     assert x5["best_accuracy"] == {"mean": 0.625, "sd": 0.021213}
     assert x5["final_accuracy_algorithm_2"] == {"mean": 0.64, "sd": 0.014142}
@@ -87,6 +99,29 @@ def test_runs_count_that_were_trained_to_their_end(tmp_path):
     assert summary["best_accuracy"]["mean"] == 0.5
     assert summary["final_accuracy"]["mean"] == 0.4
     assert "final_accuracy_algorithm_2" not in summary
+
+
+def test_a_run_that_was_stopped_before_its_first_evaluation_is_no_error(tmp_path):
+    write_run(tmp_path, "bn_x5", 0, [10], finished=False)
+    (tmp_path / "bn_x5-s0" / "metrics.jsonl").unlink()
+    assert summarize(tmp_path) == {"arms": {}}
+
+
+def test_seeds_count_that_have_a_reference(tmp_path):
+    """Red if a seed that could not be compared counts as one that failed."""
+    write_run(tmp_path, "inception", 0, [10, 20, 30, 40, 40])
+    write_run(tmp_path, "bn_x5", 0, [10, 20, 40, 40, 40])
+    write_run(tmp_path, "bn_x5", 1, [10, 20, 40, 40, 40])
+    assert "| BN-x5 | 2 | 40 | 20 | 1.5 |" in arms_table(summarize(tmp_path))
+
+
+def test_a_changed_arm_is_not_the_papers(tmp_path):
+    write_run(tmp_path, "inception", 0, [10, 20, 30, 40, 40], learning_rate_factor=5.0)
+    *_, row = arms_table(summarize(tmp_path)).splitlines()
+    assert row.startswith("| Inception, learning_rate_factor 5.0 | 1 | 40 | 30 |")
+    assert row.endswith("|  |  |  |")
+    write_run(tmp_path, "ensemble_4", 0, [10, 20, 30, 40, 40])
+    assert summarize(tmp_path)["arms"]["ensemble_4"]["changed"] == {}
 
 
 def test_the_table_and_its_lines(made):
