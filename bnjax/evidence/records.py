@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,25 @@ class Run:
         """Whether the run came to its end."""
         return bool(self.record["finished"])
 
-    def rewind(self, step: int) -> None:
-        """Drops what was logged after `step`; a negative step drops all."""
+    def rewind(self, step: int, logged: Collection[int] = ()) -> None:
+        """Drops what was logged after `step`; a negative step drops all.
+
+        Args:
+            step: that of the checkpoint to go on from.
+            logged: steps that must have been logged until then.
+
+        Raises:
+            RecordError: if one is missing, or the log is damaged; nothing is dropped then.
+        """
         lines = _read_lines(self._metrics, torn=True) if self._metrics.exists() else []
         kept = [entry for entry in lines if entry["step"] <= step]
+        missing = sorted(set(logged).difference(entry["step"] for entry in kept))
+        if missing:
+            raise RecordError(
+                f"{self._metrics} lacks step {missing[0]}, which lies behind the checkpoint of "
+                f"step {step}: put the whole file back, or remove the run's folder below "
+                "`checkpoints`, too, and run again from the beginning."
+            )
         _replace(self._metrics, "".join(map(_line, kept)))
 
     def log(self, entry: Mapping[str, Json]) -> None:

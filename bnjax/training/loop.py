@@ -66,6 +66,11 @@ class Schedule(NamedTuple):
         every = self.eval_every if step <= self.dense_until else self.sparse_eval_every
         return step % every == 0 or step == self.steps
 
+    def evaluations(self, step: int) -> list[int]:
+        """The steps of all evaluations until after `step` steps."""
+        dispatched = (*range(0, step, self.steps_per_dispatch), step)
+        return [step for step in dispatched if self.evaluates_at(step)]
+
 
 class Program(NamedTuple):
     """What the loop calls; all of it compiled by the caller.

@@ -95,7 +95,7 @@ def complete(
             return
         start = time.perf_counter()
         board = out / "tensorboard" / run_name(task) if tensorboard else None
-        with _Writer(run, board) as writer:
+        with _Writer(run, task.schedule, board) as writer:
             outcome = train(
                 task,
                 data,
@@ -115,17 +115,24 @@ def complete(
 class _Writer(ExitStack):
     """Writes what a run measures, on the process that has the run; on the others nothing."""
 
-    def __init__(self, run: Run | None, board: Path | None) -> None:
+    def __init__(self, run: Run | None, schedule: Schedule, board: Path | None) -> None:
         super().__init__()
         self._run = run
+        self._schedule = schedule
         self._folder = board
         self._board: TensorBoard | None = None
 
     def begin(self, step: int) -> None:
-        """Goes on after `step`."""
+        """Goes on after `step`; all processes call it."""
+        all_succeed(lambda: self._go_on(step))
+
+    def _go_on(self, step: int) -> None:
         if self._run is None:
             return
-        self._run.rewind(step or -1)  # from the beginning, step 0 will be logged again
+        if step == 0:
+            self._run.rewind(-1)  # step 0 will be logged again
+        else:
+            self._run.rewind(step, self._schedule.evaluations(step))
         if self._folder is not None:
             self._board = self.enter_context(TensorBoard(self._folder, first_step=step))
 

@@ -66,7 +66,10 @@ def complete(task: Task, dataset: Dataset, out: Path) -> None:
 
     def rewind(step: int) -> None:
         for run in unfinished.values():
-            run.rewind(step or -1)  # from the beginning, step 0 will be logged again
+            if step == 0:
+                run.rewind(-1)  # step 0 will be logged again
+            else:
+                run.rewind(step, task.schedule.evaluations(step))
 
     def log(position: int, entry: dict[str, Any]) -> None:
         if position in unfinished:

@@ -124,6 +124,21 @@ def test_rewinding_drops_what_came_later(run, step, kept):
     assert [entry["step"] for entry in read_metrics(run.directory)] == [*kept, 100]
 
 
+@pytest.mark.parametrize(
+    ("step", "logged", "missing"), [(30, [0, 20, 30], 30), (20, [0, 5, 20], 5)]
+)
+def test_a_log_with_a_hole_is_refused_and_kept(run, step, logged, missing):
+    """As a run that goes on from a checkpoint without its log would leave it."""
+    before = content(run.directory)
+    with pytest.raises(
+        RecordError, match=rf"metrics\.jsonl lacks step {missing}, which .*checkpoint"
+    ):
+        run.rewind(step, logged)
+    assert content(run.directory) == before
+    run.rewind(10, [0, 10])
+    assert [entry["step"] for entry in read_metrics(run.directory)] == [0, 10]
+
+
 def test_rewinding_what_was_never_logged(tmp_path):
     run = Run(tmp_path, HEADER)
     run.rewind(-1)

@@ -63,6 +63,13 @@ def test_an_interrupted_run_resumes_bitwise(uninterrupted, tmp_path, number):
     assert advice.endswith(f"--out '{out}' --resume")
     assert not read_record(out / NAMES[0])["finished"]
 
+    whole = metrics.read_text()
+    metrics.unlink()  # as another set of seeds, begun meanwhile, would do
+    holed = end(start(*flags(**LONG), "--out", out, "--resume"))
+    assert holed.code == 1
+    assert "metrics.jsonl lacks step 0, which lies behind the checkpoint" in holed.err
+    metrics.write_text(whole)
+
     resumed = end(start(*flags(**LONG), "--out", out, "--resume"))
     assert resumed.code == 0, resumed.err
     assert first_bar(resumed.err) not in ("0", "0.00")
