@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
+from bnjax.paths import local_path
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import HostsError
@@ -48,6 +49,22 @@ def preset_in(argv: Sequence[str], presets: Collection[str], default: str) -> st
     first.add_argument("--preset", nargs="?")
     given = first.parse_known_args(argv)[0].preset
     return given if given in presets else default
+
+
+def output_folder(out: Path) -> Path:
+    """The folder of `--out`, made before anything is computed.
+
+    Raises:
+        ValueError: it is a URL, or cannot be made.
+    """
+    folder = local_path("--out", out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {folder} cannot be made ({error.strerror}): give a folder that you may write."
+        ) from error
+    return folder
 
 
 def require_runs(out: Path) -> None:

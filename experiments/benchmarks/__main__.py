@@ -23,6 +23,7 @@ from experiments.benchmarks import (
     networks_memory,
     train_step,
 )
+from experiments.command_line import output_folder
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -42,9 +43,9 @@ def run_mnist(
     """
     jax.config.update("jax_platforms", "cpu")  # all programs on the same cores
     one_cpu_device_per_core()
-    _prepare(out)
+    out = _prepare(out)
     result = mnist.measure(config, load_dataset(config.data, data_dir=data_dir))
-    _write(out, result, mnist.table(result))
+    _write(out, mnist, result)
 
 
 def run_batch_norm(
@@ -103,9 +104,9 @@ def run_compiled(
         out: Where compiled.json and compiled.md are written.
     """
     jax.config.update("jax_platforms", "cpu")  # chips are compiled for, none is used
-    _prepare(out)
+    out = _prepare(out)
     result = compiled.measure(config, out / "compiled.rows.tmp")
-    _write(out, result, compiled.table(result))
+    _write(out, compiled, result)
 
 
 def run_networks_memory(
@@ -121,9 +122,9 @@ def run_networks_memory(
         out: Where networks_memory.json and networks_memory.md are written.
     """
     jax.config.update("jax_platforms", "cpu")  # chips are compiled for, none is used
-    _prepare(out)
+    out = _prepare(out)
     result = networks_memory.measure(config, out / "networks_memory.rows.tmp")
-    _write(out, result, networks_memory.table(result))
+    _write(out, networks_memory, result)
 
 
 def run_input_pipeline(
@@ -166,25 +167,20 @@ def main() -> None:
 
 
 def _run(benchmark: Any, config: Any, out: Path) -> None:
-    _prepare(out)
-    result = benchmark.measure(config)
-    _write(out, result, benchmark.table(result))
+    out = _prepare(out)
+    _write(out, benchmark, benchmark.measure(config))
 
 
-def _prepare(out: Path) -> None:
+def _prepare(out: Path) -> Path:
     """Makes the folder, before anything is measured; committed results need a clean commit."""
     require_commit(out, _RESULTS)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--out {out} cannot be made ({error.strerror}): give a folder that you may write."
-        ) from error
+    return output_folder(out)
 
 
-def _write(out: Path, result: dict[str, Any], text: str) -> None:
+def _write(out: Path, benchmark: Any, result: dict[str, Any]) -> None:
     data, document = (out / f"{result['benchmark']}{suffix}" for suffix in (".json", ".md"))
-    data.write_text(json.dumps(result, indent=1) + "\n")
+    data.write_text(json.dumps(result, indent=1) + "\n")  # first: a table can be made again
+    text = benchmark.table(result)
     document.write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\nWritten: {data}, {document}")
 

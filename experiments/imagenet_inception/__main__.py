@@ -10,6 +10,7 @@ import tyro
 
 from bnjax.data.image_data import ImageData, open_images
 from bnjax.evidence.records import require_commit
+from bnjax.paths import local_path
 from bnjax.training.parallel import (
     DataParallel,
     How,
@@ -90,7 +91,7 @@ def run(arguments: Arguments) -> None:
         Interrupted: after Ctrl-C or SIGTERM.
     """
     config = arguments.config
-    out = arguments.out or Path("runs/imagenet_inception") / arguments.preset
+    out = local_path("--out", arguments.out or Path("runs/imagenet_inception") / arguments.preset)
     all_hosts_agree({**asdict(config), "parallel": arguments.parallel}, "the configuration")
     data, means, tasks = all_succeed(lambda: _prepare(arguments, out))
     all_hosts_agree(data.sha256, "the data's SHA-256")

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax.data.image_data import FACTS
-from bnjax.evidence.records import environment
+from bnjax.evidence.records import environment, require_commit
 from bnjax.training.parallel import DataParallel, How
 from bnjax.training.program_cost import DoesNotFitError, ProgramCost, abstract, compile_program
 from bnjax.training.step_time import step_time
@@ -30,13 +30,14 @@ from bnjax.training.topologies import (
     compiler_versions,
     find_topology,
 )
-from experiments.command_line import preset_in
+from experiments.command_line import output_folder, preset_in
 from experiments.imagenet_inception.config import PRESETS, Config
 from experiments.imagenet_inception.dry_run_table import table
 from experiments.imagenet_inception.programs import training_program
 from experiments.kept_rows import KeptRows
 
 SCHEMA = 1
+_RESULTS = Path(__file__).parent / "results"
 PER_CHIP = 32
 """Images on a chip: the paper's mini-batch, of one replica."""
 
@@ -68,10 +69,10 @@ def main(argv: Sequence[str]) -> None:
     """Reads the command line after `dry-run`; compiles, prints a table."""
     arguments = _parse(argv)
     out = arguments.out
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_platforms", "cpu")  # nothing runs: leave an accelerator to others
     try:
+        if out is not None:
+            _check_file(out)
         result = dry_run(
             arguments.config,
             arguments.topology,
@@ -85,6 +86,14 @@ def main(argv: Sequence[str]) -> None:
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
+
+
+def _check_file(out: Path) -> None:
+    """Before minutes go into what could not be written."""
+    output_folder(out.parent)
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: give a file, such as {out / 'dry_run.json'}.")
+    require_commit(out.parent, _RESULTS)
 
 
 def dry_run(

@@ -14,6 +14,7 @@ from bnjax.data import DataError
 from bnjax.data.crops import CENTRE
 from bnjax.data.image_data import ImageData, open_images
 from bnjax.evidence.records import RecordError, environment, read_record, require_commit
+from bnjax.paths import local_path
 from bnjax.training.parallel import (
     DataParallel,
     HostsError,
@@ -23,6 +24,7 @@ from bnjax.training.parallel import (
     initialize_hosts,
     is_first,
 )
+from experiments.command_line import output_folder
 from experiments.imagenet_inception.ensembles import (
     Crops,
     Statistics,
@@ -87,17 +89,18 @@ def main(argv: Sequence[str]) -> None:
     )
     try:
         initialize_hosts(arguments.coordinator, arguments.process_count, arguments.process_index)
+        out = None if arguments.out is None else local_path("--out", arguments.out)
+        all_succeed(lambda: output_folder(out) if out is not None and is_first() else None)
         result = evaluate(arguments)
     except (DataError, HostsError, RecordError, ValueError) as error:
         sys.exit(f"error: {error}")
     if not is_first():
         return
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(result, indent=1) + "\n"
-        (arguments.out / "evaluation.json").write_text(text)
-        (arguments.out / "evaluation.md").write_text(table(result) + "\n")
-    print(table(result))
+    text = table(result)
+    print(text)
+    if out is not None:
+        (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+        (out / "evaluation.md").write_text(text + "\n")
 
 
 def evaluate(arguments: Arguments) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import tyro
 
 from bnjax.data import load_dataset
 from bnjax.evidence.records import require_commit
+from bnjax.paths import local_path
 from bnjax.training.parallel import one_cpu_device_per_core
 from experiments.command_line import ending, preset_in, require_runs
 from experiments.mnist_lenet.config import PRESETS, Config
@@ -54,7 +55,7 @@ def run(arguments: Arguments) -> None:
         Interrupted: after Ctrl-C or SIGTERM.
     """
     config = arguments.config
-    out = arguments.out or Path("runs/mnist_lenet") / arguments.preset
+    out = local_path("--out", arguments.out or Path("runs/mnist_lenet") / arguments.preset)
     if arguments.resume:
         require_runs(out)
     require_commit(out, _RESULTS)

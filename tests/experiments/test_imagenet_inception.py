@@ -302,6 +302,7 @@ def test_two_processes_cannot_train_one_run(data, parallel, finished, tmp_path):
         (["--data", "folder:nowhere"], "nowhere"),
         (["--batch-size", "8000", "--normalize-together", "8000"], "at most the 4,000 training"),
         (["--resume"], "holds no run to go on with"),
+        (["--out", "gs://bucket/run"], "--out must be a local folder, got 'gs:/bucket/run'"),
         (["--colour", "red"], "Unrecognized"),
     ],
 )
