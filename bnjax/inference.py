@@ -168,10 +168,15 @@ def _is_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _inference_input(
-    norm: nn.Module, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None
+    norm: nn.Module,
+    x: jax.Array,
+    use_running_average: bool | None = None,
+    *,
+    mask: Any = None,
+    update_statistics: Any = None,
 ) -> jax.Array:
-    """The input of a normalization in inference, where the mask means nothing."""
-    del mask
+    """The input of a normalization in inference, which neither masks nor updates anything."""
+    del mask, update_statistics
     if not nn.merge_param("use_running_average", norm.use_running_average, use_running_average):
         raise ValueError(
             f"BatchNorm at {'/'.join(norm.path) or '(top)'} is in training mode, where it cannot "

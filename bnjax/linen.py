@@ -125,9 +125,14 @@ class BatchNorm(nn.Module):
             params["scale"] = self.param("scale", self.scale_init, shape, self.param_dtype)
         if self.use_bias:
             params["bias"] = self.param("bias", self.bias_init, shape, self.param_dtype)
+        initial = init_stats(shape, averaging=self.averaging)
+        if self.has_variable("batch_stats", "mean") and not self.has_variable(
+            "batch_stats", "count"
+        ):
+            initial.pop("count", None)  # a new one, of zero updates, would discard what is there
         variables = {
             key: self.variable("batch_stats", key, lambda value=value: value)
-            for key, value in init_stats(shape, averaging=self.averaging).items()
+            for key, value in initial.items()
             if self.is_initializing() or update or (running and key != "count")
         }
         y, stats, moments = normalize(
@@ -183,8 +188,25 @@ def batch_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
     Returns:
         The tree of `batch_stats`, with `Moments` in the place of each layer's statistics: what
         `bnjax.population_stats` averages.
+
+    Raises:
+        ValueError: a layer is called twice: its population is not that of either batch.
     """
-    _, updates = model.apply(variables, *args, mutable=["batch_stats", "batch_moments"], **kwargs)
+
+    def once(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        if isinstance(layer, BatchNorm) and layer.has_variable("batch_moments", "moments"):
+            raise ValueError(
+                f"BatchNorm at {'/'.join(layer.path) or '(top)'} is called twice in a pass, and "
+                "has one pair of statistics for two populations: give each call its own layer."
+            )
+        return next_call(*args, **kwargs)
+
+    variables = {name: tree for name, tree in variables.items() if name != "batch_moments"}
+    with nn.intercept_methods(once):
+        _, updates = model.apply(
+            variables, *args, mutable=["batch_stats", "batch_moments"], **kwargs
+        )
     return jax.tree.map(
         lambda node: node["moments"],
         updates.get("batch_moments", {}),

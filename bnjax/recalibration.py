@@ -67,7 +67,8 @@ def recalibrate(
         `count` stays as it is.
 
     Raises:
-        ValueError: if there is no batch, if no layer is in training mode, or for a bad choice.
+        ValueError: if there is no batch, if no layer is in training mode or one is called twice, or
+            for a bad choice.
         TypeError: if the model or a setting cannot be hashed.
     """
     check_choices(estimator, running_var)
@@ -87,6 +88,11 @@ def recalibrate(
         # Otherwise batches would pile up before a slower device. The next one is loaded meanwhile.
         jax.block_until_ready(estimate)
         moments = _moments(*static, variables, arguments, dict(rngs or {}), index)
+        if not jax.tree.leaves(moments):
+            raise ValueError(
+                "no bnjax.linen.BatchNorm of the model is in training mode: pass what puts it "
+                f"there, for example train=True; got settings {settings}."
+            )
         if estimate is None:
             estimate = start_estimate(moments, estimator)
         estimate = add(estimate, moments)

@@ -210,6 +210,20 @@ def test_export_takes_static_and_named_arguments():
     assert_close(exported.call(x, weights), np.float64(expected), CLOSE)
 
 
+def test_what_inference_leaves_alone_may_be_said_in_the_call():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = BatchNorm(name="norm")
+            return norm(nn.Dense(4)(x), use_running_average=True, update_statistics=False)
+
+    model, x = Model(), normal(*ROWS)
+    variables = model.init(KEY, x)
+    folded = fold(model, variables, x)
+    assert list(folded.folded) == ["norm"]
+    assert_close(folded.apply(folded.variables, x), model.apply(variables, x), CLOSE)
+
+
 # --- errors -----------------------------------------------------------------------------------
 
 

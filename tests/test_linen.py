@@ -265,6 +265,42 @@ def test_a_layer_used_twice_updates_its_statistics_twice():
     assert_trees_close(ours, theirs, CLOSE)
 
 
+def test_statistics_of_a_layer_used_twice_cannot_be_recalibrated():
+    """They would be those of its last call alone."""
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            norm = BatchNorm(use_running_average=not train, name="norm")
+            return norm(2 * norm(x) + 1)
+
+    x = inputs((16, 5))[0]
+    variables = Twice().init(KEY, x, train=False)
+    with pytest.raises(ValueError, match="BatchNorm at norm is called twice in a pass"):
+        batch_moments(Twice(), variables, x, train=True)
+    assert batch_moments(Twice(), variables, x, train=False) == {}
+
+
+def test_moments_of_an_earlier_pass_do_not_matter():
+    layer = BatchNorm(use_running_average=False)
+    x = inputs((16, 5))[0]
+    variables = layer.init(KEY, x)
+    _, updates = layer.apply(variables, x + 1, mutable=["batch_stats", "batch_moments"])
+    moments = batch_moments(layer, variables | updates, x)
+    assert_trees_close(moments, batch_moments(layer, variables, x), CLOSE)
+
+
+@pytest.mark.parametrize("averaging", ["ema_debiased", "cumulative"])
+def test_an_average_without_its_count_is_refused(averaging):
+    """A new count would begin anew, and the first update discard what was loaded."""
+    x = inputs((16, 5))[0]
+    variables = BatchNorm(use_running_average=False).init(KEY, x)
+    layer = BatchNorm(use_running_average=False, averaging=averaging)
+    with pytest.raises(ValueError, match=rf"averaging='{averaging}' needs stats\['count'\]"):
+        layer.apply(variables, x, mutable=["batch_stats"])
+    BatchNorm(use_running_average=True, averaging=averaging).apply(variables, x)
+
+
 # --- what is ours -----------------------------------------------------------------------------
 
 

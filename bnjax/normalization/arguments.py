@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from bnjax.normalization.fused import Activation
 from bnjax.normalization.groups import Groups
@@ -111,6 +112,14 @@ def check_epsilon(epsilon: float) -> None:
     """Raises ValueError unless epsilon is positive."""
     if not epsilon > 0:
         raise ValueError(f"epsilon must be > 0, got {epsilon}: constant features divide by it.")
+
+
+def check_dtype(dtype: DTypeLike) -> None:
+    """Raises ValueError unless the output's type is floating."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"dtype must be floating, got {jnp.dtype(dtype)}: it is the type of the output."
+        )
 
 
 def check_activation(activation: str | None) -> None:

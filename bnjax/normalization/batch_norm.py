@@ -22,6 +22,7 @@ from bnjax.normalization.arguments import (
     check_activation,
     check_choice,
     check_count,
+    check_dtype,
     check_epsilon,
     check_features,
     check_index_groups,
@@ -175,6 +176,7 @@ def batch_transform(
     check_epsilon(epsilon)
     check_choice("impl", impl, Impl)
     check_activation(activation)
+    check_dtype(dtype or x.dtype)
     mask = full_mask(mask, x)
     name = axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
     groups = choose_groups(batch, x.shape[axes[0]], name, axis_index_groups)
@@ -216,6 +218,7 @@ def normalize_population(
     check_stats(stats, features)
     check_epsilon(epsilon)
     check_activation(activation)
+    check_dtype(dtype or x.dtype)
     mean, var = (stats[key].astype(precision(x.dtype)) for key in ("mean", "var"))
     y = affine(x, mean, lax.rsqrt(var + epsilon), params.get("scale"), params.get("bias"), axes)
     return activate(y, activation).astype(dtype or x.dtype)

@@ -21,6 +21,7 @@ from bnjax.normalization.arguments import (
     Params,
     RunningVar,
     Stats,
+    check_epsilon,
     check_update,
 )
 from bnjax.normalization.moments import precision
@@ -282,6 +283,7 @@ def to_torch(
         ValueError: for features of more than one axis, counts that differ, or a bad setting.
     """
     check_update(decay, averaging, running_var)
+    check_epsilon(epsilon)
     notes: list[str] = []
     renamed = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     found: dict[str, Any] = {**params, **stats}
@@ -471,13 +473,16 @@ def _squeeze(name: str, array: jax.Array, axis: Sequence[int] | None) -> jax.Arr
 def _check_debiasing(
     ema: str, average: jax.Array, hidden: jax.Array, decay: float, count: int
 ) -> None:
-    """That hidden = average (1 - decay^count), within what rounding leaves of the second factor."""
+    """That hidden = average (1 - decay^count), within what rounding leaves of the second factor.
+
+    Haiku rounds the decay to the type of the state, and takes its power there.
+    """
     factor = 1 - decay**count
     if average.shape != hidden.shape:
         raise ValueError(f"{ema} has average {average.shape} and hidden {hidden.shape}.")
     if factor == 0:
         return
-    tolerance = 8 * float(jnp.finfo(hidden.dtype).eps) / factor
+    tolerance = (8 + count * decay**count) * float(jnp.finfo(hidden.dtype).eps) / factor
     error = jnp.abs(hidden.astype(average.dtype) - factor * average)
     if bool((error > tolerance * jnp.abs(hidden.astype(average.dtype))).any()):
         raise ValueError(

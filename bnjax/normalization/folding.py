@@ -4,10 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import (
-    Params,
-    Stats,
-)
+from bnjax.normalization.arguments import Params, Stats, check_epsilon
 from bnjax.normalization.moments import precision
 
 
@@ -107,8 +104,7 @@ def _widest(*arrays: jax.Array) -> jnp.dtype:
 
 
 def _check(params: Params, stats: Stats, epsilon: float) -> None:
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be > 0, got {epsilon}: constant features divide by it.")
+    check_epsilon(epsilon)
     if not {"mean", "var"} <= set(stats):
         raise ValueError(f"stats must have mean and var, got {sorted(stats)}: see init_stats.")
     if not set(params) <= {"scale", "bias"}:

@@ -34,7 +34,7 @@ def batch_moments(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     shards: int = 1,
 ) -> Moments:
-    """Moments of `x` over `axes` (non-negative), pooled by count over masks and devices.
+    """Moments of `x` over `axes`, pooled by count over masks and devices.
 
     One pass, and exact at any offset: both are summed around the mean of a sample, a slice of
     1/8 to 1/2 of each image. By Cauchy-Schwarz that is within sqrt(8) standard deviations of the
@@ -46,7 +46,7 @@ def batch_moments(
 
     Args:
         x: floating, any shape; narrower types are summed in float32.
-        axes: the axes to average over.
+        axes: the axes to average over, of which the first holds the examples.
         mask: bool, of the shape of `x`; what is False does not count, NaN included.
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) that share the batch.
         axis_index_groups: groups of devices along `axis_name` that share a batch each.
@@ -54,7 +54,7 @@ def batch_moments(
             moments are then merged like those of devices, by one collective; the compiler, which
             divides sum by sum, would need two in float32. Not together with `axis_name`.
     """
-    axes = tuple(axes)
+    axes = tuple(sorted(axis % x.ndim for axis in axes))
     if shards > 1:
         return _merge(_parts_of_shards(x, axes, mask, shards))
     local = _local_part(x, axes, mask)

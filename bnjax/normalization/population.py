@@ -1,20 +1,14 @@
 """Population statistics from many batches, after training (Algorithm 2 of the 2015 paper)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import (
-    RunningVar,
-    Stats,
-    check_update,
-)
-from bnjax.normalization.batch_norm import (
-    update_stats,
-)
+from bnjax.normalization.arguments import RunningVar, Stats, check_choice, check_update
+from bnjax.normalization.batch_norm import update_stats
 from bnjax.normalization.moments import Moments, from_all_devices, merge, pool, unbiased
 
 Tree = Any
@@ -93,9 +87,7 @@ def population_stats(
 
 def check_choices(estimator: str, running_var: str) -> None:
     """Raises ValueError unless these are choices that `population_stats` offers."""
-    if estimator not in get_args(Estimator):
-        names = ", ".join(map(repr, get_args(Estimator)))
-        raise ValueError(f"estimator must be one of {names}, got {estimator!r}.")
+    check_choice("estimator", estimator, Estimator)
     check_update(0.0, "cumulative", running_var)
 
 

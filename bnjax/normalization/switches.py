@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -15,6 +14,7 @@ from bnjax.normalization.arguments import (
     RunningVar,
     Stats,
     check_count,
+    check_dtype,
     check_stats,
     check_update,
     split_axes,
@@ -84,10 +84,7 @@ def normalize(
         ValueError: as `normalize_batch`; or for a `dtype` that is not floating.
     """
     check_update(decay, averaging, running_var)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"dtype must be floating, got {jnp.dtype(dtype)}: it is the type of the output."
-        )
+    check_dtype(dtype)
     if update_statistics:
         check_stats(stats, split_axes(x, axis)[1])
         check_count(stats, averaging)

@@ -37,6 +37,7 @@ from bnjax.normalization.arguments import (
     Params,
     RunningVar,
     Stats,
+    check_dtype,
     check_features,
     check_update,
     split_axes,
@@ -192,6 +193,7 @@ def whitening_transform(
     width = _group_width(features, groups)
     check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon)
+    check_dtype(dtype or x.dtype)
     vectors = _batch_vectors(x, axis, axis_name, axis_index_groups)
     if method == "pca" and vectors < width:
         raise ValueError(
@@ -223,6 +225,7 @@ def whiten_population(
     groups = _check_stats(stats, features)
     check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon)
+    check_dtype(dtype or x.dtype)
     mean, cov = (stats[key].astype(precision(x.dtype)) for key in ("mean", "cov"))
     matrix = whitening_matrix(cov, method=method, epsilon=epsilon)
     centred = _rows(x, axis).astype(mean.dtype) - mean[None]

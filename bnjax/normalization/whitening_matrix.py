@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bnjax.normalization.arguments import check_choice
+
 Method = Literal["zca", "pca"]
 
 # Accelerators round the factors of a product to bfloat16 or so, unless told not to.
@@ -118,9 +120,7 @@ def _differentiable_where_jvp(
 
 def check_method(method: str, epsilon: float) -> None:
     """Raises ValueError unless these can be arguments of `whitening_matrix`."""
-    allowed = Method.__args__  # type: ignore[attr-defined]
-    if method not in allowed:
-        raise ValueError(f"method must be one of {', '.join(map(repr, allowed))}, got {method!r}.")
+    check_choice("method", method, Method)
     if not epsilon > 0:
         raise ValueError(
             f"epsilon must be > 0, got {epsilon}: constant combinations of features divide by it."

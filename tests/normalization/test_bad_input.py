@@ -128,6 +128,23 @@ def test_decay(decay):
         train(decay=decay)
 
 
+def whiten(x=X, **settings):
+    stats = bnjax.init_whitening_stats(3)
+    return bnjax.whiten_batch(x, bnjax.init_params(3), stats, **settings)
+
+
+def whiten_population(x=X, **settings):
+    stats = bnjax.init_whitening_stats(3)
+    return bnjax.whiten_population(x, bnjax.init_params(3), stats, **settings)
+
+
+@pytest.mark.parametrize("call", [train, infer, whiten, whiten_population])
+def test_an_output_of_integers(call):
+    """It would be cut, not rounded."""
+    with pytest.raises(ValueError, match="dtype must be floating, got int32"):
+        call(dtype=jnp.int32)
+
+
 @BOTH
 @pytest.mark.parametrize("epsilon", [0, 0.0, -1e-5, float("nan")])
 def test_epsilon(call, epsilon):

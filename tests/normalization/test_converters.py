@@ -423,6 +423,23 @@ def test_bad_settings_are_refused():
             converters.from_haiku(*haiku_layer(), **HAIKU | {"decay_rate": momentum})
     with pytest.raises(ValueError, match="must be > 0, got 0"):
         converters.from_torch(torch_state(), eps=0)
+    with pytest.raises(ValueError, match="must be > 0, got 0"):
+        converters.to_torch({}, some_stats(), epsilon=0)
+
+
+@pytest.mark.parametrize("count", [81, 1000, 3500])
+@pytest.mark.parametrize("decay", [0.999, 0.9999])
+def test_haikus_decay_is_rounded(decay, count):
+    """Haiku rounds it to the state's type and takes its power there: 1 - 0.999^1000 is off by 50
+    roundings."""
+    params, state = haiku_layer(count=count, decay=decay)
+    for key, value in some_stats(dtype=np.float32).items():
+        hidden = jnp.float32(value) * (1 - jnp.power(jnp.float32(decay), count))
+        state[f"{key}_ema"]["hidden"] = hidden.reshape(params["scale"].shape)
+    layer = converters.from_haiku(params, state, **HAIKU | {"decay_rate": decay})
+    assert layer.settings["decay"] == decay
+    with pytest.raises(ValueError, match="does not fit"):
+        converters.from_haiku(params, state, **HAIKU | {"decay_rate": decay - 1e-4})
 
 
 def test_a_haiku_state_that_does_not_fit_is_refused():

@@ -181,6 +181,14 @@ def test_scale_and_bias_may_be_absent(keys):
     assert_close(y, population, tolerances.output("float32"))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_moments_over_axes_counted_from_the_end(dtype):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6, 4)), dtype)
+    counted = bnjax.batch_moments(x, (-2, -3))
+    for one, other in zip(counted, bnjax.batch_moments(x, (0, 1)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_per_feature_axes_are_sorted():
     """axis=(3, 1) names the same features, of the same shape, as axis=(1, 3)."""
     rng = np.random.default_rng(0)
