@@ -114,7 +114,7 @@ CASES = {
         "other hosts of the same slice",
     ),
     "Slurm": (
-        machine(environ={"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"}),
+        machine(environ={"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "16"}),
         "error: The environment is that of 16 processes",
         "initialize_hosts()",
     ),
@@ -296,6 +296,15 @@ def test_each_pitfall_is_found_alone_with_its_remedy(case):
     assert remedy in finding.remedy
 
 
+def test_a_version_that_is_none_hides_no_other_finding():
+    versions = {"jax-cuda13-plugin": "local!", "jaxlib": "0.10.2"}
+    worst, *_, last = examine(
+        machine(GPU, versions=versions, environ={"OMPI_COMM_WORLD_SIZE": "2"})
+    )
+    assert "2 processes" in worst.what
+    assert "InvalidVersion" in last.what
+
+
 @pytest.mark.parametrize(
     "environ",
     [
@@ -314,9 +323,9 @@ def test_memory_that_is_kept_is_no_finding(environ):
 @pytest.mark.parametrize(
     "snapshot",
     [
-        machine(environ={"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"}, distributed=True),
-        machine(environ={"SLURM_NTASKS": "16"}),
-        machine(environ={"SLURM_JOB_ID": "7", "SLURM_NTASKS": "many"}),
+        machine(environ={"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "16"}, distributed=True),
+        machine(environ={"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"}),  # a batch script
+        machine(environ={"SLURM_STEP_NUM_TASKS": "many"}),
         machine(TPU, environ={"TPU_WORKER_HOSTNAMES": "localhost"}),
         machine(cores=2, quota=2.0),
         machine(devices=(Device("cpu"), Device("cpu"))),

@@ -101,7 +101,7 @@ def no_backend(monkeypatch):
 def test_no_backend_is_started_where_several_hosts_start_together(monkeypatch, no_backend):
     """Otherwise initializing would be impossible afterwards."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     seen = take_snapshot()
     assert seen.failure == "several hosts start theirs together"
     assert "AssertionError" not in report(seen)
@@ -119,6 +119,13 @@ def test_a_backend_that_never_starts_is_not_waited_for(monkeypatch):
         assert take_snapshot(patience=0.05).failure == "it did not start within 0.05 s"
     finally:
         end.set()
+
+
+def test_of_two_installations_the_first_on_the_path_counts(monkeypatch):
+    """As for `import`."""
+    both = [types.SimpleNamespace(metadata={"Name": "Jax"}, version=v) for v in ("0.10.2", "0.9.0")]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: both)
+    assert take_snapshot().versions == {"jax": "0.10.2"}
 
 
 def test_nothing_that_cannot_be_read_makes_it_fail(monkeypatch):

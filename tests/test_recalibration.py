@@ -253,9 +253,7 @@ def test_what_is_refused():
     batches = batches_of(8)
     with pytest.raises(ValueError, match="batches is empty"):
         recalibrate(model, variables, [], train=True)
-    with pytest.raises(
-        ValueError, match="no bnjax.linen.BatchNorm .*in training mode"
-    ):
+    with pytest.raises(ValueError, match=r"no bnjax.linen.BatchNorm .*in training mode"):
         recalibrate(model, variables, batches, train=False)
     with pytest.raises(ValueError, match=r"estimator must be one of .*'pooled', got 'exact'"):
         recalibrate(model, variables, batches, estimator="exact", train=True)

@@ -23,7 +23,9 @@ def _hosts(seen: Snapshot) -> Iterator[Finding]:
             "error",
             f"The environment is that of {host_count(seen.environ)} processes that work together, "
             "and jax.distributed is not initialized: each would train by itself, or wait for ever.",
-            "bnjax.training.parallel.initialize_hosts(), before anything else of JAX",
+            "bnjax.training.parallel.initialize_hosts(), before anything else of JAX; where "
+            "neither Slurm nor Cloud TPU says who is who, with coordinator, process_count and "
+            "process_index",
         )
 
 

@@ -21,14 +21,16 @@ def check() -> None:
 
 def examine(snapshot: Snapshot) -> list[Finding]:
     """What will bite on such a machine, the worst first; nothing is looked at again."""
-    found = [
-        finding
-        for rule in (*devices.RULES, *packages.RULES, *settings.RULES)
-        for finding in rule(snapshot)
-    ]
+    found: list[Finding] = []
+    unread = list(snapshot.unread)
+    for rule in (*devices.RULES, *packages.RULES, *settings.RULES):
+        try:
+            found += rule(snapshot)
+        except Exception as error:  # a version that is none, say: the other rules still hold
+            unread.append(f"{rule.__name__.strip('_')} ({type(error).__name__}: {error})")
     found += [
         Finding("note", f"Could not be read: {what}.", "none is needed; please report it")
-        for what in snapshot.unread
+        for what in unread
     ]
     return sorted(found, key=lambda finding: get_args(Severity).index(finding.severity))
 

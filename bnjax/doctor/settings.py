@@ -113,7 +113,9 @@ def _speed(seen: Snapshot) -> Iterator[Finding]:
 
 
 def _numbers(seen: Snapshot) -> Iterator[Finding]:
-    rounded = {"tpu": "bfloat16", "gpu": "TensorFloat-32"}.get(seen.backend or "")
+    rounded = {"tpu": "bfloat16", "gpu": "TensorFloat-32 (NVIDIA's, from Ampere on)"}.get(
+        seen.backend or ""
+    )
     if rounded and seen.settings.get("jax_default_matmul_precision") in (None, "default"):
         yield Finding(
             "note",

@@ -166,9 +166,8 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
 
 def host_count(environ: Mapping[str, str]) -> int:
     """Processes that the environment says work together: Slurm, Open MPI, Cloud TPU."""
-    counts = [1]
-    if "SLURM_JOB_ID" in environ:
-        counts.append(_integer(environ.get("SLURM_NTASKS")))
+    # Of Slurm a step's: a batch script and a shell in a job have the job's variables, too.
+    counts = [1, _integer(environ.get("SLURM_STEP_NUM_TASKS"))]
     counts.append(_integer(environ.get("OMPI_COMM_WORLD_SIZE")))
     slices = max(1, _integer(environ.get("MEGASCALE_NUM_SLICES")))
     workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
@@ -245,11 +244,11 @@ def _settings() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {
-        _normal(found.metadata["Name"]): found.version
-        for found in importlib.metadata.distributions()
-        if found.metadata["Name"]
-    }
+    versions: dict[str, str] = {}
+    for found in importlib.metadata.distributions():
+        if found.metadata["Name"]:  # the first on the path is the one that is imported
+            versions.setdefault(_normal(found.metadata["Name"]), found.version)
+    return versions
 
 
 def _normal(name: str) -> str:
