@@ -17,6 +17,7 @@ from bnjax.evidence.records import (
     read_metrics,
     read_record,
 )
+from bnjax.training.loop import Interrupted
 
 TOLERANCE = 0.01
 """Largest difference of a test accuracy where bitwise equality cannot be asked for."""
@@ -34,6 +35,8 @@ class Arguments:
     """A run's folder, for example experiments/mnist_lenet/results/mlp_bn-s0."""
     steps: int | None = None
     """Compare the first so many steps; all by default."""
+    data: str | None = None
+    """Data set, by default that of the record; needed for those of folder:PATH and tfds:PATH."""
     data_dir: Path | None = None
     """Where prepared data sets are; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
@@ -57,15 +60,28 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m experiments.verify")
     try:
         _take_devices_of(read_record(arguments.run))
-        verdict = verify(arguments.run, steps=arguments.steps, data_dir=arguments.data_dir)
+        verdict = verify(
+            arguments.run,
+            steps=arguments.steps,
+            data=arguments.data,
+            data_dir=arguments.data_dir,
+        )
+    except Interrupted as stop:
+        sys.exit(128 + stop.signum)
     except (RecordError, DataError, ValueError) as error:
         sys.exit(f"error: {error}")
     print("\n".join(verdict.lines))
     sys.exit(0 if verdict.agrees else 1)
 
 
-def verify(run: Path, *, steps: int | None = None, data_dir: Path | None = None) -> Verdict:
-    """Repeats a run and compares.
+def verify(
+    run: Path,
+    *,
+    steps: int | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+) -> Verdict:
+    """Repeats a run and compares; one that was resumed elsewhere is of several environments.
 
     Raises:
         RecordError: if the folder holds no finished run, or the data differs.
@@ -76,9 +92,14 @@ def verify(run: Path, *, steps: int | None = None, data_dir: Path | None = None)
     record = read_record(run)
     if not record["finished"]:
         raise RecordError(f"{run} is not finished: complete it first, with --resume.")
-    elsewhere = differences(_relevant(record["environment"]), _relevant(environment()))
+    here = _relevant(environment())
+    parts = (record["environment"], *record.get("resumed_under", ()))
+    lines = [line for part in parts for line in differences(_relevant(part), here)]
+    elsewhere = list(dict.fromkeys(lines))
     experiment = importlib.import_module(f"experiments.{record['experiment']}.runs")
-    entries, final = experiment.rerun(record, steps=steps, data_dir=data_dir)
+    entries, final = experiment.rerun(
+        record, steps=steps, data=data or record["data"]["name"], data_dir=data_dir
+    )
     stored = {entry["step"]: entry for entry in read_metrics(run)}
     pairs = [(stored[entry["step"]], entry) for entry in entries if entry["step"] in stored]
     what = f"{record['arm']}, seed {record['seed']}: {len(pairs)} evaluations to step "

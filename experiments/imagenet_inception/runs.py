@@ -163,13 +163,14 @@ def recorded_task(record: dict[str, Any]) -> Task:
 
 
 def rerun(
-    record: dict[str, Any], *, steps: int | None, data_dir: Path | None
+    record: dict[str, Any], *, steps: int | None, data: str, data_dir: Path | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Trains a recorded run again and writes nothing.
 
     Args:
         record: from `record.json`.
         steps: how many steps; all of them by default.
+        data: the data set's name, by which it is found.
         data_dir: where prepared data sets are.
 
     Returns:
@@ -178,8 +179,8 @@ def rerun(
     Raises:
         RecordError: if the data at hand is not that of the record.
     """
-    data = open_images(record["data"]["name"], data_dir=data_dir)
-    check_data(record, data.name, data.sha256)
+    images = open_images(data, data_dir=data_dir)
+    check_data(record, images.name, images.sha256)
     task = recorded_task(record)
     whole = True
     if steps is not None and steps < task.schedule.steps:
@@ -189,7 +190,7 @@ def rerun(
     entries: list[dict[str, Any]] = []
     log: Log = entries.append
     means = Means(DataParallel(record["parallel"], devices=devices))
-    outcome = train(task, data, means, log, description=run_name(task))
+    outcome = train(task, images, means, log, description=run_name(task))
     return json.loads(json.dumps(entries)), outcome.final if whole else None
 
 

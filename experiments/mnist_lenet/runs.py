@@ -153,13 +153,14 @@ def _identity(task: Task, member: Member, dataset: Dataset) -> dict[str, Any]:
 
 
 def rerun(
-    record: dict[str, Any], *, steps: int | None, data_dir: Path | None
+    record: dict[str, Any], *, steps: int | None, data: str, data_dir: Path | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Trains a recorded run again and writes nothing.
 
     Args:
         record: from `record.json`.
         steps: how many steps; all of them by default.
+        data: the data set's name, by which it is found.
         data_dir: where prepared data sets are.
 
     Returns:
@@ -169,7 +170,7 @@ def rerun(
         RecordError: if the data at hand is not that of the record.
     """
     task = task_of(record)
-    dataset = load_dataset(record["data"]["name"], data_dir=data_dir)
+    dataset = load_dataset(data, data_dir=data_dir)
     check_data(record, dataset.name, dataset.sha256)
     whole = True
     if steps is not None and steps < task.schedule.steps:

@@ -87,6 +87,17 @@ def test_another_environment_is_compared_within_a_tolerance(runs):
     assert "backend: stored 'tpu', given 'cpu'" in verdict.lines
 
 
+def test_a_run_resumed_elsewhere_is_compared_within_a_tolerance(runs):
+    run = runs / "mlp_bn-s1"
+    record = json.loads((run / "record.json").read_text())
+    other = record["environment"] | {"processor": "another"}
+    (run / "record.json").write_text(json.dumps(record | {"resumed_under": [other]}))
+    verdict = verify(run, steps=10)
+    assert (verdict.agrees, verdict.bitwise) == (True, False)
+    assert any(line.startswith("processor: stored 'another'") for line in verdict.lines)
+    (run / "record.json").write_text(json.dumps(record))
+
+
 def test_other_data_and_unfinished_runs_are_refused(runs, tmp_path):
     run = runs / "mlp_bn-s1"
     record = json.loads((run / "record.json").read_text())
@@ -97,6 +108,8 @@ def test_other_data_and_unfinished_runs_are_refused(runs, tmp_path):
         (tmp_path / "record.json").write_text(json.dumps({**record, **change}))
         with pytest.raises(RecordError, match=message):
             verify(tmp_path)
+    with pytest.raises(ValueError, match="got 'folder:moved'"):
+        verify(run, data="folder:moved")
     with pytest.raises(RecordError, match="no run"):
         verify(tmp_path / "absent")
     with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
