@@ -19,7 +19,7 @@ class Curve(NamedTuple):
         label: shown in the legend.
         color: of line and band.
         x: `[points]`.
-        y: `[runs, points]`.
+        y: `[runs, points]`; NaN where a run has no such point.
         dashed: whether the line is dashed.
     """
 
@@ -127,14 +127,19 @@ def by_learning_rate(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> N
         y = 100 * curve.y
         style = "--" if curve.dashed else "-"
         axes.plot(
-            curve.x, y.mean(axis=0), style, color=curve.color, label=curve.label, linewidth=1.5
+            curve.x,
+            np.nanmean(y, axis=0),
+            style,
+            color=curve.color,
+            label=curve.label,
+            linewidth=1.5,
         )
         for row in y:
             axes.plot(curve.x, row, "o", color=curve.color, markersize=3, alpha=0.6)
     axes.set_xscale("log")
     axes.set_ylim(100 * lowest, 100)
     axes.set_xlabel("learning rate")
-    cut = any(curve.y.min() < lowest for curve in curves)
+    cut = any((curve.y < lowest).any() for curve in curves)
     axes.set_ylabel("final test accuracy, %" + f" (from {100 * lowest:g})" * cut)
     axes.legend(frameon=False)
 

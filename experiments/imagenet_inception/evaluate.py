@@ -13,7 +13,13 @@ import tyro
 from bnjax.data import DataError
 from bnjax.data.crops import CENTRE
 from bnjax.data.image_data import ImageData, open_images
-from bnjax.evidence.records import RecordError, environment, read_record, require_commit
+from bnjax.evidence.records import (
+    RecordError,
+    differences,
+    environment,
+    read_record,
+    require_commit,
+)
 from bnjax.paths import local_path
 from bnjax.training.parallel import (
     DataParallel,
@@ -207,7 +213,22 @@ def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], Im
                     f"{path} is of {name} {other}, {arguments.runs[0]} of {first}: evaluate them "
                     "in two commands."
                 )
+    _check_seeds(list(arguments.runs), records)
     return records, runs, _open(arguments, records[0])
+
+
+def _check_seeds(paths: list[Path], records: list[dict[str, Any]]) -> None:
+    """That the runs of an arm differ by their seeds alone: they are averaged as one network's."""
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path, record in zip(paths, records, strict=True):
+        identity = {name: value for name, value in record["identity"].items() if name != "seed"}
+        other, expected = first.setdefault(record["arm"], (path, identity))
+        changed = differences(expected, identity)
+        if changed:
+            raise RecordError(
+                f"{path} is not {other} with another seed ({changed[0]}): evaluate them in two "
+                "commands."
+            )
 
 
 def _open(arguments: Arguments, record: dict[str, Any]) -> ImageData:

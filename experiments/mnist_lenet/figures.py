@@ -37,7 +37,7 @@ def draw(out: Path, to: Path | None = None) -> list[Path]:
 
     Returns the files. `figure1.png` and `figure1_lenet.png`: accuracy (a), and the input to the
     last hidden nonlinearity without (b) and with (c) normalization. `sweep.png`: accuracy by
-    learning rate.
+    learning rate, of the longest runs.
     """
     runs = load_runs(out)
     to = to or out
@@ -99,16 +99,21 @@ def _sweep(sweep: dict[str, list[Runs]], path: Path) -> Path:
     present = [pair for pair in PAIRS if set(pair) <= set(sweep)]
     figure, panels = new_figure([4.2] * len(present))
     for axes, pair in zip(panels, present, strict=True):
+        longest = max(int(group.steps[-1]) for arm in pair for group in sweep[arm])
         curves = [
-            Curve(
-                _LABELS[arm],
-                color,
-                np.array([group.learning_rate for group in sweep[arm]]),
-                np.array([group.accuracy[:, -1] for group in sweep[arm]]).T,
-                dashed=arm in ("mlp", "lenet"),
-            )
+            _by_rate(arm, color, groups)
             for arm, color in zip(pair, (PLAIN, NORMALIZED), strict=True)
+            if (groups := [group for group in sweep[arm] if group.steps[-1] == longest])
         ]
         by_learning_rate(axes, curves, lowest=0.9 if pair[0] == "mlp" else 0.96)
-        axes.set_title(f"after {sweep[pair[0]][0].steps[-1]:,} steps")
+        axes.set_title(f"after {longest:,} steps")
     return save(figure, path)
+
+
+def _by_rate(arm: str, color: str, groups: list[Runs]) -> Curve:
+    """NaN where a rate has fewer seeds than another."""
+    accuracy = np.full((max(len(group.seeds) for group in groups), len(groups)), np.nan)
+    for column, group in enumerate(groups):
+        accuracy[: len(group.seeds), column] = group.accuracy[:, -1]
+    rates = np.array([group.learning_rate for group in groups])
+    return Curve(_LABELS[arm], color, rates, accuracy, dashed=arm in ("mlp", "lenet"))

@@ -18,7 +18,7 @@ SETTLED = 1_000
 
 
 class Runs(NamedTuple):
-    """The finished runs of an arm at one learning rate.
+    """The finished runs of an arm at one learning rate, of one length.
 
     Attributes:
         arm: its name.
@@ -46,7 +46,7 @@ def load_runs(out: Path) -> dict[str, Runs]:
 
 
 def load_sweep(out: Path) -> dict[str, list[Runs]]:
-    """The finished runs of the sweep below `out`, by arm, in order of learning rate."""
+    """The finished runs of the sweep below `out`, by arm, in order of length and learning rate."""
     found = {arm: _collect((out / "sweep").glob(f"{arm}-lr*-s*")) for arm in ARMS}
     return {arm: groups for arm, groups in found.items() if groups}
 
@@ -90,9 +90,11 @@ def _collect(folders: Any) -> list[Runs]:
         record = read_record(folder)
         if record["finished"]:
             loaded.append((record, read_metrics(folder)))
-    loaded.sort(key=lambda pair: (pair[0]["learning_rate"], pair[0]["seed"]))
-    rates = sorted({record["learning_rate"] for record, _ in loaded})
-    return [_group([pair for pair in loaded if pair[0]["learning_rate"] == r]) for r in rates]
+    loaded.sort(key=lambda pair: pair[0]["seed"])
+    groups: dict[tuple[int, float], list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
+    for record, log in loaded:
+        groups.setdefault((log[-1]["step"], record["learning_rate"]), []).append((record, log))
+    return [_group(groups[key]) for key in sorted(groups)]
 
 
 def _group(loaded: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> Runs:

@@ -64,11 +64,15 @@ def sweep_table(summary: dict[str, Any]) -> str:
     if not sweep:
         return ""
     rates = sorted({entry["learning_rate"] for entries in sweep.values() for entry in entries})
-    heads = [f"{_NAMES[arm]} ({entries[0]['steps']:,} steps)" for arm, entries in sweep.items()]
+    columns = {  # runs of another length are not compared with
+        f"{_NAMES[arm]} ({steps:,} steps)": [entry for entry in entries if entry["steps"] == steps]
+        for arm, entries in sweep.items()
+        for steps in sorted({entry["steps"] for entry in entries})
+    }
     rows = []
     for rate in rates:
         cells = []
-        for entries in sweep.values():
+        for entries in columns.values():
             best = max(entry["final_accuracy"]["mean"] for entry in entries)
             cell = ""  # an arm may lack a rate
             for entry in entries:
@@ -77,4 +81,4 @@ def sweep_table(summary: dict[str, Any]) -> str:
                     cell = f"**{cell}**" if entry["final_accuracy"]["mean"] == best else cell
             cells.append(cell)
         rows.append([f"{rate:g}", *cells])
-    return table(["learning rate", *heads], rows, left=0)
+    return table(["learning rate", *columns], rows, left=0)

@@ -183,6 +183,17 @@ def test_the_sweep_shows_the_last_accuracies(drawn):
     assert panel.get_title() == "after 2,000 steps"
 
 
+def test_a_rate_with_fewer_seeds_is_shown_by_those_it_has(pair, tmp_path):
+    out = shutil.copytree(pair, tmp_path / "out")
+    shutil.rmtree(out / "sweep" / "mlp-lr1-s1")
+    panels = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", lambda figure, path: panels.append(figure.axes) or path)
+        draw(out, tmp_path)
+    plain = next(line for line in panels[-1][0].lines if line.get_label() == "without BN")
+    np.testing.assert_allclose(plain.get_ydata(), 100 * np.array([191, 180]) / EXAMPLES)
+
+
 def test_the_same_results_give_the_same_bytes(pair, tmp_path):
     """Red for a date or a version of the drawing's day in the file."""
     for name in ("first", "second"):

@@ -280,6 +280,7 @@ def edited(folder, **changes):
         (partial(edited, data__sha256="0" * 64), "is of data 0000.* evaluate them in two commands"),
         (partial(edited, identity__config__image_size=28), "is of image_size 28"),
         (partial(edited, identity__config__centre=0.5), "is of centre 0.5"),
+        (partial(edited, identity__config__width=0.5), "another seed .config.width.*two commands"),
     ],
 )
 def test_runs_that_do_not_fit(folders, tmp_path, damage, message):

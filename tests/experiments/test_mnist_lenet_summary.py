@@ -84,6 +84,16 @@ def test_the_tables(made):
     ]
 
 
+def test_runs_of_another_length_are_another_column(made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    for seed in (0, 1):
+        log = out / "sweep" / f"mlp-lr1-s{seed}" / "metrics.jsonl"
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    heads, _, *rows = sweep_table(summarize(out)).splitlines()
+    assert heads.count("3x100 sigmoid (") == 2
+    assert rows[1].startswith("| 1 | **25.00 ± 0.00** |  |")
+
+
 def test_an_arm_that_lacks_a_rate_leaves_its_cell_empty(made, tmp_path):
     out = shutil.copytree(made, tmp_path / "out")
     for seed in (0, 1):
