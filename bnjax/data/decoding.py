@@ -1,7 +1,7 @@
 """Encoded or plain images to uint8 RGB, and no more of them than a window needs.
 
-Of a JPEG file, Pillow decodes the rows down to the window's end, at a half, a quarter or an eighth
-of the size where the window stays as large as what is asked for.
+Of a JPEG file, Pillow decodes the rows down to the window's end; or all of it at a half, a quarter
+or an eighth of the size, where the window stays as large as what is asked for.
 
 - Colours: grayscale is repeated, CMYK, YCCK and palettes are converted, an alpha channel is
   dropped and what lies under it stands, as in TensorFlow and torchvision.

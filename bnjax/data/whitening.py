@@ -25,11 +25,13 @@ class Whitening(NamedTuple):
         mean: float32, the shape of one example.
         matrix: float32 `[features, components]`, features being the product of that shape.
         keeps_shape: whether outputs have the examples' shape (ZCA) or are `[n, components]`.
+        of_uint8: whether it was fitted on uint8, counted as intensities in [0, 1].
     """
 
     mean: np.ndarray
     matrix: np.ndarray
     keeps_shape: bool
+    of_uint8: bool
 
 
 def fit_whitening(
@@ -94,6 +96,7 @@ def fit_whitening(
         mean.reshape(examples.shape[1:]).astype(np.float32),
         np.ascontiguousarray(matrix, np.float32),
         keeps_shape=method == "zca",
+        of_uint8=examples.dtype == np.uint8,
     )
 
 
@@ -108,9 +111,16 @@ def apply_whitening(examples: np.ndarray, whitening: Whitening) -> np.ndarray:
         float32: of the shape of the examples for ZCA, `[n, components]` for PCA.
 
     Raises:
-        ValueError: if examples have another shape than those fitted on, or no float or uint8.
+        ValueError: if examples have another shape or kind than those fitted on, or no float or
+            uint8.
     """
     _check(examples)
+    if (examples.dtype == np.uint8) != whitening.of_uint8:
+        fitted = "uint8" if whitening.of_uint8 else "floats"
+        raise ValueError(
+            f"examples are {examples.dtype}, but the whitening was fitted on {fitted}: uint8 "
+            "counts as intensities in [0, 1]. Give the same kind, or fit another one."
+        )
     if examples.shape[1:] != whitening.mean.shape:
         raise ValueError(
             f"examples have shape {examples.shape[1:]}, but the whitening was fitted on "

@@ -186,6 +186,8 @@ def fit(
                 checkpoints.save(step, Progress(program.snapshot(state), sums))
             if signum:
                 raise Interrupted(step, signum)
+        if signum := first_signal(received[0] if received else 0):  # it came during the last save
+            raise Interrupted(step, signum)
     return state
 
 

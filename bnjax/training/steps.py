@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from bnjax.training.accumulation import Loss
+from bnjax.training.averaging import widened
 from bnjax.training.objectives import Metrics, Objective, classification_metrics
 from bnjax.training.state import TrainState
 from bnjax.training.updates import AxisName, step_keys, sum_over_devices, update
@@ -59,13 +60,15 @@ def make_train_step(
             total, (batch_stats, metrics) = loss(params, state.batch_stats, batch, *keys)
             if axis_name is not None:  # the count of all is not known yet
                 return total, (batch_stats, metrics)
-            return total / metrics.examples.astype(jnp.float32), (batch_stats, metrics)
+            count = jnp.maximum(metrics.examples, 1)  # none, under a mask: no gradient
+            return total / count.astype(jnp.float32), (batch_stats, metrics)
 
         gradient, (batch_stats, metrics) = jax.grad(mean, has_aux=True)(state.params)
         if axis_name is not None:
             gradient, metrics = sum_over_devices((gradient, metrics), axis_name)
+            count = jnp.maximum(metrics.examples, 1).astype(jnp.float32)
             gradient = jax.tree.map(
-                lambda total: total / metrics.examples.astype(total.dtype), gradient
+                lambda total: (widened(total) / count).astype(total.dtype), gradient
             )
         return update(state, tx, gradient, batch_stats, metrics)
 

@@ -16,7 +16,7 @@ from made_checkpoints import make_state as make_saved
 from small_runs import STEPS, batch_of, make_batches, make_state, make_step
 from tolerances import PARALLEL, assert_close
 
-from bnjax.training.parallel import DataParallel, HostsError, initialize_hosts
+from bnjax.training.parallel import DataParallel, HostsError, initialize_hosts, roll_call
 from bnjax.training.parallel.hosts import Meeting, find_meeting
 from bnjax.training.parallel.roll_call import call_roll
 
@@ -153,7 +153,10 @@ def test_a_process_that_does_not_come():
     assert "of 3 processes, [1] did not come to 127.0.0.1:" in said[0]
 
 
-def test_strangers_are_not_counted():
+@pytest.mark.parametrize("words", [b"GET / HTTP/1.1\r\n\r\n", b'{"hello": 1}\n', b""])
+def test_strangers_are_not_counted(words, monkeypatch):
+    """Nor waited for, if they say nothing and stay."""
+    monkeypatch.setattr(roll_call, "_PATIENCE_S", 0.2)
     address = f"127.0.0.1:{free_port()}"
     failed = []
 
@@ -173,8 +176,8 @@ def test_strangers_are_not_counted():
         except ConnectionRefusedError:
             continue
     with stranger:
-        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    call_roll(address, 2, 1, timeout_s=20)
+        stranger.sendall(words)
+        call_roll(address, 2, 1, timeout_s=10)
     thread.join()
     assert not failed
 

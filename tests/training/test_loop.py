@@ -149,6 +149,19 @@ def test_a_signal_saves_and_resuming_loses_nothing(number, when):
     assert first.dispatches + second.dispatches == whole.dispatches
 
 
+def test_a_signal_during_the_last_save_is_not_lost():
+    class Slow(Trace):
+        def save(self, step, progress):
+            super().save(step, progress)
+            if step == 53:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trace = Slow()
+    with pytest.raises(Interrupted, match="stopped at step 53 by SIGTERM"):
+        trace.fit(EVERY_TEN)
+    assert max(trace.saved) == 53
+
+
 def test_a_signal_without_checkpoints_stops_as_well():
     trace = Trace(send(signal.SIGINT, when=10))
     with pytest.raises(Interrupted):

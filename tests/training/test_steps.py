@@ -219,3 +219,24 @@ def test_any_optax_transformation_serves():
     state = TrainState(jnp.int32(0), params, {}, tx.init(params))
     state, _ = step(state, (zero, jnp.zeros(2, jnp.int32)))
     np.testing.assert_allclose(state.params["w"], [1.8, -3.6], rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis_name", [None, "devices"])
+def test_a_batch_of_which_nothing_counts_moves_nothing(axis_name):
+    """As on a host whose share is all padding; 0 / 0 would end the run as diverged."""
+
+    def apply(variables, x):
+        return x @ variables["params"]["w"], {}
+
+    def step(state, batch):
+        return make_train_step(apply, sgd(RATE), axis_name=axis_name)(state, batch)
+
+    params = {"w": jnp.ones((2, 3))}
+    state = TrainState(jnp.int32(0), params, {}, sgd(RATE).init(params))
+    batch = (jnp.ones((4, 2)), jnp.zeros(4, jnp.int32), jnp.zeros(4, bool))
+    if axis_name is not None:
+        step = jax.vmap(step, in_axes=(None, 0), axis_name=axis_name)
+        batch = jax.tree.map(lambda leaf: leaf[None], batch)
+    new, metrics = step(state, batch)
+    np.testing.assert_array_equal(new.params["w"].reshape(2, 3), params["w"])
+    assert metrics.examples.sum() == 0

@@ -11,6 +11,9 @@ import socket
 import time
 from typing import Any
 
+_PATIENCE_S = 5.0
+"""With one who connects and says nothing, such as a port scanner: others wait behind."""
+
 
 class HostsError(RuntimeError):
     """The processes of a run did not find each other, or do not agree."""
@@ -58,8 +61,8 @@ def _call(address: tuple[str, int], count: int, deadline: float, timeout_s: floa
                 )
                 break
             stack.enter_context(connection)
-            said = _read(connection, deadline)
-            if said is None:
+            said = _read(connection, min(deadline, time.monotonic() + _PATIENCE_S))
+            if said is None or not {"count", "index"} <= said.keys():
                 continue  # a stranger
             problem = _objection(said, count, come)
             come.setdefault(said["index"], connection)
