@@ -168,5 +168,5 @@ def test_examples_unlike_those_fitted():
         apply_whitening(vectors(features=5), fitted)
     with pytest.raises(ValueError, match=r"uint8 or floating, got bool"):
         apply_whitening(vectors() > 0, fitted)
-    with pytest.raises(ValueError, match="examples are uint8, but .* fitted on floats"):
+    with pytest.raises(ValueError, match=r"examples are uint8, but .* fitted on floats"):
         apply_whitening(np.zeros((3, 6), np.uint8), fitted)
