@@ -18,6 +18,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 from made_checkpoints import make_state as make_saved  # noqa: E402 - after the configuration
 from small_runs import STEPS, batch_of, make_batches, make_state, make_step  # noqa: E402
 
+from bnjax.data import DataError  # noqa: E402
 from bnjax.training.checkpoints import CheckpointError  # noqa: E402
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch  # noqa: E402
 from bnjax.training.loop import Interrupted, Program, Progress, Schedule, fit  # noqa: E402
@@ -93,12 +94,12 @@ def checkpoint(out, index):
     return {"step": step, "extra": extra, "values": values, "other config": other}
 
 
-def interrupt(out, index):
-    """Process 1 alone is told to stop, while it makes the inputs of the fourth step."""
+def end(out, index, act, kinds):
+    """Process 1 alone acts, while it makes the inputs of the fourth step."""
 
     def inputs(first, steps):
         if (index, first) == (1, 3):
-            os.kill(os.getpid(), signal.SIGTERM)
+            act()
         return first
 
     def one(state, first):
@@ -108,7 +109,7 @@ def interrupt(out, index):
     program = Program(one, lambda state: None, inputs, lambda state: state)
     progress = Progress({"step": np.int32(0)}, Metrics(np.float32(0), np.int32(0), np.int32(0)))
     schedule = Schedule(20, 1, 20, 20, 20, 0)
-    with HostCheckpoints(out / "stopped", config={}) as checkpoints:
+    with HostCheckpoints(out, config={}) as checkpoints:
         try:
             fit(
                 program,
@@ -118,14 +119,18 @@ def interrupt(out, index):
                 record=lambda *_: None,
                 checkpoints=checkpoints,
             )
-        except Interrupted as error:
+        except kinds as error:
             restored = checkpoints.restore(progress)
-            return {
-                "step": error.step,
-                "signal": error.signum,
-                "saved": int(restored.state.state["step"]),
-            }
-    raise AssertionError("not interrupted")
+            return {"said": str(error), "saved": int(restored.state.state["step"])}
+    raise AssertionError("not ended")
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def damaged():
+    raise DataError("record 7: truncated")
 
 
 def main():
@@ -144,7 +149,8 @@ def main():
     seen["fails"] = message((HostsError, OSError), lambda: all_succeed(lambda: open_data(index)))
     seen["succeeds"] = all_succeed(lambda: index)
     seen["checkpoint"] = checkpoint(out, index)
-    seen["interrupt"] = interrupt(out, index)
+    seen["interrupt"] = end(out / "stopped", index, terminate, Interrupted)
+    seen["damaged"] = end(out / "damaged", index, damaged, (DataError, HostsError))
     (out / f"{index}.json").write_text(json.dumps(seen))
 
 

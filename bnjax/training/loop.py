@@ -14,9 +14,13 @@ from tqdm import tqdm
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel.host_checkpoints import HostCheckpoints
-from bnjax.training.parallel.hosts import first_signal, is_first
+from bnjax.training.parallel.hosts import all_succeed, first_signal, is_first
 
 Tree = Any
+
+
+_FAILED = 1 << 16
+"""In a signal's place, and above all of them: a process has no inputs for the next dispatch."""
 
 
 class Interrupted(Exception):
@@ -136,16 +140,28 @@ def fit(
     Raises:
         Interrupted: after a signal.
         Diverged: or whatever else `program.check` raises.
+        DataError: or whatever else `program.inputs` raises, after a checkpoint; on the processes
+            where it did not, HostsError with its text.
     """
     schedule.check()
     state, sums = progress
     step = first_step
+    failed: Exception | None = None
 
     def dispatch() -> int:
         return min(schedule.steps_per_dispatch, schedule.steps - step)
 
     def next_inputs() -> Tree:
-        return program.inputs(step, dispatch()) if step < schedule.steps else None
+        """None after an error, which is raised when the dispatch under way is saved."""
+        nonlocal failed
+        try:
+            return program.inputs(step, dispatch()) if step < schedule.steps else None
+        except Exception as error:
+            failed = error
+
+    def fail() -> None:
+        if failed is not None:
+            raise failed
 
     bar = tqdm(
         total=schedule.steps * members,
@@ -162,6 +178,7 @@ def fit(
             record(0, sums, program.evaluate(state))
         started, seen = time.perf_counter(), 0
         inputs = next_inputs()
+        all_succeed(fail)
         while step < schedule.steps:
             steps = dispatch()
             state, new = program.train(state, inputs)
@@ -181,9 +198,12 @@ def fit(
                 sums = jax.tree.map(np.zeros_like, sums)
                 started += time.perf_counter() - paused
             due = schedule.checkpoint_every and step % schedule.checkpoint_every == 0
-            signum = first_signal(received[0] if received else 0)
+            told = received[0] if received else 0
+            signum = first_signal(told if failed is None else _FAILED)
             if checkpoints is not None and (due or signum or step == schedule.steps):
                 checkpoints.save(step, Progress(program.snapshot(state), sums))
+            if signum == _FAILED:
+                all_succeed(fail)
             if signum:
                 raise Interrupted(step, signum)
         if signum := first_signal(received[0] if received else 0):  # it came during the last save

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -94,9 +93,15 @@ def test_two_processes_restore_what_the_first_saved(seen):
 def test_a_signal_to_one_stops_both_after_the_same_step(seen):
     (first, second) = (each["interrupt"] for each in seen[1])
     assert first == second
-    assert first["signal"] == signal.SIGTERM
-    assert 3 <= first["step"] <= 4
-    assert first["saved"] == first["step"]
+    assert 3 <= first["saved"] <= 4
+    assert first["said"] == f"stopped at step {first['saved']} by SIGTERM"
+
+
+@pytest.mark.slow
+def test_an_error_in_the_inputs_of_one_ends_both_after_a_checkpoint(seen):
+    (first, second) = (each["damaged"] for each in seen[1])
+    assert first == {"said": "process 1: record 7: truncated", "saved": 3}
+    assert second == {"said": "record 7: truncated", "saved": 3}
 
 
 @pytest.mark.slow

@@ -46,6 +46,9 @@ class Trace:
         total = state["total"] + int(indices.sum())
         return {"step": step, "total": total}, Metrics(loss, count, 2 * count)
 
+    def inputs(self, first, steps):
+        return np.arange(first, first + steps)
+
     def record(self, step, sums, evaluation):
         self.entries.append((step, sums.loss.tolist(), sums.examples.tolist(), evaluation))
 
@@ -57,7 +60,7 @@ class Trace:
         program = Program(
             train=self.train,
             evaluate=lambda state: {"total": state["total"]},
-            inputs=lambda first, steps: np.arange(first, first + steps),
+            inputs=self.inputs,
             snapshot=dict,
         )
         return fit(
@@ -160,6 +163,23 @@ def test_a_signal_during_the_last_save_is_not_lost():
     with pytest.raises(Interrupted, match="stopped at step 53 by SIGTERM"):
         trace.fit(EVERY_TEN)
     assert max(trace.saved) == 53
+
+
+def test_an_error_in_the_inputs_is_raised_when_the_step_under_way_is_saved():
+    class Damaged(Trace):
+        def inputs(self, first, steps):
+            if first == 25:
+                raise OSError("record 7")
+            return np.arange(first, first + steps)
+
+    trace = Damaged()
+    with pytest.raises(OSError, match="record 7"):
+        trace.fit(EVERY_TEN)
+    assert sorted(trace.saved) == [15, 25]
+    early = Damaged()
+    with pytest.raises(OSError, match="record 7"):
+        early.fit(EVERY_TEN, start=trace.saved[25], first_step=25)
+    assert (early.saved, early.dispatches) == ({}, [])
 
 
 def test_a_signal_without_checkpoints_stops_as_well():
