@@ -126,6 +126,7 @@ def dry_run(
         raise ValueError(f"topology must name one or more, each once, got {tuple(topologies)}.")
     if per_chip is not None and per_chip < 1:
         raise ValueError(f"per_chip must be >= 1 or None, got {per_chip}.")
+    _classes(config.data)
     _ask_for_cpu_devices(topologies)
     found = [find_topology(name) for name in topologies]
     tasks = [
@@ -169,8 +170,7 @@ def compile_step(
         ValueError: for a batch that they cannot share.
         DoesNotFitError: if the compiler refuses it for want of memory.
     """
-    classes = FACTS[config.data].classes if config.data in FACTS else 10
-    program = training_program(config, arm, parallel, classes=classes)
+    program = training_program(config, arm, parallel, classes=_classes(config.data))
     scalars = (jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32))
     state = jax.eval_shape(program.init, *scalars)
     mesh = Mesh(np.array(parallel.devices), ("data",), axis_types=(AxisType.Auto,))
@@ -203,6 +203,17 @@ def _row(config: Config, arm: str, topology: Topology, parallel: DataParallel) -
         "least_time": None if time is None else time._asdict() | {"seconds": time.seconds},
     }
     return row | figures
+
+
+def _classes(data: str) -> int:
+    if data == "mnist5k":
+        return 10
+    if data not in FACTS:
+        raise ValueError(
+            f"data={data}: how many classes it has is not known without it. Give a named data set "
+            f"with as many: {', '.join(FACTS)}."
+        )
+    return FACTS[data].classes
 
 
 def _config(config: Config, devices: int, per_chip: int | None) -> Config:

@@ -161,6 +161,7 @@ def test_a_program_that_does_not_fit_is_a_row(monkeypatch):
             r"cpu:3: batch_size=32 cannot be split evenly over 3 devices.*--per-chip 32",
         ),
         (["--topology", "cpu:2", "--per-chip", "3"], "normalize_together=32 must be 2 or more"),
+        (["--topology", "cpu:2", "--data", "folder:photos"], "classes .* not known.*imagenet2012"),
         (["--topology", "cpu:2", "--out", "."], r"--out \. is a folder: give a file"),
         (["--topology", "cpu:2", "--out", "gs://b/dry.json"], "--out must be a local folder"),
     ],
