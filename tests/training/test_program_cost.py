@@ -90,7 +90,7 @@ class Refusing:
     def lower(self, *args):
         return self
 
-    def compile(self):
+    def compile(self, options):
         raise jax.errors.JaxRuntimeError(self.message)
 
 
@@ -129,7 +129,7 @@ class Compiled:
     def lower(self, *args):
         return self
 
-    def compile(self):
+    def compile(self, options):
         return self
 
     def as_text(self):
