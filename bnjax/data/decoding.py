@@ -12,7 +12,6 @@ or an eighth of the size, where the window stays as large as what is asked for.
 import io
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import Image as Pillow
@@ -24,9 +23,7 @@ from bnjax.data.crops import Window
 from bnjax.data.dataset import DataError
 from bnjax.data.examples import Image
 from bnjax.data.jpeg import keep_rows
-
-Interpolation = Literal["bilinear", "area", "nearest", "bicubic"]
-"""How an image is resized. All but "nearest" average over what an output pixel covers."""
+from bnjax.data.resizing import Interpolation, resize
 
 MOST_PIXELS = 1 << 26
 """Images with more are refused: a file of a few bytes can claim any size. ImageNet's largest has
@@ -34,12 +31,6 @@ below a third of it."""
 
 _JPEG = b"\xff\xd8"
 _FORMATS = {_JPEG: JpegImageFile, b"\x89P": PngImageFile}
-_FILTERS = {
-    "bilinear": Pillow.Resampling.BILINEAR,
-    "area": Pillow.Resampling.BOX,
-    "nearest": Pillow.Resampling.NEAREST,
-    "bicubic": Pillow.Resampling.BICUBIC,
-}
 
 
 class DamagedImageError(DataError):
@@ -75,8 +66,7 @@ class Picture:
     ) -> np.ndarray:
         """A window of the image, resized.
 
-        Pixel centres are at halves, and the filter's support grows with the scale: Pillow's rule,
-        by which a smaller image has no aliases. Pixels outside the window do not count.
+        As `resize` does it, with anti-aliasing. Pixels outside the window do not count.
 
         Args:
             window: within the image; a fraction of a pixel may be cut.
@@ -95,7 +85,7 @@ class Picture:
         pixels = pixels.crop((*hull[:2], min(hull[2], pixels.width), min(hull[3], pixels.height)))
         left, top, right, bottom = left - hull[0], top - hull[1], right - hull[0], bottom - hull[1]
         box = (left, top, min(right, pixels.width), min(bottom, pixels.height))
-        return np.asarray(pixels.resize(size, _FILTERS[interpolation], box=box))
+        return resize(pixels, box, size, interpolation)
 
 
 def open_image(image: Image) -> Picture:

@@ -22,6 +22,7 @@ from bnjax.version import __version__
 
 SCHEMA = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+_RESIZER = "cykooz-resizer"  # where it is installed, images are resized by it
 
 Json = Any
 
@@ -40,6 +41,7 @@ def environment() -> dict[str, Json]:
         "python": platform.python_version(),
         "versions": {
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            **_version_if_installed(_RESIZER),
             "bnjax": __version__,  # of the code that runs; another may be installed
         },
         "git": _git(),
@@ -50,6 +52,13 @@ def environment() -> dict[str, Json]:
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "xla_flags": re.sub(r"=/\S*", "=(path)", os.environ.get("XLA_FLAGS", "")),
     }
+
+
+def _version_if_installed(name: str) -> dict[str, str]:
+    try:
+        return {name: importlib.metadata.version(name)}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 def require_commit(out: Path, results: Path) -> None:

@@ -94,9 +94,9 @@ def compile_program(program: Lowerable, topology: Topology, *args: Tree) -> Prog
     return _read(compiled, topology, time.perf_counter() - begin)
 
 
-def _fast(topology: Topology) -> dict[str, int] | None:
+def _fast(topology: Topology) -> dict[str, str | bool] | None:
     """For CPUs, no optimized machine code: it changes no figure, and takes half of the time."""
-    return {"xla_backend_optimization_level": 0} if topology.chip.platform == "cpu" else None
+    return {"xla_backend_optimization_level": "0"} if topology.chip.platform == "cpu" else None
 
 
 def abstract(tree: Tree, sharding: jax.sharding.Sharding) -> Tree:

@@ -7,6 +7,7 @@ import pytest
 from made_images import encode, picture
 from PIL import Image
 
+from bnjax.data import resizing
 from bnjax.data.augmentation import (
     Augmentation,
     DamagedImageError,
@@ -105,8 +106,9 @@ def test_ten_crops_by_hand():
     assert views.shape == (10, 56, 56, 3)
 
 
-def test_144_crops_by_hand():
+def test_144_crops_by_hand(monkeypatch):
     """4 scales x 3 squares x (4 corners, centre, whole) x 2. Of 32 x 48 at 28: the first is 32."""
+    monkeypatch.setattr(resizing, "simd", None)  # Pillow's pixels, bit by bit
     image = picture(4, 32, 48)
     views = evaluation_views(image, 28, 144)
     assert views.shape == (144, 28, 28, 3)
