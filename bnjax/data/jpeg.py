@@ -10,8 +10,7 @@ def keep_rows(data: bytes, rows: int) -> bytes:
 
     A sequential file holds its blocks row by row, so that a decoder which is told of a lower
     frame reads the same pixels and stops; what follows in the file is never decoded. One row of
-    blocks more than asked for is kept, since the colours of a row are interpolated from those
-    below it.
+    colours more than asked for is kept, from which those above it are interpolated.
 
     Files for which this cannot be are returned as they are: progressive and arithmetic ones, those
     with a scan for each colour, and those without an end, so that whoever decodes them finds that
@@ -40,8 +39,7 @@ def keep_rows(data: bytes, rows: int) -> bytes:
     if components not in (1, 3, 4) or data[place + 4] != components:
         return data
     vertical = max(data[frame + 11 + 3 * index] & 0x0F for index in range(components))
-    block = 8 * vertical
-    height = block * (-(-rows // block) + 1)
+    height = rows + vertical
     if height >= int.from_bytes(data[frame + 5 : frame + 7], "big"):
         return data
     return data[: frame + 5] + height.to_bytes(2, "big") + data[frame + 7 :]

@@ -192,7 +192,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("rows", [1, 8, 16, 17, 30, 48, 70])
+@pytest.mark.parametrize("rows", [1, 2, 8, 15, 16, 17, 30, 31, 32, 48, 67, 70])
 def test_a_lower_frame_keeps_the_rows_bit_for_bit(options, rows):
     data = encoded(photo(), quality=90, **options)
     short = keep_rows(data, rows)
