@@ -158,6 +158,7 @@ def _open(data: bytes) -> ImageFile:
         file = kind(io.BytesIO(data))
     except Exception as error:
         raise _damaged(error) from error
+    file.decodermaxblock = len(data)  # read at once, not in pieces that are joined again
     if file.width * file.height > MOST_PIXELS:
         raise DamagedImageError(
             f"{file.width} x {file.height} pixels, more than {MOST_PIXELS} in all, "

@@ -1,6 +1,6 @@
 """A part of an image resized: by Pillow, and "bilinear" by cykooz_resizer where it is installed.
 
-Both compute in integers. The second does it with SIMD instructions, in a third of the time, and
+Both compute in integers. The second does it with SIMD instructions, several times faster, and
 gives the same bits on every processor; its pixels differ from Pillow's by rounding, one level of
 255 at most. So a run's record names its version.
 """
