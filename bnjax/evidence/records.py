@@ -4,6 +4,7 @@ A record names everything that its numbers depend on: configuration, versions, c
 data. It names no host and no path.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -11,7 +12,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bnjax.version import __version__
 
 SCHEMA = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-_RESIZER = "cykooz-resizer"  # where it is installed, images are resized by it
+_FOR_IMAGES = ("simplejpeg", "cykooz-resizer")  # in Pillow's stead, where they are installed
 
 Json = Any
 
@@ -41,7 +42,7 @@ def environment() -> dict[str, Json]:
         "python": platform.python_version(),
         "versions": {
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
-            **_version_if_installed(_RESIZER),
+            **_installed(_FOR_IMAGES),
             "bnjax": __version__,  # of the code that runs; another may be installed
         },
         "git": _git(),
@@ -54,11 +55,13 @@ def environment() -> dict[str, Json]:
     }
 
 
-def _version_if_installed(name: str) -> dict[str, str]:
-    try:
-        return {name: importlib.metadata.version(name)}
-    except importlib.metadata.PackageNotFoundError:
-        return {}
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are there."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def require_commit(out: Path, results: Path) -> None:
