@@ -36,6 +36,7 @@ MOST_PIXELS = 1 << 26
 below a third of it."""
 
 _JPEG = b"\xff\xd8"
+_COLOURS = ("Gray", "YCbCr", "RGB")  # CMYK becomes RGB in ways that differ
 _FORMATS = {_JPEG: JpegImageFile, b"\x89P": PngImageFile}
 
 
@@ -133,9 +134,11 @@ def _decode_rows(data: bytes, rows: int) -> Pixels:
     if simplejpeg is None:
         return _decode(kept)
     try:
-        return simplejpeg.decode_jpeg(kept, strict=kept is data)  # else it wants the cut rows
+        if simplejpeg.decode_jpeg_header(kept)[2] in _COLOURS:
+            return simplejpeg.decode_jpeg(kept, strict=kept is data)  # else it wants the cut rows
     except ValueError:
-        return _decode(kept)
+        pass
+    return _decode(kept)
 
 
 def _decode(data: bytes) -> Pillow.Image:

@@ -157,7 +157,9 @@ BREAK = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), BREAK.items(), ids=[change.__name__ for change in BREAK])
+@pytest.mark.parametrize(
+    ("change", "said"), BREAK.items(), ids=[change.__name__ for change in BREAK]
+)
 def test_what_is_not_whole_is_refused_before_anything_is_read(folder, change, said):
     change(folder)
     with pytest.raises(DataError, match=said):
