@@ -96,7 +96,7 @@ def test_decoded_pixels_are_pillows(monkeypatch, window, data):
 
 
 def test_it_is_what_decodes(monkeypatch):
-    """Files with a fault and CMYK are Pillow's; a decoder never asked would pass the other tests."""
+    """A decoder that is never asked would pass the other tests."""
     asked = []
 
     class Spy:
