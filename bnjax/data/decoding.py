@@ -65,7 +65,7 @@ class Picture:
             DamagedImageError: the file is damaged.
         """
         if isinstance(self.image, bytes):
-            return np.array(_decode(self.image))
+            return np.array(_decode_rows(self.image, self.height))
         return np.repeat(self.image, 3 // self.image.shape[-1], axis=-1)
 
     def resized(
@@ -118,10 +118,8 @@ def _decode_window(
     """What of the image holds the window, and how many of the image's pixels make one of it."""
     if not isinstance(picture.image, bytes):
         return picture.pixels(), 1.0
-    if not picture.image.startswith(_JPEG):
-        return _decode(picture.image), 1.0
     factor = min(window.width // least[0], window.height // least[1]) if least else 1
-    if factor < 2:
+    if factor < 2 or not picture.image.startswith(_JPEG):
         return _decode_rows(picture.image, math.ceil(window.edges[3])), 1.0
     file = _open(picture.image)
     drafted = file.draft(None, (int(picture.width // factor), int(picture.height // factor)))
@@ -129,9 +127,9 @@ def _decode_window(
 
 
 def _decode_rows(data: bytes, rows: int) -> Pixels:
-    """At least so many rows of a JPEG file. Where simplejpeg refuses, Pillow judges."""
+    """At least so many rows. Where simplejpeg refuses a JPEG file, Pillow judges."""
     kept = keep_rows(data, rows)
-    if simplejpeg is None:
+    if simplejpeg is None or not data.startswith(_JPEG):
         return _decode(kept)
     try:
         if simplejpeg.decode_jpeg_header(kept)[2] in _COLOURS:

@@ -95,6 +95,11 @@ def test_decoded_pixels_are_pillows(monkeypatch, window, data):
     np.testing.assert_array_equal(fast, slow)
 
 
+@pytest.mark.parametrize("data", JPEGS.values(), ids=JPEGS)
+def test_whole_images_are_pillows(monkeypatch, data):
+    np.testing.assert_array_equal(*by_both(monkeypatch, lambda: open_image(data).pixels()))
+
+
 def test_it_is_what_decodes(monkeypatch):
     """A decoder that is never asked would pass the other tests."""
     asked = []
