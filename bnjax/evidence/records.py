@@ -285,10 +285,13 @@ def _git() -> dict[str, Json] | None:
 
 
 def _processor() -> str:
+    """Name, family and model: virtual machines hide the first, and bits depend on the others."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        pass
-    return platform.machine()
+        return platform.machine()
+    lines = (line.partition(":") for line in first.splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in lines}
+    named = [facts.get("model name", platform.machine())]
+    named += [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    return ", ".join(named)

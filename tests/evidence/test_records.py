@@ -293,6 +293,28 @@ def test_the_environment_names_what_numbers_depend_on():
     assert json.loads(json.dumps(seen)) == seen
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "said"),
+    [
+        (
+            "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: A\n\nmodel\t: 9\n",
+            "A, cpu family 25, model 17",
+        ),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n", platform.machine()),
+    ],
+    ids=["x86", "arm"],
+)
+def test_processors_of_one_name_are_told_apart(monkeypatch, cpuinfo, said):
+    """A virtual machine's is called after its family alone, and rounds as its model does."""
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda path, **how: cpuinfo if str(path) == "/proc/cpuinfo" else read(path, **how),
+    )
+    assert environment()["processor"] == said
+
+
 def test_the_environment_names_no_host_user_or_path(monkeypatch):
     for name in ("HOSTNAME", "USER", "LOGNAME", "HOME"):
         monkeypatch.setenv(name, "/home/some-body")
