@@ -10,82 +10,25 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
+from made_layers import (
+    FEATURES,
+    HAIKU,
+    KEPT,
+    UPDATES,
+    flax_variables,
+    haiku_layer,
+    keras_weights,
+    notes,
+    some_batches,
+    some_stats,
+    torch_state,
+    updated,
+)
 from tolerances import EXACT, PARALLEL, assert_close
 
 import bnjax
 import bnjax.linen
 from bnjax.normalization import converters
-
-FEATURES, UPDATES = 4, 5
-KEPT = 0.8
-
-
-def some_batches(shape=(12, FEATURES), updates=UPDATES) -> list[np.ndarray]:
-    """Batches whose means and variances differ, few enough that m/(m-1) shows."""
-    rng = np.random.default_rng(3)
-    return [batch + (1 + batch / 2) * rng.normal(size=shape) for batch in range(updates)]
-
-
-def some_stats(shape=(FEATURES,), dtype=np.float64) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(8)
-    return {
-        "mean": rng.normal(size=shape).astype(dtype),
-        "var": rng.uniform(0.5, 2, shape).astype(dtype),
-    }
-
-
-def torch_state(count=7, dtype=np.float32) -> dict[str, np.ndarray]:
-    stats = some_stats(dtype=dtype)
-    return {
-        "weight": np.arange(1, 1 + FEATURES).astype(dtype),
-        "bias": np.arange(FEATURES).astype(dtype),
-        "running_mean": stats["mean"],
-        "running_var": stats["var"],
-        "num_batches_tracked": np.int64(count),
-    }
-
-
-def keras_weights() -> dict[str, np.ndarray]:
-    names = ("weight", "bias", "running_mean", "running_var")
-    arrays = torch_state()
-    return {
-        new: arrays[old]
-        for new, old in zip(("gamma", "beta", "moving_mean", "moving_variance"), names, strict=True)
-    }
-
-
-def flax_variables() -> dict:
-    arrays = torch_state()
-    return {
-        "params": {"scale": arrays["weight"], "bias": arrays["bias"]},
-        "batch_stats": {"mean": arrays["running_mean"], "var": arrays["running_var"]},
-    }
-
-
-def haiku_layer(count=3, decay=KEPT, shape=(1, 1, 1, FEATURES), dtype=np.float32):
-    """Parameters and state; the averages are some_stats, debiased."""
-    params = {"scale": np.full(shape, 2, dtype), "offset": np.full(shape, 3, dtype)}
-    state = {
-        f"{key}_ema": {
-            "average": value.reshape(shape),
-            "hidden": (value * (1 - decay**count)).reshape(shape).astype(dtype),
-            "counter": np.int32(count),
-        }
-        for key, value in some_stats(dtype=dtype).items()
-    }
-    return params, state
-
-
-HAIKU = {"create_scale": True, "create_offset": True, "decay_rate": KEPT}
-
-
-def updated(layer, batches):
-    """The statistics after training on by the converted settings."""
-    stats = layer.stats
-    for x in batches:
-        x = jnp.asarray(x, stats["mean"].dtype)
-        _, stats = bnjax.normalize_batch(x, layer.params, stats, **layer.settings)
-    return stats
 
 
 def seen(running_var) -> dict[str, list[np.ndarray]]:
@@ -238,35 +181,6 @@ def test_keras_arrays_in_the_order_of_get_weights():
         )
     with pytest.raises(ValueError, match=r"weights has 4 arrays, expected \['beta', 'moving_mean'"):
         converters.from_keras(weights, scale=False)
-
-
-@pytest.mark.parametrize(
-    ("shape", "axis", "features"),
-    [
-        ((1, FEATURES), None, (FEATURES,)),
-        ((1, FEATURES, 1, 1), None, (FEATURES,)),
-        ((1, 2, 1, 2), (0, 2), (2, 2)),
-        ((1, 2, 1, 2), (0,), (2, 1, 2)),
-        ((1, 4, 1), (0, -1), (4,)),
-    ],
-)
-def test_haiku_shapes(shape, axis, features):
-    params, state = haiku_layer(shape=shape)
-    layer = converters.from_haiku(params, state, **HAIKU, axis=axis)
-    for array in jax.tree.leaves(layer[:2]):
-        assert array.shape == features
-    assert f"arrays of shape {shape} have lost their axes of size one." in layer.notes
-
-
-def test_one_feature_keeps_its_axis():
-    ema = {"average": np.ones((1, 1)), "hidden": np.full((1, 1), 1 - KEPT), "counter": 1}
-    flags = HAIKU | {"create_scale": False, "create_offset": False}
-    layer = converters.from_haiku({}, {"mean_ema": ema, "var_ema": ema}, **flags)
-    assert layer.stats["mean"].shape == (1,)
-
-
-def notes(layer) -> str:
-    return "\n".join(layer.notes)
 
 
 def test_notes_say_what_changes():
@@ -425,51 +339,6 @@ def test_bad_settings_are_refused():
         converters.from_torch(torch_state(), eps=0)
     with pytest.raises(ValueError, match="must be > 0, got 0"):
         converters.to_torch({}, some_stats(), epsilon=0)
-
-
-@pytest.mark.parametrize("count", [81, 1000, 3500])
-@pytest.mark.parametrize("decay", [0.999, 0.9999])
-def test_haikus_decay_is_rounded(decay, count):
-    """Haiku rounds it to the state's type and takes its power there: 1 - 0.999^1000 is off by 50
-    roundings."""
-    params, state = haiku_layer(count=count, decay=decay)
-    for key, value in some_stats(dtype=np.float32).items():
-        hidden = jnp.float32(value) * (1 - jnp.power(jnp.float32(decay), count))
-        state[f"{key}_ema"]["hidden"] = hidden.reshape(params["scale"].shape)
-    layer = converters.from_haiku(params, state, **HAIKU | {"decay_rate": decay})
-    assert layer.settings["decay"] == decay
-    with pytest.raises(ValueError, match="does not fit"):
-        converters.from_haiku(params, state, **HAIKU | {"decay_rate": decay - 1e-4})
-
-
-def test_a_haiku_state_that_does_not_fit_is_refused():
-    """The state itself tells by which decay_rate it was made."""
-    params, state = haiku_layer(count=3, decay=0.9)
-    with pytest.raises(ValueError, match=r"decay_rate=0.8 does not fit mean_ema.*decay_rate\^3"):
-        converters.from_haiku(params, state, **HAIKU)
-    converters.from_haiku(params, state, **HAIKU | {"decay_rate": 0.9})
-    params, state = haiku_layer()
-    state["var_ema"]["counter"] = np.int32(4)
-    with pytest.raises(ValueError, match="counters differ: 3 in mean_ema, 4 in var_ema"):
-        converters.from_haiku(params, state, **HAIKU)
-    params, state = haiku_layer(shape=(1, 2, 1, 2))
-    with pytest.raises(ValueError, match=r"several axes of features: give `axis`"):
-        converters.from_haiku(params, state, **HAIKU)
-    with pytest.raises(ValueError, match=r"axis=\(0, 1\) must name axes of size 1"):
-        converters.from_haiku(params, state, **HAIKU, axis=(0, 1))
-
-
-def test_a_haiku_layer_that_saw_no_batch():
-    """Its zeros are forgotten by the first update."""
-    params, state = haiku_layer(count=0)
-    state = jax.tree.map(np.zeros_like, state)
-    layer = converters.from_haiku(params, state, **HAIKU)
-    assert "no batch was seen" in notes(layer)
-    x = some_batches()[1]
-    expected = reference.forward(x, None, None)
-    new = updated(layer, [x])
-    assert_close(new["mean"], expected.mean, PARALLEL)
-    assert_close(new["var"], expected.var, PARALLEL)
 
 
 @pytest.mark.parametrize("momentum", [0.25, None])
