@@ -316,7 +316,7 @@ def ended(parent, signum):
     raise AssertionError("the parent goes on")
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only /proc tells a zombie")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(signum, tmp_path):
     """Ctrl-C goes to the whole group, as from a terminal; SIGKILL to the parent alone."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from tolerances import EXACT
 
 from experiments.benchmarks import batch_norm, batch_norm_collectives, batch_norm_programs, memory
 from experiments.benchmarks.__main__ import main
@@ -125,7 +126,7 @@ def test_contestants_move_their_statistics_by_a_tenth(name):
     _, after = layer.apply(jnp.asarray(given.x, jnp.float32), layer.params, layer.state)
     means, variances = given.x.mean((0, 1, 2)), given.x.var((0, 1, 2))
     for old, new, value in zip(before, jax.tree.leaves(after), (means, variances), strict=True):
-        np.testing.assert_allclose(new, 0.9 * np.asarray(old) + 0.1 * value, rtol=1e-4)
+        np.testing.assert_allclose(new, 0.9 * np.asarray(old) + 0.1 * value, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("promotion")
@@ -152,7 +153,7 @@ def test_the_float64_truth_is_that_of_the_tests():
     truth = reference.forward(given.x, given.scale, given.bias)
     gradients = reference.backward(given.dy, given.x, given.scale)
     for actual, desired in zip((y, dx, dscale, dbias), (truth.y, *gradients), strict=True):
-        np.testing.assert_allclose(actual, desired, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(actual, desired, **EXACT)
 
 
 def test_errors_are_absolute_for_y_and_relative_for_gradients():
@@ -319,4 +320,4 @@ def assert_computes(result: Result, given: Given, *, relu: bool) -> None:
     gradients = reference.backward(dy, given.x, given.scale)
     y = np.maximum(truth.y, 0) if relu else truth.y
     for actual, desired in zip(result, (y, *gradients), strict=True):
-        np.testing.assert_allclose(actual, desired, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-5)

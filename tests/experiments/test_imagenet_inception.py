@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 from mnist_commands import assert_same_runs, content, flags
+from tolerances import PARALLEL
 
 from bnjax.data.image_data import open_images
 from bnjax.evidence.records import read_metrics, read_record
@@ -221,7 +222,7 @@ def test_all_ways_of_parallel_training_agree(data):
                 err_msg=how,
             )
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+            lambda a, b: np.testing.assert_allclose(a, b, **PARALLEL),
             expected.weights,
             actual.weights,
         )
@@ -233,7 +234,7 @@ def test_micro_batches_are_groups(data):
     _, grouped = outcome(data, replace(config, normalize_together=16))
     _, parts = outcome(data, replace(config, normalize_together=16, micro_batches=2))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+        lambda a, b: np.testing.assert_allclose(a, b, **PARALLEL),
         {key: grouped.weights[key] for key in ("params", "batch_stats")},
         {key: parts.weights[key] for key in ("params", "batch_stats")},
     )
