@@ -1,8 +1,8 @@
 """A part of an image resized: by Pillow, and "bilinear" by cykooz_resizer where it is installed.
 
-Both compute in integers. The second does it with SIMD instructions, several times faster, and
-gives the same bits on every processor; its pixels differ from Pillow's by rounding, one level of
-255 at most. So a run's record names its version.
+Both compute in integers. The second does it with SIMD instructions, faster and with the same bits
+as without them; its pixels differ from Pillow's by rounding, one level of 255 at most. So a run's
+record names its version.
 """
 
 import math

@@ -51,6 +51,18 @@ def test_it_is_what_resizes(monkeypatch):
     assert (fast != picture.resized(window, (20, 24))).any()
 
 
+def test_its_bits_do_not_depend_on_instructions(monkeypatch):
+    class Plain(resizing.simd.Resizer):
+        def __init__(self):
+            super().__init__()
+            self.cpu_extensions = resizing.simd.CpuExtensions.none
+
+    picture, window = open_image(photo()), WINDOWS["fractions"]
+    fast = picture.resized(window, (20, 24))
+    monkeypatch.setattr(resizing.simd, "Resizer", Plain)
+    np.testing.assert_array_equal(fast, picture.resized(window, (20, 24)))
+
+
 def test_many_threads_may_resize():
     pictures = [open_image(np.roll(photo(), shift, axis=1)) for shift in range(16)]
 
