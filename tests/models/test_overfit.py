@@ -1,5 +1,5 @@
 """Each network of the Inception family learns 64 digits by heart, and still knows them afterwards:
-with its own batch's moments, and with recalibrated statistics. One goes without normalization."""
+with its own batch's moments, and with recalibrated statistics."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,6 +41,12 @@ WITHOUT = make_optimizer(momentum_sgd(0.02), clip_norm=1.0)
 HEADS = (googlenet.AUXILIARY_WEIGHT,) * 2
 ARMS = {
     "googlenet": Arm(GoogLeNet(**SMALL, auxiliary_dropout=0.0), WITHOUT, HEADS, 1.15),
+    "googlenet_bn": Arm(
+        GoogLeNet(**SMALL, **NORM, local_response_norm=False, auxiliary_dropout=0.0),
+        WITH_NORM,
+        HEADS,
+    ),
+    "inception": Arm(BNInception(**SMALL), WITHOUT, gain=1.15),
     "bn_inception": Arm(BNInception(**SMALL, **NORM), WITH_NORM),
     "bn_inception_sigmoid": Arm(
         BNInception(**SMALL, **NORM, activation=nn.sigmoid), momentum_sgd(0.1)
