@@ -87,10 +87,10 @@ def documents() -> Iterator[tuple[Path, str]]:
     summary = imagenet_summary.summarize(IMAGENET / "results")
     yield IMAGENET / "results" / "summary.json", json.dumps(summary, indent=1) + "\n"
     imagenet = _imagenet_blocks(summary)
-    for name in ("wide", "inception_x5"):
+    for name in ("inception_x5", "wide", "wide/inception_x5", "wide/inception_x30"):
         summary = imagenet_summary.summarize(IMAGENET / "results" / name)
         yield IMAGENET / "results" / name / "summary.json", json.dumps(summary, indent=1) + "\n"
-        imagenet[f"imagenet_{name}"] = imagenet_table.arms_table(summary)
+        imagenet[f"imagenet_{name.replace('/', '_')}"] = imagenet_table.arms_table(summary)
     yield IMAGENET / "README.md", _filled(IMAGENET / "README.md", imagenet)
     speed = {
         f"{name}_benchmark": benchmark.table(_result(BENCHMARKS, name))
@@ -101,7 +101,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     }
     yield BENCHMARKS / "README.md", _filled(BENCHMARKS / "README.md", speed)
     short = {name: blocks[name] for name in ("mnist_arms", "mnist_differences")}
-    short["imagenet_arms"] = imagenet["imagenet_arms"]
+    short["imagenet_wide"] = imagenet["imagenet_wide"]
     yield ROOT / "README.md", _filled(ROOT / "README.md", short)
 
 
