@@ -27,7 +27,7 @@ ALLOWED = {
     "bnjax.version": set(),
     "bnjax.inference": {"bnjax.dataflow", "bnjax.linen", "bnjax.normalization"},
     "bnjax.recalibration": {"bnjax.linen", "bnjax.normalization"},
-    "bnjax.models": {"bnjax.models", "bnjax.linen"},
+    "bnjax.models": {"bnjax.models", "bnjax.linen", "bnjax.normalization"},
     "bnjax.data": {"bnjax.data", "bnjax.paths"},
     "bnjax.doctor": {"bnjax.doctor"},
     "bnjax.training": {"bnjax.training", "bnjax.evidence.records", "bnjax.paths", "bnjax.version"},

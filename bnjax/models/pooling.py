@@ -2,7 +2,8 @@
 
 XLA's windows are slow on CPUs: it visits each value of each window, and finds the place of a
 maximum again in the backward pass, with the coordinates of all values in memory. There, windows
-that overlap are combinations of shifted slices.
+that overlap are combinations of shifted slices, apart from what surrounds them: each slice would
+compute again what it is of.
 """
 
 import math
@@ -14,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from bnjax.normalization.apart import apart
 
 Window = tuple[int, int]
 Borders = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
@@ -83,12 +86,16 @@ def _overlap(window: Window, strides: Window) -> bool:
 
 def _borders(
     x: jax.Array, window: Window, strides: Window, padding: Borders
-) -> list[tuple[int, int]]:
+) -> tuple[tuple[int, int], ...]:
     if isinstance(padding, str):
-        return lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
-    return list(padding)
+        padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+    return tuple((before, after) for before, after in padding)
 
 
+_of_windows = partial(apart, static_argnames=("window", "strides", "borders"))
+
+
+@_of_windows
 def _max_of_slices(
     x: jax.Array, window: Window, strides: Window, borders: Sequence[tuple[int, int]]
 ) -> jax.Array:
@@ -104,6 +111,7 @@ def _max_of_slices(
     return lax.select_n(place.astype(jnp.int32), *shifted)
 
 
+@_of_windows
 def _sum_of_slices(
     x: jax.Array, window: Window, strides: Window, borders: Sequence[tuple[int, int]]
 ) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from bnjax.normalization.apart import apart
 from bnjax.normalization.moments import Moments, batch_moments, precision
 from bnjax.normalization.sums import pair_of_sums
 
@@ -175,48 +176,59 @@ def _forward(
 def _backward(
     transform: Transform, residuals: _Residuals, cotangents: tuple[jax.Array, Moments]
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, None]:
+    """The gradients of x, scale and bias; the mask has none.
+
+    Statistics carry no gradient: the moments' cotangents are dropped.
+    """
+    gradients = lax.platform_dependent(
+        residuals,
+        cotangents[0],
+        cpu=partial(_gradients_on_cpu, transform=transform, on_cpu=True),
+        default=partial(_gradients, transform=transform),
+    )
+    return *gradients, None
+
+
+class _Features(NamedTuple):
+    """What `_before_activation` knows of each feature."""
+
+    minus_mean: jax.Array
+    factor: jax.Array
+    shift: jax.Array
+
+
+def _gradients(
+    residuals: _Residuals, dy: jax.Array, *, transform: Transform, on_cpu: bool = False
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Dx = scale rstd (dz - (sum dz + xhat sum dz xhat) / m), the sums being dbias and dscale.
 
-    Here z is the activation's input. Statistics carry no gradient: the moments' cotangents are
-    dropped.
+    Here z is the activation's input. A CPU is faster at reading dz again; a GPU's memory is saved
+    a pass by computing it again, behind a barrier, so that it is not written out for both.
     """
     x, scale, bias, mask, minus_mean, rstd, size = residuals
     axes = transform.axes
     dtype = rstd.dtype
     factor = rstd if scale is None else rstd * scale.astype(dtype)
     shift = jnp.zeros_like(factor) if bias is None else bias.astype(dtype)
-    features = [minus_mean, factor, shift]
-    dy = cotangents[0]
+    features = _Features(minus_mean, factor, shift)
     masked_x = (x,) if mask is None else (x, mask)
-
-    def over(feature: jax.Array) -> jax.Array:
-        return jnp.expand_dims(feature, axes)
-
-    def centre(minus_mean: jax.Array, x: jax.Array, *mask: jax.Array) -> jax.Array:
-        centred = x.astype(dtype) + over(minus_mean)
-        return jnp.where(mask[0] | jnp.isfinite(x), centred, 0) if mask else centred
-
-    def before_activation(minus_mean: jax.Array, factor: jax.Array, shift: jax.Array) -> jax.Array:
-        """The gradient with respect to the activation's input."""
-        if transform.activation is None:
-            return dy
-        z = centre(minus_mean, *masked_x) * over(factor)
-        if transform.activation == "relu":
-            return jnp.where(z > over(-shift), dy.astype(dtype), 0)
-        y = jax.nn.sigmoid(z + over(shift))
-        return dy.astype(dtype) * (y * (1 - y))
+    before_activation = partial(
+        _before_activation_on_cpu if on_cpu else _before_activation, transform=transform
+    )
 
     def terms(dz: jax.Array, *masked_x: jax.Array) -> tuple[jax.Array, jax.Array]:
         dz = dz.astype(dtype)
-        return dz, dz * centre(minus_mean, *masked_x)
+        return dz, dz * _centre(minus_mean, *masked_x, axes=axes)
 
-    dz = before_activation(*features)
+    dz = before_activation(dy, features, *masked_x) if transform.activation else dy
     dbias, dscale = pair_of_sums(terms, (dz, *masked_x), axes)
-    if transform.activation is not None:
-        *features, dbias, dscale = _computed_anew(*features, dbias, dscale)
-        dz = before_activation(*features)
+    if transform.activation and not on_cpu:
+        values = _varying_alike((*features, dbias, dscale))  # as the barrier types them
+        *anew, dbias, dscale = lax.optimization_barrier(values)
+        features = _Features(*anew)
+        dz = before_activation(dy, features, *masked_x)
     dz = dz.astype(dtype)
-    centred = centre(features[0], *masked_x)
+    centred = _centre(features.minus_mean, *masked_x, axes=axes)
     sums = [dbias, dscale * rstd]
     if mask is not None:
         dz = jnp.where(mask | jnp.isfinite(x), dz, 0)  # elsewhere z is `bias`, whatever x
@@ -225,11 +237,11 @@ def _backward(
     shared = _across(local, transform)
 
     count = jnp.maximum(size, 1)
-    slope = over(shared[1] * rstd / count)
-    correction = over(shared[0 if mask is None else 2] / count) + centred * slope
+    slope = jnp.expand_dims(shared[1] * rstd / count, axes)
+    correction = jnp.expand_dims(shared[0 if mask is None else 2] / count, axes) + centred * slope
     if mask is not None:
         correction = jnp.where(mask, correction, 0)
-    dx = (dz - correction) * over(factor)
+    dx = (dz - correction) * jnp.expand_dims(features.factor, axes)
 
     def gradient(row: int, parameter: jax.Array | None) -> jax.Array | None:
         if parameter is None:
@@ -242,20 +254,36 @@ def _backward(
         return total.astype(parameter.dtype)
 
     dx = _sum_over(_missing_axes(x, dx), dx)
-    return dx.astype(x.dtype), gradient(1, scale), gradient(0, bias), None
+    return dx.astype(x.dtype), gradient(1, scale), gradient(0, bias)
 
 
-def _computed_anew(*values: jax.Array) -> tuple[jax.Array, ...]:
-    """The values, behind a barrier: what is computed from them again is not written out for both.
+_gradients_on_cpu = apart(_gradients, static_argnames=("transform", "on_cpu"))
 
-    A GPU's memory is saved a pass by that; XLA's CPU backend fuses worse for it.
-    """
 
-    def barrier(*values: jax.Array) -> tuple[jax.Array, ...]:
-        return lax.optimization_barrier(values)
+def _before_activation(
+    dy: jax.Array, features: _Features, *masked_x: jax.Array, transform: Transform
+) -> jax.Array:
+    """The gradient with respect to the activation's input."""
 
-    values = _varying_alike(values)  # as the barrier types them
-    return lax.platform_dependent(*values, cpu=lambda *values: values, default=barrier)
+    def over(feature: jax.Array) -> jax.Array:
+        return jnp.expand_dims(feature, transform.axes)
+
+    minus_mean, factor, shift = features
+    z = _centre(minus_mean, *masked_x, axes=transform.axes) * over(factor)
+    if transform.activation == "relu":
+        return jnp.where(z > over(-shift), dy, 0)
+    y = jax.nn.sigmoid(z + over(shift))
+    return dy.astype(y.dtype) * (y * (1 - y))
+
+
+_before_activation_on_cpu = apart(_before_activation, static_argnames=("transform",))
+
+
+def _centre(
+    minus_mean: jax.Array, x: jax.Array, *mask: jax.Array, axes: tuple[int, ...]
+) -> jax.Array:
+    centred = x.astype(minus_mean.dtype) + jnp.expand_dims(minus_mean, axes)
+    return jnp.where(mask[0] | jnp.isfinite(x), centred, 0) if mask else centred
 
 
 def _across(values: jax.Array, transform: Transform) -> jax.Array:
