@@ -38,7 +38,9 @@ def max_pool(x: jax.Array, window: Window, strides: Window, padding: Borders) ->
     if not _overlap(window, strides):
         return of_windows(x)
     borders = _borders(x, window, strides, padding)
-    of_slices = partial(_max_of_slices, window=window, strides=strides, borders=borders)
+    of_slices = partial(
+        _max_of_slices, window=tuple(window), strides=tuple(strides), borders=borders
+    )
     return lax.platform_dependent(x, cpu=of_slices, default=of_windows)
 
 
@@ -76,7 +78,9 @@ def _sum_pool(x: jax.Array, window: Window, strides: Window, padding: Borders) -
     if not _overlap(window, strides):
         return of_windows(x)
     borders = _borders(x, window, strides, padding)
-    of_slices = partial(_sum_of_slices, window=window, strides=strides, borders=borders)
+    of_slices = partial(
+        _sum_of_slices, window=tuple(window), strides=tuple(strides), borders=borders
+    )
     return lax.platform_dependent(x, cpu=of_slices, default=of_windows)
 
 
