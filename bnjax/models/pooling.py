@@ -96,10 +96,10 @@ def _borders(
     return tuple((before, after) for before, after in padding)
 
 
-_of_windows = partial(apart, static_argnames=("window", "strides", "borders"))
+_windows_apart = partial(apart, static_argnames=("window", "strides", "borders"))
 
 
-@_of_windows
+@_windows_apart
 def _max_of_slices(
     x: jax.Array, window: Window, strides: Window, borders: Sequence[tuple[int, int]]
 ) -> jax.Array:
@@ -115,7 +115,7 @@ def _max_of_slices(
     return lax.select_n(place.astype(jnp.int32), *shifted)
 
 
-@_of_windows
+@_windows_apart
 def _sum_of_slices(
     x: jax.Array, window: Window, strides: Window, borders: Sequence[tuple[int, int]]
 ) -> jax.Array:
