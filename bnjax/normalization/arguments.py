@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from bnjax.normalization.fused import Activation
 from bnjax.normalization.groups import Groups
 from bnjax.normalization.moments import batch_size
+from bnjax.normalization.versions import varying_axes
 
 Params = dict[str, jax.Array]
 """`scale` and `bias`, each of the features' shape; either may be absent."""
@@ -76,7 +77,7 @@ def check_values(
 
 def check_index_groups(x: jax.Array, groups: Groups) -> None:
     """Raises ValueError where JAX cannot divide a mapped axis into groups of devices."""
-    if groups.axis_index_groups is not None and jax.typeof(x).manual_axis_type.varying:
+    if groups.axis_index_groups is not None and varying_axes(x):
         raise ValueError(
             f"groups of devices {groups.axis_index_groups} along {groups.axis_name!r} (from "
             "axis_index_groups, or batch=k of several devices) are unknown to shard_map with "

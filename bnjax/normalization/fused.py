@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from bnjax.normalization.apart import apart
 from bnjax.normalization.moments import Moments, batch_moments, precision
 from bnjax.normalization.sums import pair_of_sums
+from bnjax.normalization.versions import as_varying, varying_axes
 
 Activation = Literal["relu", "sigmoid"]
 
@@ -298,22 +299,13 @@ def _missing_axes(primal: jax.Array, cotangent: jax.Array) -> frozenset[str]:
     The types must agree, hence the cotangent is summed over them. Elsewhere (`pmap`, `vmap`) there
     are none: each device returns its own share and the caller sums, as for every parameter.
     """
-    return _varying(cotangent) - _varying(primal)
+    return varying_axes(cotangent) - varying_axes(primal)
 
 
 def _varying_alike(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """Typed by `shard_map` as varying over the mesh axes over which any of them varies."""
-    names = frozenset[str]().union(*map(_varying, values))
-
-    def typed(value: jax.Array) -> jax.Array:
-        missing = tuple(sorted(names - _varying(value)))
-        return lax.pcast(value, missing, to="varying") if missing else value
-
-    return tuple(map(typed, values))
-
-
-def _varying(value: jax.Array) -> frozenset[str]:
-    return jax.typeof(value).manual_axis_type.varying
+    names = frozenset[str]().union(*map(varying_axes, values))
+    return tuple(as_varying(value, names) for value in values)
 
 
 def _sum_over(names: frozenset[str], value: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bnjax.normalization.sums import pair_of_sums, slices_of
+from bnjax.normalization.versions import gather_invariant, varying_axes
 
 
 class Moments(NamedTuple):
@@ -187,9 +188,9 @@ def from_all_devices(
 ) -> jax.Array:
     """The arrays of all devices that share a batch, on a leading axis."""
     names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
-    # Where `shard_map` types what varies, these must not: every device has them all.
-    to = "invarying" if jax.typeof(values).manual_axis_type.varying else "varying"
-    return lax.all_gather(values, names, axis_index_groups=axis_index_groups, to=to)
+    if axis_index_groups is None and varying_axes(values):
+        return gather_invariant(values, names)  # every device has them all, and the types say so
+    return lax.all_gather(values, names, axis_index_groups=axis_index_groups)
 
 
 def unbiased(var: jax.Array, size: jax.Array) -> jax.Array:
