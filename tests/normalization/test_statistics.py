@@ -7,7 +7,7 @@ import pytest
 import reference
 import tolerances
 from cases import train
-from tolerances import assert_close
+from tolerances import assert_close, assert_trees_close
 
 import bnjax
 
@@ -172,8 +172,9 @@ def test_update_stats_is_what_normalize_batch_does():
     y, new = train(x, params, stats, averaging="cumulative")
     z, moments = bnjax.batch_transform(x, params)
     parts = bnjax.update_stats(stats, moments, averaging="cumulative")
-    np.testing.assert_array_equal(y, z)
-    jax.tree.map(np.testing.assert_array_equal, new, parts)
+    # In one program or in several: XLA may round otherwise.
+    assert_close(y, z, tolerances.output("float32"))
+    assert_trees_close(new, parts, tolerances.variance())
 
 
 def test_initial_values():
