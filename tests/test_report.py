@@ -2,10 +2,14 @@
 
 import re
 from pathlib import Path
+from unittest.mock import patch
 
+import matplotlib
+import numpy as np
 import pytest
 
-from bnjax.evidence.report import fill
+from bnjax.evidence.figures import Curve, learning_curves, new_figure, save
+from bnjax.evidence.report import fill, same_picture
 from experiments.report import drift
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +29,24 @@ def test_fill_refuses_missing_or_double_markers():
     for text in ("", pair + pair):
         with pytest.raises(ValueError, match="one pair of the markers"):
             fill(text, {"x": "new"})
+
+
+def curve(path, y=(0.1, 0.5), label="BN", color="#0072b2", version=matplotlib.__version__):
+    """A figure as this version of matplotlib draws it, by the name of another."""
+    figure, (axes,) = new_figure((3,))
+    curves = [Curve(label, color, np.arange(2), np.asarray([y]))]
+    learning_curves(axes, curves, lowest=0)
+    with patch.object(matplotlib, "__version__", version):
+        return save(figure, path)
+
+
+@pytest.mark.parametrize("version", [matplotlib.__version__, "0.0"])
+@pytest.mark.parametrize("change", [{"y": (0.1, 0.51)}, {"label": "none"}, {"color": "#d55e00"}])
+def test_pictures_are_told_apart(tmp_path, version, change):
+    """Red across versions for a mean difference of pixels below one level."""
+    committed = curve(tmp_path / "committed.png")
+    assert same_picture(curve(tmp_path / "same.png", version=version), committed)
+    assert not same_picture(curve(tmp_path / "other.png", version=version, **change), committed)
 
 
 def test_readme_links_lead_somewhere():

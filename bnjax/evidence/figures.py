@@ -1,12 +1,15 @@
 """Results to figures; nothing else draws. No pyplot: no global state, no display needed."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 PLAIN, NORMALIZED = "#d55e00", "#0072b2"  # Okabe & Ito: told apart by colour-blind readers
@@ -154,9 +157,35 @@ def new_figure(columns: Sequence[float], *, height: float = 3.2) -> tuple[Figure
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG that depends on the figure and on matplotlib, whose version it names."""
-    figure.savefig(path, dpi=160, metadata={"Software": f"matplotlib {matplotlib.__version__}"})
+    """Writes a PNG that depends on the figure and on matplotlib, whose version it names.
+
+    It also holds a digest of the data and words that are drawn, which all versions share.
+    """
+    software = f"matplotlib {matplotlib.__version__}"
+    figure.savefig(path, dpi=160, metadata={"Software": software, "Source": _digest(figure)})
     return path
+
+
+def _digest(figure: Figure) -> str:
+    """SHA-256 of what the figure shows, without how: lines, bands, labels and limits."""
+    shown: list[Any] = []
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        shown += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
+        shown += [text.get_text() for text in legend.get_texts()] if legend else []
+        shown += [_rounded(axes.get_xlim()), _rounded(axes.get_ylim())]
+        for line in axes.lines:
+            shown += [to_hex(line.get_color()), line.get_linestyle(), _rounded(line.get_xydata())]
+        for band in axes.collections:  # versions differ in where its outline starts
+            corners = np.concatenate([path.vertices for path in band.get_paths()])
+            shown += [to_hex(band.get_facecolor()[0]), sorted(set(map(tuple, _rounded(corners))))]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def _rounded(values: Any) -> Any:
+    """Nested lists, to seven digits."""
+    array = np.asarray(values, np.float64)
+    return np.vectorize(lambda value: float(f"{value:.7g}"))(array).tolist() if array.size else []
 
 
 def _steps_axis(axes: Axes) -> None:
