@@ -3,7 +3,9 @@
 folded = fold(model, variables, images, train=False)
 logits = folded.apply(folded.variables, images, train=False)
 data = export(folded.apply, folded.variables, images, train=False)
-logits = jax.export.deserialize(bytearray(data)).call(images)     # needs no code but JAX's
+
+import jax.export  # what follows needs no code but JAX's
+logits = jax.export.deserialize(bytearray(data)).call(images)
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 

@@ -1,5 +1,7 @@
 """The NNX module under jit, grad, vmap, pmap, scan, remat and eval_shape, and with an optimizer."""
 
+from functools import partial
+
 import flax.errors
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from nnx_views import view
 from tolerances import PARALLEL, assert_close
 
 from bnjax.nnx import BatchNorm
@@ -176,7 +179,7 @@ def test_remat_moves_the_statistics_once():
     x = inputs((16, 5))[0]
     plain, remat = (BatchNorm(5, averaging="cumulative", rngs=nnx.Rngs(0)) for _ in range(2))
 
-    @nnx.jit(static_argnums=2)
+    @partial(nnx.jit, static_argnums=2)
     def gradient(layer, x, transform):
         call = transform(lambda layer, x: layer(x))
         return nnx.grad(lambda layer: jnp.sum(weights(x) * call(layer, x) ** 2))(layer)
@@ -197,7 +200,7 @@ def test_eval_shape():
     abstract = nnx.eval_shape(lambda: Net(rngs=nnx.Rngs(0)))
     ys = [
         nnx.eval_shape(lambda layer, x: layer(x), layer, x),
-        nnx.eval_shape(nnx.view(layer, update_statistics=False), x),
+        nnx.eval_shape(view(layer, update_statistics=False), x),
         nnx.eval_shape(lambda x: BatchNorm(5, rngs=nnx.Rngs(0))(x), x),
     ]
     assert {(y.shape, y.dtype) for y in ys} == {((16, 5), jnp.dtype("float32"))}

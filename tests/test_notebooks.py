@@ -1,6 +1,8 @@
 """Notebooks run from top to bottom in a fresh kernel, and are committed as they ran.
 
-`python tests/test_notebooks.py` runs them again and writes their outputs into the files.
+`python tests/test_notebooks.py` runs them again and writes their outputs into the files, and the
+set-up cell, which is one for all of them. What that cell installs: tests/test_set_up.py; on
+Colab's versions: tests/colab.
 """
 
 import base64
@@ -8,10 +10,8 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
-from importlib import metadata
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -19,7 +19,10 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SET_UP = ROOT / "notebooks" / "set_up_cell.py"
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 REMEDY = "run `python tests/test_notebooks.py` to write the outputs anew"
 LIMIT = 400_000  # bytes a file
 LESS = {"BNJAX_ARMS": "bn_x5 bn_x30", "BNJAX_STEPS": "20"}
@@ -28,9 +31,23 @@ LESS = {"BNJAX_ARMS": "bn_x5 bn_x30", "BNJAX_STEPS": "20"}
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
+def badge(path):
+    """The link that opens a notebook on Colab."""
+    colab = "https://colab.research.google.com"
+    place = REPOSITORY.removeprefix("https://github.com/")
+    page = f"{colab}/github/{place}/blob/main/{path.relative_to(ROOT).as_posix()}"
+    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({page})"
+
+
 def run(path, folder, **environ):
-    """The notebook after a run in a fresh kernel, on CPU, without network, in an empty folder."""
-    notebook = nbformat.read(path, as_version=4)
+    """The notebook after a run in a fresh kernel, on CPU, without network, in a clone of links."""
+    for entry in ("bnjax", "experiments", "notebooks", "pyproject.toml"):
+        (folder / entry).symlink_to(ROOT / entry)
+    return execute(nbformat.read(path, as_version=4), folder, PIP_NO_INDEX="1", **environ)
+
+
+def execute(notebook, folder, **environ):
+    """The notebook after a run in a fresh kernel, on CPU, in this folder."""
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     client = NotebookClient(
@@ -41,7 +58,7 @@ def run(path, folder, **environ):
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
-    apart = {"IPYTHONDIR": str(folder), "JAX_PLATFORMS": "cpu", "PIP_NO_INDEX": "1"}
+    apart = {"IPYTHONDIR": str(folder), "JAX_PLATFORMS": "cpu"}
     apart["TFDS_DATA_DIR"] = "prepared"  # in that folder: holds nothing
     return client.execute(env=os.environ | apart | environ)
 
@@ -52,6 +69,7 @@ def write(path, notebook):
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
+    code_cells(notebook)[0].source = SET_UP.read_text().rstrip()
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number}", {}
         for output in cell.get("outputs", ()):
@@ -127,6 +145,19 @@ def test_file_is_small_and_names_no_machine(path):
 
 
 @every_notebook
+def test_the_set_up_cell_is_one_for_all(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert code_cells(notebook)[0].source == SET_UP.read_text().rstrip(), REMEDY
+    assert f'REPOSITORY = "{REPOSITORY}"  # @param' in code_cells(notebook)[0].source
+
+
+@every_notebook
+def test_a_badge_opens_it_on_colab(path):
+    assert badge(path) in nbformat.read(path, as_version=4).cells[0].source.splitlines()
+    assert badge(path) in (ROOT / "README.md").read_text()
+
+
+@every_notebook
 def test_no_cell_installs_jax(path):
     for cell in code_cells(nbformat.read(path, as_version=4)):
         assert not re.search(r"^\s*[%!]", cell.source.replace("%matplotlib inline", ""), re.M)
@@ -134,84 +165,7 @@ def test_no_cell_installs_jax(path):
             assert not re.search(r"install.*\b(jax|jaxlib|flax)\b(?! is missing)", line), line
 
 
-class Pip:
-    """Stands in for `subprocess.run` and for what is installed; keeps the commands."""
-
-    def __init__(self, monkeypatch, missing):
-        self.commands, self.constraints, self.missing = [], [], set(missing)
-        known = metadata.version
-
-        def version(package):
-            if package in self.missing:
-                raise metadata.PackageNotFoundError(package)
-            return known(package)
-
-        monkeypatch.setattr(metadata, "version", version)
-        monkeypatch.setattr(subprocess, "run", self.run)
-
-    def run(self, command, check):
-        assert check
-        assert command[:4] == [sys.executable, "-m", "pip", "install"]
-        self.commands.append(command[4:])
-        if "--constraint" in command:
-            file = command[command.index("--constraint") + 1]
-            self.constraints += Path(file).read_text().splitlines()
-        self.missing -= {"bnjax"} if "--no-deps" in command else set(command)
-
-
-def run_setup(path):
-    exec(code_cells(nbformat.read(path, as_version=4))[0].source, {"__name__": "__main__"})
-
-
-@every_notebook
-def test_setup_installs_nothing_where_all_is_there(path, monkeypatch, capsys):
-    pip = Pip(monkeypatch, ())
-    run_setup(path)
-    assert pip.commands == []
-    assert f"jax {metadata.version('jax')}" in capsys.readouterr().out
-
-
-@every_notebook
-def test_setup_installs_what_is_missing_and_keeps_jax(path, monkeypatch, tmp_path):
-    pip = Pip(monkeypatch, {"bnjax", "tyro", "tqdm"})
-    monkeypatch.chdir(tmp_path)
-    run_setup(path)
-    small, own = pip.commands
-    assert small[-2:] == ["tqdm", "tyro"]
-    assert {f"{name}=={metadata.version(name)}" for name in ("jax", "jaxlib", "flax")} <= set(
-        pip.constraints
-    )
-    assert own[:-1] == ["--quiet", "--no-deps"]
-    assert own[-1].startswith("git+https://")
-
-
-@every_notebook
-def test_setup_installs_from_the_clone_around_it(path, monkeypatch):
-    pip = Pip(monkeypatch, {"bnjax"})
-    monkeypatch.chdir(path.parent)
-    run_setup(path)
-    assert pip.commands == [["--quiet", "--no-deps", str(path.parents[1])]]
-
-
-@every_notebook
-def test_setup_warns_on_colab_without_accelerator(path, monkeypatch, capsys):
-    Pip(monkeypatch, ())
-    run_setup(path)
-    assert "WARNING" not in capsys.readouterr().out
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
-    run_setup(path)
-    assert "WARNING: JAX runs on this Colab's CPU" in capsys.readouterr().out
-
-
-@every_notebook
-def test_setup_refuses_to_go_on_without_jax(path, monkeypatch):
-    pip = Pip(monkeypatch, {"jax"})
-    with pytest.raises(RuntimeError, match="install the JAX that fits your device"):
-        run_setup(path)
-    assert pip.commands == []
-
-
 if __name__ == "__main__":
     for notebook_path in NOTEBOOKS:
         with tempfile.TemporaryDirectory() as empty:
-            write(notebook_path, run(notebook_path, empty))
+            write(notebook_path, run(notebook_path, Path(empty)))

@@ -52,7 +52,7 @@ def test_nnx():
         def __init__(self, rngs):
             self.dense = nnx.Linear(2, 3, rngs=rngs)
             self.norm = nnx.BatchNorm(3, use_scale=False, rngs=rngs)
-            self.layers = nnx.List([nnx.BatchNorm(3, rngs=rngs)])
+            self.layers = nnx.Sequential(nnx.BatchNorm(3, rngs=rngs))
 
     roles = parameter_roles(nnx.state(Model(nnx.Rngs(0)), nnx.Param))
     found = {
@@ -63,8 +63,8 @@ def test_nnx():
         "dense/kernel": "kernel",
         "dense/bias": "bias",
         "norm/bias": "normalization bias",
-        "layers/0/scale": "scale",
-        "layers/0/bias": "normalization bias",
+        "layers/layers/0/scale": "scale",
+        "layers/layers/0/bias": "normalization bias",
     }
 
 
