@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,12 +35,12 @@ def same_picture(first: Path, second: Path) -> bool:
     Pixel by pixel if one version of matplotlib drew both. Otherwise fonts and layout differ, and
     the digests of what was drawn are compared, which `bnjax.evidence.figures.save` writes.
     """
-    images = [Image.open(path) for path in (first, second)]
-    software, sources = (
-        [image.info.get(key) for image in images] for key in ("Software", "Source")
-    )
-    if sources[0] != sources[1] or None in sources:
+    (seen, pixels), (other, others) = map(_read, (first, second))
+    if "Source" not in seen or seen["Source"] != other.get("Source"):
         return False
-    if software[0] != software[1]:
-        return True
-    return np.array_equal(*(np.asarray(image.convert("RGB")) for image in images))
+    return seen["Software"] != other["Software"] or np.array_equal(pixels, others)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
+    with Image.open(path) as image:
+        return dict(image.info), np.asarray(image.convert("RGB"))
