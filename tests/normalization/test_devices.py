@@ -278,7 +278,7 @@ def collectives(f, *arguments) -> list[int]:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_one_collective_forward_and_one_backward(masked):
-    """An all-gather of the devices' moments, an all-reduce of the sums of the gradient.
+    """Of the devices' moments (all-reduced in JAX 0.8 and 0.9, which gather no type), and sums.
 
     Those are the gradients of scale and bias as well: red if they are summed once more.
     """
@@ -302,9 +302,11 @@ def test_one_collective_forward_and_one_backward(masked):
         None if a is None else a.reshape(-1, a.shape[-1]) for a in (case.x, case.mask, case.weights)
     )
     placed = (rows, rows, P())
-    assert on_devices(forward, x, mask, case.params, specs=placed, out_specs=rows) == [1, 0]
+    moments = on_devices(forward, x, mask, case.params, specs=placed, out_specs=rows)
+    assert moments == ([0, 1] if jax.__version_info__[:2] in ((0, 8), (0, 9)) else [1, 0])
     given, both = (x, mask, case.params, weights), (rows, P())
-    assert on_devices(backward, *given, specs=(*placed, rows), out_specs=both) == [1, 1]
+    sums = on_devices(backward, *given, specs=(*placed, rows), out_specs=both)
+    assert sums == [moments[0], moments[1] + 1]
 
 
 IN_A_MESH = {"forward": ([1, 0],), "backward": ([1, 1],)}
