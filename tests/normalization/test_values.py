@@ -90,7 +90,7 @@ def test_float32_far_from_zero_at_the_first_step(shape, far):
     of the whole from that of the whole; an example that is far counts as one of 300. Red for a
     shift by the running mean, by zero, or by one example. Eight variances cancel at most; what
     XLA's sums of 900 values, all alike, are off by counts nine times then, and stays below 6e-5.
-    Otherwise the variance is off by 39 units in JAX 0.7.2, by fewer than 16 from 0.10 on.
+    So are JAX 0.7's to 0.9's of every shape.
     """
     rng = np.random.default_rng(0)
     z = rng.normal(size=shape)
@@ -113,9 +113,9 @@ def test_float32_far_from_zero_at_the_first_step(shape, far):
         assert_close(our, true, {"rtol": 0, "atol": 2 * two_passes_error}, name)
     assert_close(moments.mean, batch.mean, ulp, "mean")
     assert_close(y, batch.y, ulp, "y")
-    assert_close(
-        moments.var, batch.var, {"rtol": (1000 if far == "slices" else 48) * unit, "atol": 0}
-    )
+    sums_alike = far == "slices" or jax.__version_info__ < (0, 10)
+    rounding = {"rtol": (1000 if sums_alike else 16) * unit, "atol": 0}
+    assert_close(moments.var, batch.var, rounding)
 
 
 @jax.jit
