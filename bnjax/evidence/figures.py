@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+from bnjax.extras import extra
+
+with extra("figures"):
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLAIN, NORMALIZED = "#d55e00", "#0072b2"  # Okabe & Ito: told apart by colour-blind readers
 

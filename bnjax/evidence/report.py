@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from bnjax.extras import extra
+
+with extra("figures"):
+    from PIL import Image
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:
