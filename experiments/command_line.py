@@ -1,6 +1,7 @@
 """What the commands of experiments have in common: presets, going on, and how they end."""
 
 import argparse
+import difflib
 import shlex
 import signal
 import sys
@@ -71,3 +72,10 @@ def require_runs(out: Path) -> None:
     """Raises ValueError if there is nothing for `--resume` to go on with."""
     if not any(out.glob("*-s*/record.json")):
         raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
+
+
+def unknown_word(word: str, known: Collection[str]) -> str:
+    """The error for a word in front that is no subcommand; it suggests the nearest that is."""
+    near = difflib.get_close_matches(word, known, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
+    return f"there is no subcommand {word!r}: {remedy}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from bnjax.command import command
 from bnjax.evidence.records import read_record
 from bnjax.evidence.report import fill, same_picture
 from experiments.benchmarks import (
@@ -62,6 +63,7 @@ class Arguments:
     """Write nothing; exit with 1 and name what has drifted from the results."""
 
 
+@command()
 def main() -> None:
     """Reads the command line; writes, or checks."""
     if not tyro.cli(Arguments, prog="python -m experiments.report").check:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
+from bnjax.command import command
 from bnjax.data import DataError
 from bnjax.evidence.records import (
     RecordError,
@@ -56,6 +57,7 @@ class Verdict(NamedTuple):
     lines: list[str]
 
 
+@command()
 def main() -> None:
     """Reads the command line; exits with 1 if the run could not be repeated."""
     arguments = tyro.cli(Arguments, prog="python -m experiments.verify")

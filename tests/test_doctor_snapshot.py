@@ -27,7 +27,7 @@ def test_this_process_is_seen_as_it_is(monkeypatch):
     assert not seen.distributed
     wanted = {(w.owner, w.name): w for w in seen.requirements}
     assert wanted["bnjax", "jax"].needed
-    assert "0.10" in wanted["bnjax", "jax"].versions
+    assert ">=0.7.2" in wanted["bnjax", "jax"].versions
     assert not wanted["jax", "libtpu"].needed
     assert ("bnjax", "pytest") not in wanted  # of an extra
     assert "importlib-resources" in seen.pinned  # as this runs from a clone

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("bnjax", "experiments")
 LONGEST = 500  # lines of a file that holds one idea
 
+SHARED = {"bnjax.extras", "bnjax.command"}
 # For each room (the longest prefix of a module counts), what it may import of this repository.
 ALLOWED = {
     "bnjax": {"bnjax.normalization", "bnjax.version"},
@@ -25,13 +26,18 @@ ALLOWED = {
     "bnjax.dataflow": set(),
     "bnjax.paths": set(),
     "bnjax.version": set(),
+    "bnjax.extras": set(),
+    "bnjax.command": {"bnjax.extras"},
     "bnjax.inference": {"bnjax.dataflow", "bnjax.linen", "bnjax.normalization"},
     "bnjax.recalibration": {"bnjax.linen", "bnjax.normalization"},
-    "bnjax.models": {"bnjax.models", "bnjax.linen", "bnjax.normalization"},
-    "bnjax.data": {"bnjax.data", "bnjax.paths"},
-    "bnjax.doctor": {"bnjax.doctor"},
-    "bnjax.training": {"bnjax.training", "bnjax.evidence.records", "bnjax.paths", "bnjax.version"},
-    "bnjax.evidence": {"bnjax.evidence", "bnjax.version"},
+    "bnjax.models": {"bnjax.models", "bnjax.linen", "bnjax.normalization", *SHARED},
+    "bnjax.data": {"bnjax.data", "bnjax.paths", *SHARED},
+    "bnjax.doctor": {"bnjax.doctor", *SHARED},
+    "bnjax.training": {
+        *("bnjax.training", "bnjax.evidence.records", "bnjax.paths", "bnjax.version"),
+        "bnjax.extras",
+    },
+    "bnjax.evidence": {"bnjax.evidence", "bnjax.extras", "bnjax.version"},
     "experiments": {"bnjax", "experiments"},
 }
 HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "orbax", "matplotlib")

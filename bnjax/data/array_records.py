@@ -15,6 +15,7 @@ from typing import Any
 
 from bnjax.data.dataset import DataError
 from bnjax.data.examples import Example, ImageData, split_shards
+from bnjax.extras import extra
 
 EDGE = 1 << 16
 """Bytes of each file's beginning and end that the digest covers."""
@@ -78,7 +79,8 @@ def open_array_records(folder: Path, *, name: str, remedy: str) -> ImageData:
     Raises:
         DataError: a file is missing, incomplete or of another kind.
     """
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     for needed in ("dataset_info.json", "features.json"):
         if not (folder / needed).is_file():
@@ -109,8 +111,9 @@ def open_array_records(folder: Path, *, name: str, remedy: str) -> ImageData:
 
 
 def _open_split(folder: Path, info: Any, split: str, digest: Any, remedy: str) -> RecordExamples:
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.data_sources.array_record import ArrayRecordDataSource
+    with extra("data"):
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.data_sources.array_record import ArrayRecordDataSource
 
     files = tuple(folder / Path(path).name for path in info.splits[split].filepaths)
     sizes = tuple(info.splits[split].shard_lengths)
@@ -128,7 +131,8 @@ def _open_split(folder: Path, info: Any, split: str, digest: Any, remedy: str) -
 
 
 def _count_records(file: Path, remedy: str) -> int:
-    from array_record.python.array_record_module import ArrayRecordReader
+    with extra("data"):
+        from array_record.python.array_record_module import ArrayRecordReader
 
     if not file.is_file():
         raise DataError(f"{file}: missing; {remedy}")

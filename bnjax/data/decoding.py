@@ -15,16 +15,19 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image as Pillow
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 
 from bnjax.data.crops import Window
 from bnjax.data.dataset import DataError
 from bnjax.data.examples import Image
 from bnjax.data.jpeg import keep_rows
 from bnjax.data.resizing import Interpolation, Pixels, resize
+from bnjax.extras import extra
+
+with extra("data"):
+    from PIL import Image as Pillow
+    from PIL.ImageFile import ImageFile
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
 
 try:
     import simplejpeg

@@ -21,11 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import tyro
-from tqdm import tqdm
-
+from bnjax.command import command
 from bnjax.data.dataset import DataError
 from bnjax.data.tfds import build, fed_builder
+from bnjax.extras import extra
+
+with extra("data"):
+    import tyro
+    from tqdm import tqdm
 
 _CHUNK = 1 << 22
 _SOURCE = "download it again from https://image-net.org/download-images"
@@ -65,7 +68,8 @@ class Release(NamedTuple):
 
 def ilsvrc2012() -> Release:
     """The release of 2012; its labels come with tensorflow-datasets."""
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     folder = Path(tfds.core.tfds_path("datasets/imagenet2012"))
     return Release(
@@ -161,7 +165,10 @@ def prepare(tars: Path, data_dir: Path, release: Release) -> Path:
 
 
 def _train_examples(path: Path, release: Release) -> Iterator[tuple[str, dict[str, Any]]]:
-    from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as genuine
+    with extra("data"):
+        from tensorflow_datasets.datasets.imagenet2012 import (
+            imagenet2012_dataset_builder as genuine,
+        )
 
     fixed = {*genuine.CMYK_IMAGES, *genuine.PNG_IMAGES}
     labels = {wnid: label for label, wnid in enumerate(release.wnids)}
@@ -202,7 +209,8 @@ def _check_count(path: Path, count: int, tar: Tar) -> None:
 
 
 def _as_rgb_jpeg(data: bytes) -> bytes:
-    from PIL import Image
+    with extra("data"):
+        from PIL import Image
 
     file = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
@@ -228,6 +236,7 @@ class Prepare:
     """folder of prepared data sets, what TFDS_DATA_DIR names afterwards"""
 
 
+@command()
 def main(argv: list[str] | None = None) -> None:
     """Reads the command line, checks and prepares."""
     command = tyro.cli(

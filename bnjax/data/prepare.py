@@ -23,13 +23,15 @@ import numpy as np
 from bnjax.data.dataset import DataError, Split
 from bnjax.data.fetch import Remote
 from bnjax.data.tfds import build, fed_builder
+from bnjax.extras import extra
 
 _UNSIGNED_BYTE = 8
 
 
 def remote_files(name: str) -> dict[str, Remote]:
     """The files that tensorflow-datasets names for a data set, by file name."""
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     return {
         info.filename: Remote(url, int(info.size), info.checksum)
@@ -111,7 +113,8 @@ def _examples(split: Split) -> Iterator[tuple[int, dict[str, bytes | int]]]:
 
 
 def _encode_png(image: np.ndarray) -> bytes:
-    from PIL import Image
+    with extra("data"):
+        from PIL import Image
 
     file = io.BytesIO()
     Image.fromarray(image[..., 0]).save(file, "PNG")

@@ -9,7 +9,11 @@ import math
 from typing import Literal
 
 import numpy as np
-from PIL import Image as Pillow
+
+from bnjax.extras import extra
+
+with extra("data"):
+    from PIL import Image as Pillow
 
 try:
     import cykooz_resizer as simd

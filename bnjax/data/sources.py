@@ -18,6 +18,7 @@ from bnjax.data.dataset import DataError, Dataset, Split, check_split, make_data
 from bnjax.data.fetch import fetch_file
 from bnjax.data.prepare import read_idx_files, remote_files, write_prepared
 from bnjax.data.tfds import local_root
+from bnjax.extras import extra
 
 DATASETS = ("mnist5k", "mnist", "fashion_mnist")
 """The names that `load_dataset` knows."""
@@ -55,7 +56,8 @@ def load_dataset(name: str, *, data_dir: str | Path | None = None) -> Dataset:
 
 
 def _load_prepared(name: str, root: Path) -> Dataset:
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     builder_cls = tfds.builder_cls(name)
     folder = root / name / str(builder_cls.VERSION)
@@ -95,8 +97,9 @@ def _prepare(name: str, root: Path, folder: Path) -> None:
 
 
 def _read_split(builder: Any, key: str, folder: Path) -> Split:
-    import tensorflow_datasets as tfds
-    from PIL import Image
+    with extra("data"):
+        import tensorflow_datasets as tfds
+        from PIL import Image
 
     source = builder.as_data_source(split=key, decoders={"image": tfds.decode.SkipDecoding()})
     examples = source.__getitems__(range(len(source)))

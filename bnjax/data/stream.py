@@ -26,6 +26,7 @@ import numpy as np
 from bnjax.data.dataset import DataError
 from bnjax.data.examples import Example, Examples, Image
 from bnjax.data.order import Order, Shuffle
+from bnjax.extras import extra
 
 TrainingView = Callable[[Image, np.random.Generator], np.ndarray]
 EvaluationView = Callable[[Image], np.ndarray]
@@ -64,8 +65,9 @@ class Stream(Iterator[Batch]):
     """
 
     def __init__(self, batches: "_TrainingBatches | _EvaluationBatches", workers: int) -> None:
-        import grain
-        from absl import flags
+        with extra("data"):
+            import grain
+            from absl import flags
 
         if workers and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its own before it starts a process

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bnjax.extras import extra
 from bnjax.paths import local_path
 
 
@@ -39,7 +40,8 @@ def fed_builder(
         data_dir: the root of prepared data sets.
         splits: keys and examples by split, which are read once.
     """
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     genuine: Any = tfds.builder_cls(name)
 

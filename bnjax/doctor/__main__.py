@@ -1,5 +1,21 @@
-"""python -m bnjax.doctor: what machine is this, and what will bite you here."""
+"""`python -m bnjax.doctor`: what machine this is, and what will bite here, each with its remedy."""
 
+import argparse
+
+from bnjax.command import command
 from bnjax.doctor.report import check
 
-check()
+
+@command()
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the report."""
+    argparse.ArgumentParser(
+        prog="python -m bnjax.doctor",
+        description=f"{__doc__} It starts JAX, but never where several hosts have to start theirs "
+        "together, and changes nothing.",
+    ).parse_args(arguments)
+    check()
+
+
+if __name__ == "__main__":
+    main()

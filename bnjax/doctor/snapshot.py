@@ -26,7 +26,7 @@ _SETTINGS = (
     "jax_debug_nans",
 )
 _OWNERS = {  # whose requirements are read, of which extras
-    "bnjax": (),
+    "bnjax": ("data", "train", "figures", "experiments"),
     "jax": ("tpu", "cuda12", "cuda13"),
     "jax-cuda12-plugin": (),
     "jax-cuda13-plugin": (),

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
+
+from bnjax.extras import extra
+
+with extra("figures"):
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_hex
+    from matplotlib.figure import Figure
 
 PLAIN, NORMALIZED = "#d55e00", "#0072b2"  # Okabe & Ito: told apart by colour-blind readers
 

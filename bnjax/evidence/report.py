@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from bnjax.extras import extra
+
+with extra("figures"):
+    from PIL import Image
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ import argparse
 
 import flax.linen as nn
 
+from bnjax.command import command
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP, BNInception, GoogLeNet, InceptionV3, LeNet5
 from bnjax.models.summary import format_summary, summarize
@@ -28,6 +29,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
 }
 
 
+@command()
 def main(arguments: list[str] | None = None) -> None:
     """Prints the tables of the networks that are named, or of all."""
     parser = argparse.ArgumentParser(prog="python -m bnjax.models", description=__doc__)

@@ -115,7 +115,7 @@ class SideHead(nn.Module):
         paper = self.pool == "paper"
         x = average_pool(x, (5, 5), (3, 3)) if paper else adaptive_average_pool(x, 4)  # 4x4
         x = self.conv(128, (1, 1), name="conv1x1")(x, train=train)  # 4x4x128
-        x = x.reshape(len(x), -1)  # 2048
+        x = x.reshape(x.shape[0], -1)  # 2048
         x = self.dense(1024, name="hidden")(x, train=train)
         x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
         return nn.Dense(

@@ -28,7 +28,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Logits `[n, classes]` of images `[n, ...]`."""
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         for i, units in enumerate(self.hidden, start=1):
             x = nn.Dense(
                 units,

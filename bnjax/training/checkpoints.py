@@ -33,6 +33,7 @@ import jax
 import numpy as np
 
 from bnjax.evidence.records import differences
+from bnjax.extras import extra
 from bnjax.paths import local_path
 from bnjax.training.manifests import (
     SCHEMA_VERSION,
@@ -91,7 +92,8 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path, *, config: Mapping[str, Any], keep: int = 2) -> None:
         # Imported here so that importing bnjax stays light, and not first in the writing thread.
-        import orbax.checkpoint  # noqa: F401
+        with extra("train"):
+            import orbax.checkpoint  # noqa: F401
 
         self._keep = _integer("keep", keep, minimum=1)
         self._config = _as_json("config", config)

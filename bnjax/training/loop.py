@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from bnjax.extras import extra
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel.host_checkpoints import HostCheckpoints
 from bnjax.training.parallel.hosts import all_succeed, first_signal, is_first
+
+with extra("train"):
+    from tqdm import tqdm
 
 Tree = Any
 

@@ -31,7 +31,7 @@ class ProgramCost:
         alias_bytes: of the results, what lies in donated arguments.
         temporary_bytes: memory of everything between.
         peak_bytes: the most memory in use at a time.
-        fits: whether that is within the chip's memory; None for a CPU.
+        fits: whether that is within the chip's memory.
         flops: XLA's count; for a GPU, those of convolutions and matrix products.
         bytes_accessed: to and from memory: XLA's count; for a GPU, `hlo_counts.traffic`.
         kernels: instructions that run one after another, loops by their turns.

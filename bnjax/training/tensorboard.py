@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
+from bnjax.extras import extra
 from bnjax.training.objectives import Metrics
 
 
@@ -12,14 +13,10 @@ def require_tensorboard() -> ModuleType:
     """The package that writes; ask before any compute.
 
     Raises:
-        ValueError: if it is not installed.
+        MissingExtraError: if it is not installed.
     """
-    try:
+    with extra("tensorboard"):
         import tensorboardX
-    except ImportError as error:
-        raise ValueError(
-            f"logs for TensorBoard need tensorboardX ({error}): pip install 'bnjax[tensorboard]'"
-        ) from error
     return tensorboardX
 
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ class Chip:
     Attributes:
         name: as in a topology's name.
         platform: whose compiler it needs.
-        memory_bytes: of its own; None for a CPU.
+        memory_bytes: of its own; a CPU device's is its share of this machine's.
         matmul_flops_per_second: dense bfloat16 products; None for a CPU.
         memory_bytes_per_second: between chip and memory; None for a CPU.
         link_bytes_per_second: to other chips, each way, all links; None for a CPU.
@@ -126,6 +126,7 @@ def find_topology(name: str) -> Topology:
         devices = _cuda(chip, int(size))
     else:
         devices = _cpu(int(size))
+        chip = replace(chip, memory_bytes=_host_memory() // len(devices))
     return Topology(name, chip, tuple(devices))
 
 
@@ -232,6 +233,11 @@ def _cpu(count: int) -> list[jax.Device]:
             f"{len(devices)}: ask for it first, or set JAX_NUM_CPU_DEVICES={count}."
         )
     return devices[:count]
+
+
+def _host_memory() -> int:
+    """Bytes of memory of this machine, which its CPU devices share."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

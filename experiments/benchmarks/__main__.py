@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import jax
 import tyro
 
+from bnjax.command import command
 from bnjax.data import DataError, load_dataset
 from bnjax.evidence.records import require_commit
 from bnjax.training.loop import Interrupted
@@ -140,6 +141,7 @@ def run_input_pipeline(
     _run(input_pipeline, config, out)
 
 
+@command()
 def main() -> None:
     """Reads the command line and runs one benchmark."""
     try:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bnjax.command import command
 from experiments.benchmarks.batch_norm_layers import Wanted
 from experiments.benchmarks.batch_norm_programs import (
     arranged,
@@ -116,4 +117,5 @@ def _count(program: str) -> int:
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    print(json.dumps({name: collectives(name) for name in sys.argv[1:]}))
+    with command():
+        print(json.dumps({name: collectives(name) for name in sys.argv[1:]}))

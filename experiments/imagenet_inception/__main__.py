@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from bnjax.command import command
 from bnjax.data.image_data import ImageData, open_images
 from bnjax.evidence.records import require_commit
 from bnjax.paths import local_path
@@ -20,7 +21,7 @@ from bnjax.training.parallel import (
     is_first,
 )
 from bnjax.training.tensorboard import require_tensorboard
-from experiments.command_line import ending, preset_in, require_runs
+from experiments.command_line import ending, preset_in, require_runs, unknown_word
 from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import PRESETS, Config, Task
 from experiments.imagenet_inception.figures import draw
@@ -31,6 +32,7 @@ from experiments.imagenet_inception.train import Means
 
 _RESULTS = Path(__file__).parent / "results"
 _MODULE = "experiments.imagenet_inception"
+_SUBCOMMANDS = {"dry-run": dry_run.main, "evaluate": evaluate.main}
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,16 @@ class Arguments:
     """Of several hosts: number of this process, from zero."""
 
 
+@command()
 def main() -> None:
     """Reads the command line, trains, prints a table, draws the figure; or hands it on."""
-    if sys.argv[1:2] == ["dry-run"]:
-        dry_run.main(sys.argv[2:])
-        return
-    if sys.argv[1:2] == ["evaluate"]:
-        evaluate.main(sys.argv[2:])
+    word = next(iter(sys.argv[1:]), "")
+    if word in _SUBCOMMANDS:
+        _SUBCOMMANDS[word](sys.argv[2:])
         return
     with ending(_MODULE):
+        if word and not word.startswith("-"):
+            raise ValueError(unknown_word(word, _SUBCOMMANDS))
         arguments = _parse(sys.argv[1:])
         initialize_hosts(arguments.coordinator, arguments.process_count, arguments.process_index)
         run(arguments)

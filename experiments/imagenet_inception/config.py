@@ -1,7 +1,9 @@
 """Every number of the experiment, with its unit and, where the paper leaves it open, the reason."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
 
 from bnjax.data.augmentation import Augmentation
 from bnjax.data.image_data import FACTS, IMAGE_DATA
@@ -58,7 +60,9 @@ class Config:
     """Mirror every other training view."""
     centre: float = 1.0
     """Part of the shorter side that evaluation sees. Open: 0.875 for ImageNet, 224 of 256."""
-    arms: tuple[str, ...] = ARMS
+    arms: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join((*ARMS, *ENSEMBLE))}}} ...")
+    ] = ARMS
     """Networks to train: inception, bn_baseline, bn_x5, bn_x30, bn_x5_sigmoid (section 4.2.2);
     ensemble_1 to ensemble_6 (section 4.2.3)."""
     seeds: int = 1

@@ -1,21 +1,15 @@
 """A dry run in Markdown, a pure function of its JSON."""
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnjax.evidence.tables import table as lines
 from experiments.imagenet_inception.table import NAMES, PAPER
 
 PAPER_BATCH = 32
 
-_WORK = (
-    "compiled for",
-    "images a step",
-    "peak memory of a chip, GB",
-    "TFLOP on a chip",
-    "GB moved on a chip",
-    "collectives (MB)",
-)
+_PREFIXES = ("T", "G", "M", "k", "")
 _TIME = (
     "least time on",
     "products, ms",
@@ -37,24 +31,60 @@ def table(result: Result) -> str:
     for arm in dict.fromkeys(row["arm"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["arm"] == arm]
         timed = [row for row in rows if row.get("least_time")]
-        parts += [f"**{NAMES[arm]}**", lines(_WORK, list(map(_work, rows)))]
+        parts += [f"**{NAMES[arm]}**", _work_table(rows)]
         parts += [lines(_TIME, list(map(_time, timed)))] if timed else []
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in _notes(result))])
 
 
-def _work(row: Result) -> list[str]:
-    cells = [row["topology"], f"{row['batch_size']:,}"]
-    if row["refused"]:
-        return [*cells, f"does not fit {_gigabytes(row['memory_bytes'])}", "", "", ""]
-    collectives = row["collectives"].values()
-    megabytes = sum(each["bytes"] for each in collectives) / 1e6
-    return [
-        *cells,
-        _memory(row),
-        f"{row['flops'] / 1e12:.3f}",
-        f"{row['bytes_accessed'] / 1e9:.2f}",
-        f"{sum(each['count'] for each in collectives):,} ({megabytes:,.1f})",
-    ]
+def _work_table(rows: list[Result]) -> str:
+    compiled = [row for row in rows if not row["refused"]]
+    memory = _unit([row["peak_bytes"] for row in compiled], "G")
+    flops = _unit([row["flops"] for row in compiled], "T")
+    moved = _unit([row["bytes_accessed"] for row in compiled], "G")
+    exchanged = _unit([_exchanged(row) for row in compiled], "M")
+    heads = (
+        "compiled for",
+        "images a step",
+        f"peak memory of a chip, {memory.prefix}B",
+        f"{flops.prefix}FLOP on a chip",
+        f"{moved.prefix}B moved on a chip",
+        f"collectives ({exchanged.prefix}B)",
+    )
+
+    def cells(row: Result) -> list[str]:
+        head = [row["topology"], f"{row['batch_size']:,}"]
+        if row["refused"]:
+            return [*head, f"does not fit {_gigabytes(row['memory_bytes'])} GB", "", "", ""]
+        count = sum(each["count"] for each in row["collectives"].values())
+        fits = "fits" if row["fits"] else "does not fit"
+        return [
+            *head,
+            f"{row['peak_bytes'] / memory.size:.2f}, {fits} {_gigabytes(row['memory_bytes'])} GB",
+            f"{row['flops'] / flops.size:.3f}",
+            f"{row['bytes_accessed'] / moved.size:.2f}",
+            f"{count:,} ({_exchanged(row) / exchanged.size:,.1f})",
+        ]
+
+    return lines(heads, list(map(cells, rows)))
+
+
+class _Unit(NamedTuple):
+    prefix: str
+    size: float
+
+
+def _unit(values: list[float], largest: str) -> _Unit:
+    """The largest, up to `largest`, of which no value but 0 is less than a tenth."""
+    least = min(filter(None, values), default=math.inf)
+    for prefix in _PREFIXES[_PREFIXES.index(largest) :]:
+        size = 1000.0 ** (len(_PREFIXES) - 1 - _PREFIXES.index(prefix))
+        if least >= size / 10:
+            break
+    return _Unit(prefix, size)
+
+
+def _exchanged(row: Result) -> int:
+    return sum(each["bytes"] for each in row["collectives"].values())
 
 
 def _time(row: Result) -> list[str]:
@@ -70,14 +100,6 @@ def _time(row: Result) -> list[str]:
         *(f"{seconds / 3600:,.2f}" for seconds in hours),
         *([] if hours else ["", ""]),
     ]
-
-
-def _memory(row: Result) -> str:
-    peak = _gigabytes(row["peak_bytes"])
-    if row["memory_bytes"] is None:
-        return peak
-    fits = "" if row["fits"] else ", does not fit"
-    return f"{peak} of {_gigabytes(row['memory_bytes'])}{fits}"
 
 
 def _notes(result: Result) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from bnjax.command import command
 from bnjax.data import load_dataset
 from bnjax.evidence.records import require_commit
 from bnjax.paths import local_path
@@ -39,6 +40,7 @@ class Arguments:
     """Where prepared data sets are; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
 
+@command()
 def main() -> None:
     """Reads the command line, trains, prints a table, draws the figures."""
     with ending(_MODULE):

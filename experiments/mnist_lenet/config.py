@@ -1,7 +1,9 @@
 """Every number of the experiment, with its unit and, where the paper leaves it open, the reason."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from bnjax.data import DATASETS
 from bnjax.training.loop import Schedule
@@ -18,7 +20,7 @@ class Config:
 
     data: str = "mnist5k"
     """Data set: mnist5k (packaged, 4,000 + 1,000 digits), mnist or fashion_mnist."""
-    arms: tuple[str, ...] = ARMS
+    arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(ARMS)}}} ...")] = ARMS
     """Networks to train: mlp, mlp_bn (the paper's pair), lenet, lenet_bn."""
     seeds: int = 4
     """Runs of each arm, with seeds 0, 1, ...; a seed sets weights and data order."""

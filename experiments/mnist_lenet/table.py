@@ -41,7 +41,8 @@ def differences_text(summary: dict[str, Any]) -> str:
         if "confidence_95" in difference:
             low, high = (100 * bound for bound in difference["confidence_95"])
             text += f", 95 % confidence interval {low:+.2f} to {high:+.2f}"
-        lines.append(f"- {text} ({difference['seeds']} seeds, paired).")
+        seeds = difference["seeds"]
+        lines.append(f"- {text} ({f'{seeds} seeds, paired' if seeds > 1 else 'one seed'}).")
     return "\n".join(lines)
 
 

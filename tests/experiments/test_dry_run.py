@@ -258,7 +258,7 @@ MADE = {
         row("v5e:2x4", 8),
         row("v5e:1x1", 1, refused="no room", peak_bytes=None, least_time=None),
         row("h100:8", 8, platform="cuda", fits=False, peak_bytes=90e9, seconds=None),
-        row("cpu:2", 2, platform="cpu", memory_bytes=None, fits=None, least_time=None),
+        row("cpu:2", 2, platform="cpu", memory_bytes=8 * 10**9, least_time=None),
     ],
 }
 
@@ -267,11 +267,18 @@ def test_the_table_shows_what_a_step_takes():
     lines = table(MADE).splitlines()
     assert lines[0] == "**BN-x5**"
     assert lines[4:8] == [
-        "| v5e:2x4 | 256 | 2.35 of 17.00 | 0.400 | 13.10 | 3 (46.0) |",
-        "| v5e:1x1 | 32 | does not fit 17.00 |  |  |  |",
-        "| h100:8 | 256 | 90.00 of 17.00, does not fit | 0.400 | 13.10 | 3 (46.0) |",
-        "| cpu:2 | 64 | 2.35 | 0.400 | 13.10 | 3 (46.0) |",
+        "| v5e:2x4 | 256 | 2.35, fits 17.00 GB | 0.400 | 13.10 | 3 (46.0) |",
+        "| v5e:1x1 | 32 | does not fit 17.00 GB |  |  |  |",
+        "| h100:8 | 256 | 90.00, does not fit 17.00 GB | 0.400 | 13.10 | 3 (46.0) |",
+        "| cpu:2 | 64 | 2.35, fits 8.00 GB | 0.400 | 13.10 | 3 (46.0) |",
     ]
+
+
+def test_a_small_network_has_small_units():
+    small = row("cpu:1", 1, peak_bytes=41_230, flops=3.4e6, bytes_accessed=51.0e3, collectives={})
+    lines = table({**MADE, "rows": [small | {"least_time": None}]}).splitlines()
+    assert lines[2].split(" | ")[2:4] == ["peak memory of a chip, kB", "MFLOP on a chip"]
+    assert lines[4] == "| cpu:1 | 32 | 41.23, fits 17.00 GB | 3.400 | 51.00 | 0 (0.0) |"
 
 
 def test_the_table_shows_the_time_to_the_papers_accuracy():

@@ -325,6 +325,21 @@ def test_another_configuration_is_refused_with_the_difference(finished, cli, tmp
     assert content(out) == before
 
 
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [("evalute", "did you mean 'evaluate'?"), ("zebra", "choose from dry-run, evaluate.")],
+)
+def test_a_mistyped_subcommand_is_told_the_nearest(cli, word, remedy):
+    ended = cli(word)
+    assert ended.code == 1
+    assert ended.err.strip() == f"error: there is no subcommand {word!r}: {remedy}"
+
+
+def test_the_help_shows_the_names_of_arms(cli):
+    ended = cli("--help")
+    assert "--arms {inception,bn_baseline," in ended.out
+
+
 def test_tensorboard(cli, tmp_path, monkeypatch):
     arguments = (*flags(**TINY), "--arms", "inception", "--tensorboard", "--out")
     with monkeypatch.context() as patch:

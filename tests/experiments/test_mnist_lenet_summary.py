@@ -55,6 +55,13 @@ def test_the_difference_is_paired_by_seed(made):
     np.testing.assert_allclose(difference["confidence_95"], interval, atol=1e-6)
 
 
+def test_a_difference_of_one_seed_is_not_called_paired(made):
+    summary = summarize(made)
+    (difference,) = summary["differences"]
+    text = differences_text({"differences": [difference | {"seeds": 1}]})
+    assert text.endswith("(one seed).")
+
+
 def test_only_finished_runs_count(made, tmp_path):
     out = shutil.copytree(made, tmp_path / "out")
     write_run(out, "mlp", 3, [0] * 5, finished=False)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bnjax.command import command
 from bnjax.data.dataset import DataError, Split
 from bnjax.data.mnist5k import FILE, PER_CLASS, SHA256, SIZE, Digits
 from bnjax.data.sources import load_dataset
@@ -136,6 +137,7 @@ def pack(digits: Digits) -> bytes:
     return file.getvalue()
 
 
+@command()
 def main() -> None:
     """Builds the file and says whether it is the pinned one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from bnjax.extras import extra
+
 Arrays = dict[str, np.ndarray]
 
 _WEIGHTS = {  # of a layer, by how many there are
@@ -30,15 +32,11 @@ def read_keras(path: Path) -> Arrays:
         path: what `model.save_weights` or, as `.h5`, `model.save` wrote.
 
     Raises:
-        ImportError: without h5py.
+        MissingExtraError: without h5py.
         ValueError: for another file, a damaged one, or layers of another kind.
     """
-    try:
+    with extra("pretrained"):
         import h5py
-    except ImportError as error:
-        raise ImportError(
-            "reading Keras files needs h5py: pip install 'bnjax[pretrained]'."
-        ) from error
     try:
         with h5py.File(path, "r") as file:
             group = file.get("model_weights", file)
