@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
-from tqdm import tqdm
 
 from bnjax.data.dataset import DataError
 from bnjax.data.tfds import build, fed_builder
+from bnjax.progress import ProgressBar
 
 _CHUNK = 1 << 22
 _SOURCE = "download it again from https://image-net.org/download-images"
@@ -108,7 +108,7 @@ def check_tars(tars: Path, release: Release) -> None:
             f"The names must be these, and the files as downloaded, not unpacked: {_SOURCE}"
         )
     total = sum(tar.size for tar in files)
-    with tqdm(total=total, desc="MD5", unit="B", unit_scale=True) as bar:
+    with ProgressBar(total, description="MD5", unit="B") as bar:
         for tar in files:
             digest = hashlib.md5(usedforsecurity=False)
             with (tars / tar.name).open("rb") as opened:

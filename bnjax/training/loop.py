@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from bnjax.progress import ProgressBar
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel.host_checkpoints import HostCheckpoints
@@ -163,20 +163,19 @@ def fit(
         if failed is not None:
             raise failed
 
-    bar = tqdm(
-        total=schedule.steps * members,
+    bar = ProgressBar(
+        schedule.steps * members,
         initial=step * members,
-        desc=description,
+        description=description,
         unit="step",
-        unit_scale=True,
-        dynamic_ncols=True,
-        mininterval=0.5,
-        disable=not is_first(),
+        compiles=True,
+        shown=is_first(),
     )
     with bar, _signals() as received:
         if step == 0:
             record(0, sums, program.evaluate(state))
-        started, seen = time.perf_counter(), 0
+        started: float | None = None
+        seen = 0
         inputs = next_inputs()
         all_succeed(fail)
         while step < schedule.steps:
@@ -187,11 +186,11 @@ def fit(
             new = jax.tree.map(np.asarray, new)
             program.check(state)
             sums = jax.tree.map(np.add, sums, new)
-            seen += int(new.examples.sum())
-            bar.set_postfix_str(
-                _postfix(new, seen / (time.perf_counter() - started)), refresh=False
-            )
-            bar.update(steps * members)
+            if started is None:  # the first dispatch was compiled
+                started = time.perf_counter()
+            else:
+                seen += int(new.examples.sum())
+            bar.update(steps * members, _postfix(new, seen, time.perf_counter() - started))
             if schedule.evaluates_at(step):
                 paused = time.perf_counter()
                 record(step, sums, program.evaluate(state))
@@ -211,11 +210,12 @@ def fit(
     return state
 
 
-def _postfix(metrics: Metrics, rate: float) -> str:
-    """Loss, accuracy and speed of the last dispatch, over all members."""
+def _postfix(metrics: Metrics, seen: int, seconds: float) -> str:
+    """Loss and accuracy of the last dispatch, over all members, and speed of those before."""
     examples = max(int(metrics.examples.sum()), 1)
     loss, correct = (float(leaf.sum()) / examples for leaf in (metrics.loss, metrics.correct))
-    return f"loss {loss:.3f}, accuracy {100 * correct:.1f} %, {rate:,.0f} images/s"
+    speed = f", {seen / seconds:,.0f} images/s" if seen else ""
+    return f"loss {loss:.3f}, accuracy {100 * correct:.1f} %{speed}"
 
 
 @contextmanager
