@@ -1,23 +1,39 @@
 """What the commands of experiments have in common: presets, going on, and how they end."""
 
 import argparse
+import errno
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
+from bnjax.outputs import quiet_outputs
 from bnjax.paths import local_path
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import HostsError
+from bnjax.training.topologies import MissingCompilerError
+
+_REMEDIES = {
+    errno.ENOSPC: "make room, then go on with the same command",
+    errno.EDQUOT: "make room, then go on with the same command",
+    errno.EROFS: "give a folder that you may write",
+    errno.EACCES: "give a folder that you may write",
+    errno.EPERM: "give a folder that you may write",
+    errno.ENOENT: "if it was moved or removed, put it back, and go on with the same command",
+    errno.ENOTDIR: "give a folder, not a file",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 
 
 @contextmanager
-def ending(module: str) -> Iterator[None]:
+def ending(module: str, *, saves: bool = False) -> Iterator[None]:
     """Ends the process as a command does, if something ends what is inside.
 
     An interruption says how to go on, and exits with 128 plus the signal's number; an error that a
@@ -25,22 +41,53 @@ def ending(module: str) -> Iterator[None]:
 
     Args:
         module: what `python -m` was given.
+        saves: whether the command saves checkpoints, and takes `--resume`.
     """
 
     def again(*flags: str) -> str:
         given = [argument for argument in sys.argv[1:] if argument not in flags]
-        return shlex.join(["python", "-m", module, *given, *flags])
+        return shlex.join(["python", "-m", *module.split(), *given, *flags])
 
-    try:
-        yield
-    except Interrupted as stop:
-        print(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {again('--resume')}")
-        sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:
-        print(f"\nStopped; what was saved is kept. Go on with:\n  {again()}")
-        sys.exit(128 + signal.SIGINT)
-    except (CheckpointError, DataError, HostsError, RecordError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    with quiet_outputs():
+        try:
+            _refuse_empty(sys.argv[1:])
+            yield
+        except Interrupted as stop:
+            if saves:
+                _say(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {again('--resume')}")
+            else:
+                _say(f"\nStopped. Again with:\n  {again()}")
+            sys.exit(128 + stop.signum)
+        except KeyboardInterrupt:
+            kept = "; what was saved is kept. Go on with" if saves else ". Again with"
+            _say(f"\nStopped{kept}:\n  {again()}")
+            sys.exit(128 + signal.SIGINT)
+        except (
+            *(CheckpointError, DataError, HostsError, MissingCompilerError, RecordError),
+            ValueError,
+        ) as error:
+            sys.exit(f"error: {error}")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if error.errno not in _REMEDIES:
+                raise
+            where = "" if error.filename is None else f"{error.filename}: "
+            sys.exit(f"error: {where}{error.strerror}: {_REMEDIES[error.errno]}.")
+
+
+def _say(text: str) -> None:
+    """To a terminal that may be gone: its end is one of the signals."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """An empty path would be the current folder; it comes from a variable that is not set."""
+    for flag, argument in zip(("the first argument", *argv), argv, strict=False):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            name = argument.rstrip("=") or flag
+            raise ValueError(f"{name} is empty: give it a value, or leave it out.")
 
 
 def preset_in(argv: Sequence[str], presets: Collection[str], default: str) -> str:
@@ -55,19 +102,45 @@ def output_folder(out: Path) -> Path:
     """The folder of `--out`, made before anything is computed.
 
     Raises:
-        ValueError: it is a URL, or cannot be made.
+        ValueError: it is a URL, or cannot be made or written.
     """
     folder = local_path("--out", out)
-    try:
+    with _refused(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--out {folder} cannot be made ({error.strerror}): give a folder that you may write."
-        ) from error
+        _probe(folder)
     return folder
 
 
-def require_runs(out: Path) -> None:
-    """Raises ValueError if there is nothing for `--resume` to go on with."""
-    if not any(out.glob("*-s*/record.json")):
-        raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
+def folder_of_runs(out: Path, *, resume: bool) -> Path:
+    """The folder of `--out` of a command that completes runs; it is not made yet.
+
+    One that holds runs need not be writable: where all are finished, they are reported.
+
+    Raises:
+        ValueError: it is a URL, or cannot be written and holds no run.
+    """
+    folder = local_path("--out", out)
+    with _refused(folder):
+        if any(folder.glob("*-s*/record.json")):
+            return folder
+        if resume:
+            raise ValueError(f"--resume: {folder} holds no run to go on with; leave --resume out.")
+        _probe(next(part for part in (folder, *folder.parents) if part.exists()))
+    return folder
+
+
+@contextmanager
+def _refused(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"--out {folder} cannot be written ({error.strerror}): give a folder that you may "
+            "write."
+        ) from error
+
+
+def _probe(folder: Path) -> None:
+    """Raises OSError unless files can be written there: root may do what a disk does not allow."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"0")

@@ -23,6 +23,7 @@ ALLOWED = {
     "bnjax.linen": {"bnjax.normalization"},
     "bnjax.nnx": {"bnjax.normalization"},
     "bnjax.dataflow": set(),
+    "bnjax.outputs": set(),
     "bnjax.paths": set(),
     "bnjax.progress": set(),
     "bnjax.version": set(),

@@ -119,9 +119,9 @@ def fit(
 ) -> Tree:
     """Trains from `first_step` to the schedule's end.
 
-    Ctrl-C and SIGTERM end the dispatch under way, save a checkpoint and raise; a second signal
-    stops at once. In a run of several processes, a signal to one stops all of them after the same
-    step.
+    Ctrl-C, SIGTERM and SIGHUP end the dispatch under way, save a checkpoint and raise; a second
+    signal stops at once. In a run of several processes, a signal to one stops all of them after
+    the same step.
 
     Args:
         program: compiled functions.
@@ -220,13 +220,20 @@ def _postfix(metrics: Metrics, seen: int, seconds: float) -> str:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM; the second acts as it always did."""
+    """Collects the first of Ctrl-C, SIGTERM and a hangup; the second acts as it always did.
+
+    A terminal that closes may send several hangups, and a process may be told to outlive them
+    (`nohup`).
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python delivers signals to the main thread alone
         return
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # none on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
@@ -236,6 +243,8 @@ def _signals() -> Iterator[list[int]]:
     def handle(number: int, frame: Any) -> None:
         received.append(number)
         restore()
+        if number == hangup:
+            signal.signal(number, signal.SIG_IGN)
 
     for number in numbers:
         signal.signal(number, handle)

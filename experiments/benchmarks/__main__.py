@@ -1,18 +1,15 @@
 """python -m experiments.benchmarks NAME: speed, measured beside named peers in one run."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import tyro
 
-from bnjax.data import DataError, load_dataset
+from bnjax.data import load_dataset
 from bnjax.evidence.records import require_commit
-from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import one_cpu_device_per_core
-from bnjax.training.topologies import MissingCompilerError
 from experiments.benchmarks import (
     batch_norm,
     compiled,
@@ -23,7 +20,7 @@ from experiments.benchmarks import (
     networks_memory,
     train_step,
 )
-from experiments.command_line import output_folder
+from experiments.command_line import ending, output_folder
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -142,7 +139,7 @@ def run_input_pipeline(
 
 def main() -> None:
     """Reads the command line and runs one benchmark."""
-    try:
+    with ending("experiments.benchmarks"):
         tyro.extras.subcommand_cli_from_dict(
             {
                 "batch_norm": run_batch_norm,
@@ -156,14 +153,6 @@ def main() -> None:
             prog="python -m experiments.benchmarks",
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except Interrupted as stop:
-        print("\nStopped; nothing is written.", file=sys.stderr)
-        sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:
-        print("\nStopped; nothing is written.", file=sys.stderr)
-        sys.exit(130)
-    except (DataError, MissingCompilerError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def _run(benchmark: Any, config: Any, out: Path) -> None:
@@ -179,10 +168,13 @@ def _prepare(out: Path) -> Path:
 
 def _write(out: Path, benchmark: Any, result: dict[str, Any]) -> None:
     data, document = (out / f"{result['benchmark']}{suffix}" for suffix in (".json", ".md"))
-    data.write_text(json.dumps(result, indent=1) + "\n")  # first: a table can be made again
-    text = benchmark.table(result)
+    try:
+        data.write_text(json.dumps(result, indent=1) + "\n")  # first: a table can be made again
+    finally:  # if the disk is full, too
+        text = benchmark.table(result)
+        print(f"\n{text}", flush=True)
     document.write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\nWritten: {data}, {document}")
+    print(f"\nWritten: {data}, {document}")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,11 @@ import tyro
 
 from bnjax.data import load_dataset
 from bnjax.evidence.records import require_commit
-from bnjax.paths import local_path
 from bnjax.training.parallel import one_cpu_device_per_core
-from experiments.command_line import ending, preset_in, require_runs
+from experiments.command_line import ending, folder_of_runs, output_folder, preset_in
 from experiments.mnist_lenet.config import PRESETS, Config
 from experiments.mnist_lenet.figures import draw
-from experiments.mnist_lenet.runs import check, complete, main_task, sweep_task
+from experiments.mnist_lenet.runs import check, complete, finished, main_task, sweep_task
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
 
@@ -41,7 +40,7 @@ class Arguments:
 
 def main() -> None:
     """Reads the command line, trains, prints a table, draws the figures."""
-    with ending(_MODULE):
+    with ending(_MODULE, saves=True):
         arguments = _parse(sys.argv[1:])
         one_cpu_device_per_core()
         run(arguments)
@@ -55,9 +54,8 @@ def run(arguments: Arguments) -> None:
         Interrupted: after Ctrl-C or SIGTERM.
     """
     config = arguments.config
-    out = local_path("--out", arguments.out or Path("runs/mnist_lenet") / arguments.preset)
-    if arguments.resume:
-        require_runs(out)
+    out = arguments.out or Path("runs/mnist_lenet") / arguments.preset
+    out = folder_of_runs(out, resume=arguments.resume)
     require_commit(out, _RESULTS)
     dataset = load_dataset(config.data, data_dir=arguments.data_dir)
     if config.batch_size > len(dataset.train.labels):
@@ -69,20 +67,23 @@ def run(arguments: Arguments) -> None:
     tasks += [sweep_task(config, arm) for arm in config.arms if config.sweep]
     for task in tasks:
         check(task, dataset, out)  # all of them, before hours go into the first
-    for task in tasks:
+    left = [task for task in tasks if not finished(task, out)]
+    if left:
+        output_folder(out)
+    for task in left:
         complete(task, dataset, out)
     summary = summarize(out)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    figures = draw(out)
     drift = drift_text(summary)
     parts = [
         arms_table(summary),
         differences_text(summary),
         drift and f"Path of the median input to the last nonlinearity, mean over units:\n\n{drift}",
         sweep_table(summary),
-        "Written: " + ", ".join(str(path) for path in [out / "summary.json", *figures]),
     ]
-    print("\n" + "\n\n".join(part for part in parts if part))
+    print("\n" + "\n\n".join(part for part in parts if part), flush=True)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    files = [out / "summary.json", *draw(out)]
+    print("\nWritten: " + ", ".join(map(str, files)))
 
 
 def _parse(argv: list[str]) -> Arguments:

@@ -1,0 +1,60 @@
+"""Standard output and error of a command, which may be closed, or end before the command does."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+BROKEN_PIPE = 128 + 13
+"""Status of a command whose output's reader has gone, as a shell tells it: by SIGPIPE."""
+
+
+@contextmanager
+def quiet_outputs() -> Iterator[None]:
+    """Ends a command quietly when nobody reads its output any more, as `| head -1` does.
+
+    An output that is closed from the start takes what is written to it and keeps nothing.
+    Otherwise a file of the command's own would get its number, and what libraries write to
+    standard error would go into it. Characters that an output's encoding lacks become "?".
+
+    Raises:
+        SystemExit: with `BROKEN_PIPE`.
+        OSError: standard output cannot be written for another reason, such as a full disk.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _nothing(number))
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not (_ended(sys.stdout) or _ended(sys.stderr)):
+            raise  # another pipe, of workers say
+        sys.exit(BROKEN_PIPE)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if _ended(stream):  # Python flushes it once more at its end, and would complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _nothing(number: int) -> TextIO:
+    """A stream that keeps nothing, at a file descriptor, unless something else has taken it."""
+    try:
+        os.fstat(number)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _ended(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        return True
+    return False
