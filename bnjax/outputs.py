@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,8 +54,16 @@ def _nothing(number: int) -> TextIO:
 
 
 def _ended(stream: TextIO) -> bool:
+    """Whether it takes nothing more; the first error may have emptied its buffer."""
     try:
         stream.flush()
+        number = stream.fileno()
+    except io.UnsupportedOperation:  # one of Python's own
+        return False
     except (OSError, ValueError):
         return True
-    return False
+    if not hasattr(select, "poll"):  # on Windows
+        return False
+    poll = select.poll()
+    poll.register(number, 0)  # errors alone
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -168,13 +168,14 @@ def _prepare(out: Path) -> Path:
 
 def _write(out: Path, benchmark: Any, result: dict[str, Any]) -> None:
     data, document = (out / f"{result['benchmark']}{suffix}" for suffix in (".json", ".md"))
+    written = ""
     try:
         data.write_text(json.dumps(result, indent=1) + "\n")  # first: a table can be made again
-    finally:  # if the disk is full, too
         text = benchmark.table(result)
-        print(f"\n{text}", flush=True)
-    document.write_text(text + "\n", encoding="utf-8")
-    print(f"\nWritten: {data}, {document}")
+        document.write_text(text + "\n", encoding="utf-8")
+        written = f"\n\nWritten: {data}, {document}"
+    finally:  # a table needs no disk
+        print(f"\n{benchmark.table(result)}{written}")
 
 
 if __name__ == "__main__":

@@ -79,9 +79,11 @@ def main(argv: Sequence[str]) -> None:
             keep=None if out is None else out.with_suffix(".rows.tmp"),
             progress=lambda text: print(text, file=sys.stderr, flush=True),
         )
-        print(table(result), flush=True)  # if the disk is full, too
-        if out is not None:
-            out.write_text(json.dumps(result, indent=1) + "\n")
+        try:
+            if out is not None:
+                out.write_text(json.dumps(result, indent=1) + "\n")
+        finally:  # a table needs no disk
+            print(table(result))
 
 
 def _file(out: Path) -> Path:

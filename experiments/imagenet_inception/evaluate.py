@@ -98,10 +98,12 @@ def main(argv: Sequence[str]) -> None:
         if not is_first():
             return
         text = table(result)
-        print(text, flush=True)  # if the disk is full, too
-        if out is not None:
-            (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-            (out / "evaluation.md").write_text(text + "\n", encoding="utf-8")
+        try:
+            if out is not None:
+                (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+                (out / "evaluation.md").write_text(text + "\n", encoding="utf-8")
+        finally:  # a table needs no disk
+            print(text)
 
 
 def evaluate(arguments: Arguments) -> dict[str, Any]:

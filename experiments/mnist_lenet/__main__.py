@@ -80,10 +80,12 @@ def run(arguments: Arguments) -> None:
         drift and f"Path of the median input to the last nonlinearity, mean over units:\n\n{drift}",
         sweep_table(summary),
     ]
-    print("\n" + "\n\n".join(part for part in parts if part), flush=True)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    files = [out / "summary.json", *draw(out)]
-    print("\nWritten: " + ", ".join(map(str, files)))
+    try:
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        files = [out / "summary.json", *draw(out)]
+        parts.append("Written: " + ", ".join(map(str, files)))
+    finally:  # a table needs no disk
+        print("\n" + "\n\n".join(part for part in parts if part))
 
 
 def _parse(argv: list[str]) -> Arguments:
