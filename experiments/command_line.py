@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import absl.logging
+
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
 from bnjax.outputs import quiet_outputs
@@ -48,6 +50,9 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
         given = [argument for argument in sys.argv[1:] if argument not in flags]
         return shlex.join(["python", "-m", *module.split(), *given, *flags])
 
+    if saves:
+        # Orbax tells what fails once a thread, with tracebacks; CheckpointError tells it once.
+        absl.logging.set_verbosity(absl.logging.FATAL)
     with quiet_outputs():
         try:
             _refuse_empty(sys.argv[1:])
