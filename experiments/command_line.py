@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import resource
 import shlex
 import signal
 import sys
@@ -21,6 +22,7 @@ from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import HostsError
 from bnjax.training.topologies import MissingCompilerError
 
+_ADDRESSES = 1 << 31
 _REMEDIES = {
     errno.ENOSPC: "make room, then go on with the same command",
     errno.EDQUOT: "make room, then go on with the same command",
@@ -55,6 +57,7 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
         absl.logging.set_verbosity(absl.logging.FATAL)
     with quiet_outputs():
         try:
+            _check_address_space()
             _refuse_empty(sys.argv[1:])
             yield
         except Interrupted as stop:
@@ -85,6 +88,16 @@ def _say(text: str) -> None:
     """To a terminal that may be gone: its end is one of the signals."""
     with suppress(OSError):
         print(text, flush=True)
+
+
+def _check_address_space() -> None:
+    """XLA's threads and libraries abort the process, without a word of the cause."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESSES:
+        raise ValueError(
+            f"the address space is limited to {limit / 1e9:.1f} GB, and JAX needs more than "
+            f"{_ADDRESSES / 1e9:.1f} GB: ulimit -v unlimited."
+        )
 
 
 def _refuse_empty(argv: Sequence[str]) -> None:

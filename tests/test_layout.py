@@ -31,7 +31,7 @@ ALLOWED = {
     "bnjax.recalibration": {"bnjax.linen", "bnjax.normalization"},
     "bnjax.models": {"bnjax.models", "bnjax.linen", "bnjax.normalization"},
     "bnjax.data": {"bnjax.data", "bnjax.paths", "bnjax.progress"},
-    "bnjax.doctor": {"bnjax.doctor"},
+    "bnjax.doctor": {"bnjax.doctor", "bnjax.outputs"},
     "bnjax.training": {
         *("bnjax.training", "bnjax.evidence.records"),
         *("bnjax.paths", "bnjax.progress", "bnjax.version"),

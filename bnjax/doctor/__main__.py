@@ -1,5 +1,7 @@
 """python -m bnjax.doctor: what machine is this, and what will bite you here."""
 
 from bnjax.doctor.report import check
+from bnjax.outputs import quiet_outputs
 
-check()
+with quiet_outputs():
+    check()

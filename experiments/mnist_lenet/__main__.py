@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bnjax.data import load_dataset
-from bnjax.evidence.records import require_commit
+from bnjax.evidence.records import is_finished, require_commit
 from bnjax.training.parallel import one_cpu_device_per_core
 from experiments.command_line import ending, folder_of_runs, output_folder, preset_in
 from experiments.mnist_lenet.config import PRESETS, Config
 from experiments.mnist_lenet.figures import draw
-from experiments.mnist_lenet.runs import check, complete, finished, main_task, sweep_task
+from experiments.mnist_lenet.runs import check, complete, main_task, run_name, sweep_task
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
 
@@ -67,10 +67,10 @@ def run(arguments: Arguments) -> None:
     tasks += [sweep_task(config, arm) for arm in config.arms if config.sweep]
     for task in tasks:
         check(task, dataset, out)  # all of them, before hours go into the first
-    left = [task for task in tasks if not finished(task, out)]
-    if left:
+    runs = [out / run_name(task, member) for task in tasks for member in task.members]
+    if not all(map(is_finished, runs)):
         output_folder(out)
-    for task in left:
+    for task in tasks:
         complete(task, dataset, out)
     summary = summarize(out)
     drift = drift_text(summary)

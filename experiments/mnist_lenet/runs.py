@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bnjax.data import Dataset, load_dataset
-from bnjax.evidence.records import Run, check_data, check_identity, environment, is_finished
+from bnjax.evidence.records import Run, check_data, check_identity, environment
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.loop import Schedule
 from experiments.mnist_lenet.config import Config
@@ -42,11 +42,6 @@ def check(task: Task, dataset: Dataset, out: Path) -> None:
     """Raises RecordError if `out` holds runs of a task in another configuration."""
     for member in task.members:
         check_identity(out / run_name(task, member), _identity(task, member, dataset))
-
-
-def finished(task: Task, out: Path) -> bool:
-    """Whether `out` holds all runs of a task whole."""
-    return all(is_finished(out / run_name(task, member)) for member in task.members)
 
 
 def complete(task: Task, dataset: Dataset, out: Path) -> None:

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-from mnist_commands import TINY, assert_same_runs, content, flags
+from mnist_commands import ROOT, TINY, assert_same_runs, content, flags
 
 from bnjax.evidence.records import Run
 from bnjax.paths import local_path
@@ -174,6 +175,18 @@ def test_verify_and_report_end_in_one_line(call, tmp_path, monkeypatch):
     code, _, message = call(report)
     assert code == 1
     assert "Read-only file system: give a folder that you may write." in message
+
+
+def test_little_address_space_is_named():
+    """XLA would abort the process, with status 134."""
+    code = [sys.executable, "-m", "experiments.mnist_lenet"]
+    limited = ["bash", "-c", 'ulimit -v 1900000; exec "$0" "$@"', *code]
+    ended = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "error: the address space is limited to 1.9 GB, and JAX needs more than 2.1 GB: "
+        "ulimit -v unlimited.\n"
+    )
 
 
 def test_a_path_that_the_locale_cannot_read_is_refused():
