@@ -6,7 +6,6 @@ import resource
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import absl.logging
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
 from bnjax.outputs import quiet_outputs
-from bnjax.paths import local_path
+from bnjax.paths import check_writable, local_path, writable_folder
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import HostsError
@@ -122,11 +121,7 @@ def output_folder(out: Path) -> Path:
     Raises:
         ValueError: it is a URL, or cannot be made or written.
     """
-    folder = local_path("--out", out)
-    with _refused(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _probe(folder)
-    return folder
+    return writable_folder("--out", out)
 
 
 def folder_of_runs(out: Path, *, resume: bool) -> Path:
@@ -138,27 +133,14 @@ def folder_of_runs(out: Path, *, resume: bool) -> Path:
         ValueError: it is a URL, or cannot be written and holds no run.
     """
     folder = local_path("--out", out)
-    with _refused(folder):
-        if any(folder.glob("*-s*/record.json")):
-            return folder
-        if resume:
-            raise ValueError(f"--resume: {folder} holds no run to go on with; leave --resume out.")
-        _probe(next(part for part in (folder, *folder.parents) if part.exists()))
-    return folder
+    if _holds_runs(folder):
+        return folder
+    if resume:
+        raise ValueError(f"--resume: {folder} holds no run to go on with; leave --resume out.")
+    return check_writable("--out", folder)
 
 
-@contextmanager
-def _refused(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"--out {folder} cannot be written ({error.strerror}): give a folder that you may "
-            "write."
-        ) from error
-
-
-def _probe(folder: Path) -> None:
-    """Raises OSError unless files can be written there: root may do what a disk does not allow."""
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        probe.write(b"0")
+def _holds_runs(folder: Path) -> bool:
+    with suppress(OSError):  # a name that is too long, say
+        return any(folder.glob("*-s*/record.json"))
+    return False

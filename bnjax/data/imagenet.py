@@ -25,6 +25,7 @@ import tyro
 
 from bnjax.data.dataset import DataError
 from bnjax.data.tfds import build, fed_builder
+from bnjax.paths import writable_folder
 from bnjax.progress import ProgressBar
 
 _CHUNK = 1 << 22
@@ -139,8 +140,9 @@ def prepare(tars: Path, data_dir: Path, release: Release) -> Path:
     Raises:
         DataError: as `check_tars`; or the folder is there already, the disk too small, or the
             content of a tar file not what it must be.
+        ValueError: if `data_dir` is a URL, or cannot be written.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir = writable_folder("data_dir", data_dir)
     examples = {
         "train": _train_examples(tars / release.train.name, release),
         "validation": _validation_examples(tars / release.validation.name, release),
@@ -244,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
             print("Both files are the ones of 2012.")
         else:
             print(f"Prepared {prepare(command.tars, command.data_dir, ilsvrc2012())}")
-    except (DataError, OSError) as error:
+    except (DataError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; nothing is kept")
