@@ -43,7 +43,7 @@ def save_safetensors(
     Raises:
         ValueError: for another ending, names with a slash, nothing to save, leaves that are no
             arrays, or metadata that is not text.
-        OSError: if the file cannot be written; no part of it is kept.
+        OSError: if the file cannot be written.
     """
     from safetensors import SafetensorError  # late, as every reader of files here
     from safetensors.numpy import save_file
@@ -79,7 +79,6 @@ def save_safetensors(
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
-        path.unlink(missing_ok=True)  # a part of it, on a disk that needs the room
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
