@@ -1,22 +1,38 @@
-"""What every `python -m` of this repository shares: how it ends."""
+"""What every `python -m` of this repository shares: its outputs, and how it ends."""
 
+import io
 import os
 import select
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from bnjax.extras import MissingExtraError
+
+BROKEN_PIPE = 128 + 13
+"""Status of a command whose output's reader has gone, as a shell tells it: by SIGPIPE."""
 
 
 @contextmanager
 def command() -> Iterator[None]:
     """Around, or as a decorator of, what a command does.
 
-    A missing extra is one line without a traceback. A pipe whose reader has gone (`| head -1`)
-    ends the command without a word, by the status that a shell gives to SIGPIPE.
+    A missing extra is one line without a traceback. When nobody reads the output any more, as with
+    `| head -1`, the command ends without a word. An output that is closed from the start takes what
+    is written to it and keeps nothing: otherwise a file of the command's own would get its number,
+    and what libraries write to standard error would go into it. Characters that an output's
+    encoding lacks become "?".
+
+    Raises:
+        SystemExit: with a line for a missing extra, or with `BROKEN_PIPE`.
+        OSError: standard output cannot be written for another reason, such as a full disk.
     """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _nothing(number))
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         try:
             yield
@@ -25,13 +41,35 @@ def command() -> Iterator[None]:
     except MissingExtraError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
-        if not _reader_has_gone():  # then it is another pipe, such as a worker's
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
-        sys.exit(128 + signal.SIGPIPE)
+        if not (_ended(sys.stdout) or _ended(sys.stderr)):
+            raise  # another pipe, of workers say
+        sys.exit(BROKEN_PIPE)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if _ended(stream):  # Python flushes it once more at its end, and would complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _reader_has_gone() -> bool:
+def _nothing(number: int) -> TextIO:
+    """A stream that keeps nothing, at a file descriptor, unless something else has taken it."""
+    try:
+        os.fstat(number)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _ended(stream: TextIO) -> bool:
+    """Whether it takes nothing more; the first error may have emptied its buffer."""
+    try:
+        stream.flush()
+        number = stream.fileno()
+    except io.UnsupportedOperation:  # one of Python's own
+        return False
+    except (OSError, ValueError):
+        return True
+    if not hasattr(select, "poll"):  # on Windows
+        return False
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are always told
-    return bool(poll.poll(0))
+    poll.register(number, 0)  # errors alone
+    return any(event & select.POLLERR for _, event in poll.poll(0))

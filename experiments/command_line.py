@@ -2,23 +2,41 @@
 
 import argparse
 import difflib
+import errno
+import resource
 import shlex
 import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import absl.logging
 
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
-from bnjax.paths import local_path
+from bnjax.paths import check_writable, local_path, writable_folder
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import HostsError
+from bnjax.training.topologies import MissingCompilerError
+
+_ADDRESSES = 1 << 31
+_REMEDIES = {
+    errno.ENOSPC: "make room, then go on with the same command",
+    errno.EDQUOT: "make room, then go on with the same command",
+    errno.EROFS: "give a folder that you may write",
+    errno.EACCES: "give a folder that you may write",
+    errno.EPERM: "give a folder that you may write",
+    errno.ENOENT: "if it was moved or removed, put it back, and go on with the same command",
+    errno.ENOTDIR: "give a folder, not a file",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 
 
 @contextmanager
-def ending(module: str) -> Iterator[None]:
+def ending(module: str, *, saves: bool = False) -> Iterator[None]:
     """Ends the process as a command does, if something ends what is inside.
 
     An interruption says how to go on, and exits with 128 plus the signal's number; an error that a
@@ -26,22 +44,66 @@ def ending(module: str) -> Iterator[None]:
 
     Args:
         module: what `python -m` was given.
+        saves: whether the command saves checkpoints, and takes `--resume`.
     """
 
     def again(*flags: str) -> str:
         given = [argument for argument in sys.argv[1:] if argument not in flags]
-        return shlex.join(["python", "-m", module, *given, *flags])
+        return shlex.join(["python", "-m", *module.split(), *given, *flags])
 
+    if saves:
+        # Orbax tells what fails once a thread, with tracebacks; CheckpointError tells it once.
+        absl.logging.set_verbosity(absl.logging.FATAL)
     try:
+        _check_address_space()
+        _refuse_empty(sys.argv[1:])
         yield
     except Interrupted as stop:
-        print(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {again('--resume')}")
+        if saves:
+            _say(f"\nStopped at step {stop.step:,}; saved. Go on with:\n  {again('--resume')}")
+        else:
+            _say(f"\nStopped. Again with:\n  {again()}")
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
-        print(f"\nStopped; what was saved is kept. Go on with:\n  {again()}")
+        kept = "; what was saved is kept. Go on with" if saves else ". Again with"
+        _say(f"\nStopped{kept}:\n  {again()}")
         sys.exit(128 + signal.SIGINT)
-    except (CheckpointError, DataError, HostsError, RecordError, ValueError) as error:
+    except (
+        *(CheckpointError, DataError, HostsError, MissingCompilerError, RecordError),
+        ValueError,
+    ) as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        sys.exit(f"error: {where}{error.strerror}: {_REMEDIES[error.errno]}.")
+
+
+def _say(text: str) -> None:
+    """To a terminal that may be gone: its end is one of the signals."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
+def _check_address_space() -> None:
+    """XLA's threads and libraries abort the process, without a word of the cause."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESSES:
+        raise ValueError(
+            f"the address space is limited to {limit / 1e9:.1f} GB, and JAX needs more than "
+            f"{_ADDRESSES / 1e9:.1f} GB: ulimit -v unlimited."
+        )
+
+
+def _refuse_empty(argv: Sequence[str]) -> None:
+    """An empty path would be the current folder; it comes from a variable that is not set."""
+    for flag, argument in zip(("the first argument", *argv), argv, strict=False):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            name = argument.rstrip("=") or flag
+            raise ValueError(f"{name} is empty: give it a value, or leave it out.")
 
 
 def preset_in(argv: Sequence[str], presets: Collection[str], default: str) -> str:
@@ -56,22 +118,25 @@ def output_folder(out: Path) -> Path:
     """The folder of `--out`, made before anything is computed.
 
     Raises:
-        ValueError: it is a URL, or cannot be made.
+        ValueError: it is a URL, or cannot be made or written.
+    """
+    return writable_folder("--out", out)
+
+
+def folder_of_runs(out: Path, *, resume: bool) -> Path:
+    """The folder of `--out` of a command that completes runs; it is not made yet.
+
+    One that holds runs need not be writable: where all are finished, they are reported.
+
+    Raises:
+        ValueError: it is a URL, or cannot be written and holds no run.
     """
     folder = local_path("--out", out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--out {folder} cannot be made ({error.strerror}): give a folder that you may write."
-        ) from error
-    return folder
-
-
-def require_runs(out: Path) -> None:
-    """Raises ValueError if there is nothing for `--resume` to go on with."""
-    if not any(out.glob("*-s*/record.json")):
-        raise ValueError(f"--resume: {out} holds no run to go on with; leave --resume out.")
+    if _holds_runs(folder):
+        return folder
+    if resume:
+        raise ValueError(f"--resume: {folder} holds no run to go on with; leave --resume out.")
+    return check_writable("--out", folder)
 
 
 def unknown_word(word: str, known: Collection[str]) -> str:
@@ -79,3 +144,9 @@ def unknown_word(word: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
     return f"there is no subcommand {word!r}: {remedy}"
+
+
+def _holds_runs(folder: Path) -> bool:
+    with suppress(OSError):  # a name that is too long, say
+        return any(folder.glob("*-s*/record.json"))
+    return False

@@ -22,6 +22,7 @@ from experiments.benchmarks import (
     networks_memory,
     train_step,
 )
+from experiments.command_line import ending
 from experiments.imagenet_inception import dry_run_table, evaluation_table
 from experiments.imagenet_inception import figures as imagenet_figures
 from experiments.imagenet_inception import summary as imagenet_summary
@@ -66,18 +67,19 @@ class Arguments:
 @command()
 def main() -> None:
     """Reads the command line; writes, or checks."""
-    if not tyro.cli(Arguments, prog="python -m experiments.report").check:
-        for folder, draw in FIGURES.items():
-            draw(folder)
-        for path, text in documents():
-            path.write_text(text)
-        return
-    drifted = drift()
-    if drifted:
-        sys.exit(
-            f"drifted from the results: {', '.join(drifted)}; run python -m experiments.report"
-        )
-    print("figures, summaries and tables are those of the results.")
+    with ending("experiments.report"):
+        if not tyro.cli(Arguments, prog="python -m experiments.report").check:
+            for folder, draw in FIGURES.items():
+                draw(folder)
+            for path, text in documents():
+                path.write_text(text, encoding="utf-8")
+            return
+        drifted = drift()
+        if drifted:
+            sys.exit(
+                f"drifted from the results: {', '.join(drifted)}; run python -m experiments.report"
+            )
+        print("figures, summaries and tables are those of the results.")
 
 
 def documents() -> Iterator[tuple[Path, str]]:
@@ -109,7 +111,7 @@ def documents() -> Iterator[tuple[Path, str]]:
 
 def drift() -> list[str]:
     """The documents and figures that are not what the results make them."""
-    drifted = [path for path, text in documents() if path.read_text() != text]
+    drifted = [path for path, text in documents() if path.read_text(encoding="utf-8") != text]
     with tempfile.TemporaryDirectory() as folder:
         for results, draw in FIGURES.items():
             for fresh in draw(results, Path(folder)):
@@ -143,7 +145,7 @@ def _imagenet_blocks(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _filled(path: Path, blocks: dict[str, str]) -> str:
-    return fill(path.read_text(), blocks)
+    return fill(path.read_text(encoding="utf-8"), blocks)
 
 
 if __name__ == "__main__":

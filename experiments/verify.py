@@ -10,7 +10,6 @@ import jax
 import tyro
 
 from bnjax.command import command
-from bnjax.data import DataError
 from bnjax.evidence.records import (
     RecordError,
     differences,
@@ -18,7 +17,7 @@ from bnjax.evidence.records import (
     read_metrics,
     read_record,
 )
-from bnjax.training.loop import Interrupted
+from experiments.command_line import ending
 
 TOLERANCE = 0.01
 """Largest difference of a test accuracy where bitwise equality cannot be asked for."""
@@ -60,8 +59,8 @@ class Verdict(NamedTuple):
 @command()
 def main() -> None:
     """Reads the command line; exits with 1 if the run could not be repeated."""
-    arguments = tyro.cli(Arguments, prog="python -m experiments.verify")
-    try:
+    with ending("experiments.verify"):
+        arguments = tyro.cli(Arguments, prog="python -m experiments.verify")
         _take_devices_of(read_record(arguments.run))
         verdict = verify(
             arguments.run,
@@ -69,12 +68,8 @@ def main() -> None:
             data=arguments.data,
             data_dir=arguments.data_dir,
         )
-    except Interrupted as stop:
-        sys.exit(128 + stop.signum)
-    except (RecordError, DataError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print("\n".join(verdict.lines))
-    sys.exit(0 if verdict.agrees else 1)
+        print("\n".join(verdict.lines))
+        sys.exit(0 if verdict.agrees else 1)
 
 
 def verify(

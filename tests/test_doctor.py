@@ -76,7 +76,7 @@ CASES = {
     "fallback on Colab": (
         machine(environ=COLAB | {"COLAB_GPU": "1"}),
         "error: JAX runs on the CPU, although there is: NVIDIA GPU",
-        "install nothing over its JAX",
+        "Runtime > Disconnect and delete runtime, then install nothing over its packages",
     ),
     "the CPU as it was told": (
         machine(plugged=("TPU",), settings=CACHE | {"jax_platforms": "cpu"}),
@@ -151,7 +151,7 @@ CASES = {
     "JAX renewed under a running process": (
         machine(versions={"jax": "0.12.0"}, running_jax="0.10.2"),
         "error: This process runs JAX 0.10.2, and 0.12.0 has been installed since",
-        "Restart session",
+        "restart the process",
     ),
     "a version outside of bnjax's range": (
         machine(
@@ -161,15 +161,45 @@ CASES = {
         "warning: bnjax needs flax>=0.12.8,<0.13; flax 0.11.0 is installed",
         "pip install 'flax>=0.12.8,<0.13'",
     ),
-    "the same of JAX on Colab": (
+    "the same of JAX beside a TPU": (
+        machine(
+            TPU,
+            versions={"jax": "0.6.2", "libtpu": "0.0.17"},
+            requirements=(Requirement("bnjax", "jax", ">=0.7.2,<0.13", True),),
+        ),
+        "warning: bnjax needs jax>=0.7.2,<0.13; jax 0.6.2 is installed",
+        "pip install 'jax[tpu]>=0.7.2,<0.13'",
+    ),
+    "an older runtime of Colab": (
         machine(
             TPU,
             environ=COLAB,
-            versions={"jax": "0.9.0"},
+            versions={"jax": "0.5.3"},
+            requirements=(Requirement("bnjax", "jax", ">=0.7.2,<0.13", True),),
+        ),
+        "warning: bnjax needs jax>=0.7.2,<0.13; jax 0.5.3 is installed",
+        "Runtime > Change runtime type > Runtime version: Latest",
+    ),
+    "a JAX that no runtime of Colab has": (
+        machine(
+            TPU,
+            environ=COLAB,
+            versions={"jax": "0.7.2"},
+            pinned={"jax": "0.7.2"},
             requirements=(Requirement("bnjax", "jax", ">=0.10", True),),
         ),
-        "warning: bnjax needs jax>=0.10; jax 0.9.0 is installed",
-        "choose a runtime that has it",
+        "warning: bnjax needs jax>=0.10; jax 0.7.2 is installed",
+        "take the newest bnjax",
+    ),
+    "a JAX that is newer than bnjax": (
+        machine(
+            TPU,
+            environ=COLAB,
+            versions={"jax": "0.14.0"},
+            requirements=(Requirement("bnjax", "jax", ">=0.7.2,<0.13", True),),
+        ),
+        "warning: bnjax needs jax>=0.7.2,<0.13; jax 0.14.0 is installed",
+        "take the newest bnjax",
     ),
     "a package that is missing": (
         machine(requirements=(Requirement("bnjax", "tyro", ">=1.0", True),)),
@@ -203,6 +233,11 @@ CASES = {
     "a TPU's products": (
         machine(TPU, settings=CACHE),
         "note: This backend rounds the factors of float32 matrix products and convolutions to bfl",
+        '"jax_default_matmul_precision", "highest"',
+    ),
+    "a GPU's products, from Ampere on": (
+        machine(GPU, settings=CACHE, devices=(Device("NVIDIA A100", 1, 80_000, "8.0"),)),
+        "note: This backend rounds the factors of float32 matrix products and convolutions to Ten",
         '"jax_default_matmul_precision", "highest"',
     ),
     "a GPU's products": (
@@ -273,7 +308,7 @@ CASES = {
     "memory that an earlier run holds": (
         machine(TPU, devices=(Device("TPU v5 lite", int(9e9), int(16e9)),)),
         "warning: 9.0 of 16.0 GB on TPU v5 lite are in use already",
-        "restart the kernel",
+        "del them, or restart the process",
     ),
     "glibc": (
         machine(glibc=True, environ={"MALLOC_MMAP_MAX_": "0"}),
@@ -330,6 +365,7 @@ def test_memory_that_is_kept_is_no_finding(environ):
         machine(cores=2, quota=2.0),
         machine(devices=(Device("cpu"), Device("cpu"))),
         machine(versions={"jaxlib": "0.10.2.dev1", "jax-cuda13-plugin": "0.10.2"}, **GPU),
+        machine(GPU, settings=CACHE, devices=(Device("Tesla T4", 1, 15_000, "7.5"),)),
     ],
 )
 def test_what_only_looks_like_a_pitfall_is_none(snapshot):

@@ -25,17 +25,18 @@ ALLOWED = {
     "bnjax.nnx": {"bnjax.normalization"},
     "bnjax.dataflow": set(),
     "bnjax.paths": set(),
+    "bnjax.progress": {"bnjax.extras"},
     "bnjax.version": set(),
     "bnjax.extras": set(),
     "bnjax.command": {"bnjax.extras"},
     "bnjax.inference": {"bnjax.dataflow", "bnjax.linen", "bnjax.normalization"},
     "bnjax.recalibration": {"bnjax.linen", "bnjax.normalization"},
     "bnjax.models": {"bnjax.models", "bnjax.linen", "bnjax.normalization", *SHARED},
-    "bnjax.data": {"bnjax.data", "bnjax.paths", *SHARED},
+    "bnjax.data": {"bnjax.data", "bnjax.paths", "bnjax.progress", *SHARED},
     "bnjax.doctor": {"bnjax.doctor", *SHARED},
     "bnjax.training": {
-        *("bnjax.training", "bnjax.evidence.records", "bnjax.paths", "bnjax.version"),
-        "bnjax.extras",
+        *("bnjax.training", "bnjax.evidence.records", "bnjax.extras"),
+        *("bnjax.paths", "bnjax.progress", "bnjax.version"),
     },
     "bnjax.evidence": {"bnjax.evidence", "bnjax.extras", "bnjax.version"},
     "experiments": {"bnjax", "experiments"},
@@ -126,6 +127,7 @@ def test_imports_stay_light():
     """In a process of its own: this one has imported everything already."""
     light = ["bnjax", "bnjax.normalization", "bnjax.linen", "bnjax.models", "bnjax.data"]
     light += ["bnjax.nnx", "bnjax.inference", "bnjax.recalibration", "bnjax.doctor"]
+    light += ["bnjax.progress"]
     light += [name for name in MODULES if within(name, {"bnjax.training"})]
     lines = [
         "import importlib, sys",

@@ -123,7 +123,6 @@ def test_the_doctor_helps(tmp_path):
 
 @pytest.mark.slow
 def test_the_wheel_holds_bnjax_alone(tmp_path):
-    pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):

@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from bnjax.data.dataset import DataError
-from bnjax.extras import extra
+from bnjax.progress import ProgressBar
 
 ANSWER_S = 3.0
 """Seconds that a server has to begin its answer, name look-up and connecting included."""
@@ -80,9 +80,7 @@ def _copy(response: HTTPResponse, file: BinaryIO, remote: Remote) -> str:
     """Writes what the server sends, at most a chunk more than expected, and says what it was."""
     digest, size, end = hashlib.sha256(), 0, ""
     name = remote.url.rpartition("/")[2]
-    with extra("data"):
-        from tqdm import tqdm
-    with tqdm(total=remote.size, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+    with ProgressBar(remote.size, description=name, unit="B") as bar:
         try:
             while size <= remote.size and (chunk := response.read1(_CHUNK)):
                 file.write(chunk)

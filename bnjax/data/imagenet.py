@@ -25,10 +25,11 @@ from bnjax.command import command
 from bnjax.data.dataset import DataError
 from bnjax.data.tfds import build, fed_builder
 from bnjax.extras import extra
+from bnjax.paths import writable_folder
+from bnjax.progress import ProgressBar
 
 with extra("data"):
     import tyro
-    from tqdm import tqdm
 
 _CHUNK = 1 << 22
 _SOURCE = "download it again from https://image-net.org/download-images"
@@ -112,7 +113,7 @@ def check_tars(tars: Path, release: Release) -> None:
             f"The names must be these, and the files as downloaded, not unpacked: {_SOURCE}"
         )
     total = sum(tar.size for tar in files)
-    with tqdm(total=total, desc="MD5", unit="B", unit_scale=True) as bar:
+    with ProgressBar(total, description="MD5", unit="B") as bar:
         for tar in files:
             digest = hashlib.md5(usedforsecurity=False)
             with (tars / tar.name).open("rb") as opened:
@@ -143,8 +144,9 @@ def prepare(tars: Path, data_dir: Path, release: Release) -> Path:
     Raises:
         DataError: as `check_tars`; or the folder is there already, the disk too small, or the
             content of a tar file not what it must be.
+        ValueError: if `data_dir` is a URL, or cannot be written.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir = writable_folder("data_dir", data_dir)
     examples = {
         "train": _train_examples(tars / release.train.name, release),
         "validation": _validation_examples(tars / release.validation.name, release),
@@ -253,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
             print("Both files are the ones of 2012.")
         else:
             print(f"Prepared {prepare(command.tars, command.data_dir, ilsvrc2012())}")
-    except (DataError, OSError) as error:
+    except (DataError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; nothing is kept")

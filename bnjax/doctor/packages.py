@@ -7,9 +7,11 @@ from packaging.version import Version
 
 from bnjax.doctor.devices import CUDA_PLUGINS
 from bnjax.doctor.finding import Finding
+from bnjax.doctor.remedies import LATEST_RUNTIME, NEW_RUNTIME, pip, restart
 from bnjax.doctor.snapshot import Requirement, Snapshot
 
 _MAKERS = ("jax", "jaxlib", "libtpu", *CUDA_PLUGINS)  # what a runtime has for its device
+_NUMBERS = ("jax", "jaxlib", "flax", "optax", "numpy")  # what the last digits depend on
 
 
 def _running_jax(seen: Snapshot) -> Iterator[Finding]:
@@ -18,7 +20,7 @@ def _running_jax(seen: Snapshot) -> Iterator[Finding]:
         yield Finding(
             "error",
             f"This process runs JAX {seen.running_jax}, and {installed} has been installed since.",
-            "restart it (in a notebook: Runtime > Restart session)",
+            restart(seen),
         )
 
 
@@ -30,9 +32,11 @@ def _skew(seen: Snapshot) -> Iterator[Finding]:
                 yield Finding(
                     "warning",
                     f"{wanted.owner} needs {_text(wanted)}, which is not installed.",
-                    f"pip install '{_text(wanted)}'",
+                    pip(seen, f"install '{_text(wanted)}'"),
                 )
         elif not SpecifierSet(wanted.versions).contains(found, prereleases=True):
+            if seen.colab and wanted.name == "libtpu":
+                continue  # Colab ships another than JAX asks for; it works, or JAX finds no TPU
             yield Finding(
                 "error" if wanted.owner != "bnjax" else "warning",
                 f"{wanted.owner} needs {_text(wanted)}; {wanted.name} {found} is installed.",
@@ -45,13 +49,13 @@ def _skew(seen: Snapshot) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 f"{name} {found} does not go with jaxlib {jaxlib}: JAX does not use it.",
-                f"pip install '{name}[with-cuda]=={jaxlib}'",
+                NEW_RUNTIME if seen.colab else pip(seen, f"install '{name}[with-cuda]=={jaxlib}'"),
             )
     if all(name in seen.versions for name in CUDA_PLUGINS):
         yield Finding(
             "warning",
             "JAX's plugins for CUDA 12 and CUDA 13 are both installed: only one can be used.",
-            "pip uninstall one of them, with its -pjrt",
+            NEW_RUNTIME if seen.colab else pip(seen, "uninstall one of them, with its -pjrt"),
         )
 
 
@@ -60,25 +64,44 @@ def _text(wanted: Requirement) -> str:
 
 
 def _align(wanted: Requirement, seen: Snapshot) -> str:
-    if "COLAB_RELEASE_TAG" in seen.environ and wanted.name in _MAKERS:
-        return "choose a runtime that has it; a JAX put over Colab's may not find the device"
-    return f"pip install '{_text(wanted)}'"
+    """On Colab JAX stays: another one put over it may not find the device."""
+    versions = SpecifierSet(wanted.versions)
+    if seen.colab and wanted.name in _MAKERS:
+        shipped = seen.pinned.get(wanted.name)
+        bounds = [Version(each.version.removesuffix(".*")) for each in versions]
+        newer = bounds and Version(seen.versions[wanted.name]) >= max(bounds)
+        if wanted.owner == "bnjax" and (newer or (shipped and shipped not in versions)):
+            return "take the newest bnjax: run the set-up cell of its notebooks, with REF = main"
+        return f"{LATEST_RUNTIME}; where something was installed over its JAX, {NEW_RUNTIME}"
+    extra = ""
+    if wanted.name == "jax":  # with the parts that it has for its device
+        parts = ("libtpu", "tpu"), *((name, name.split("-")[1]) for name in CUDA_PLUGINS)
+        extra = next((f"[{part}]" for name, part in parts if name in seen.versions), "")
+    return pip(seen, f"install '{wanted.name}{extra}{wanted.versions}'")
 
 
 def _pins(seen: Snapshot) -> Iterator[Finding]:
     direct = {wanted.name for wanted in seen.requirements} | {"jaxlib"}
+    compared = _NUMBERS if seen.colab else direct
     other = [
         f"{name} {seen.versions[name]} ({pin})"
         for name, pin in sorted(seen.pinned.items())
-        if name in direct and seen.versions.get(name, pin) != pin
+        if name in compared and seen.versions.get(name, pin) != pin
     ]
-    if other:
+    if not other:
+        return
+    if seen.colab:
         yield Finding(
             "note",
-            f"Not as in constraints.txt: {', '.join(other)}. Results may differ in their last "
-            "digits.",
-            "pip install -c constraints.txt -e .",
+            f"Not as bnjax was tried on Colab (constraints-colab.txt): {', '.join(other)}.",
+            f"none is needed, unless you installed them: then {NEW_RUNTIME}",
         )
+        return
+    yield Finding(
+        "note",
+        f"Not as in constraints.txt: {', '.join(other)}. Results may differ in their last digits.",
+        pip(seen, "install -c constraints.txt -e ."),
+    )
 
 
 RULES = (_running_jax, _skew, _pins)

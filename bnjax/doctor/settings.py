@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from bnjax.doctor.finding import Finding
-from bnjax.doctor.snapshot import Snapshot
+from bnjax.doctor.remedies import first, restart, setting, variables
+from bnjax.doctor.snapshot import Device, Snapshot
 
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -27,14 +28,15 @@ def _memory(seen: Snapshot) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 "XLA_PYTHON_CLIENT_ALLOCATOR=platform asks the driver for every array: slow.",
-                "unset XLA_PYTHON_CLIENT_ALLOCATOR",
+                variables(seen, XLA_PYTHON_CLIENT_ALLOCATOR=None),
             )
         elif environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "true").lower() not in ("false", "0"):
             share = environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
             yield Finding(
                 "note",
                 f"JAX takes {share} of the GPU's memory at its start, whatever it needs.",
-                "export XLA_PYTHON_CLIENT_PREALLOCATE=false, where another program uses this GPU",
+                "where another program uses this GPU: "
+                + variables(seen, XLA_PYTHON_CLIENT_PREALLOCATE="false"),
             )
     full = [d for d in seen.devices if d.used and d.limit and d.used > _HELD * d.limit]
     if full:
@@ -43,15 +45,16 @@ def _memory(seen: Snapshot) -> Iterator[Finding]:
             "warning",
             f"{(worst.used or 0) / 1e9:.1f} of {(worst.limit or 0) / 1e9:.1f} GB on {worst.kind} "
             "are in use already, by arrays of this process.",
-            "del them, or restart the kernel before the next run",
+            f"del them, or {restart(seen)} before the next run",
         )
-    if seen.backend == "cpu" and seen.glibc and not _keeps_memory(seen):
+    # The C library reads its own when the process starts: in Colab's kernel nobody can set them.
+    if seen.backend == "cpu" and seen.glibc and not seen.colab and not _keeps_memory(seen):
         settings = " ".join(f"{name}={value}" for name, value in KEEP_MEMORY.items())
         yield Finding(
             "note",
             "glibc returns the memory of every step to the system, which clears it again: layers "
             "that are bound by memory take up to 1.6 times as long (experiments/benchmarks).",
-            f"export {settings}",
+            f"export {settings}" + (", then start Jupyter from that shell" * seen.notebook),
         )
 
 
@@ -65,6 +68,10 @@ def _keeps_memory(seen: Snapshot) -> bool:
     return by_name or by_tunable or other
 
 
+def _whole(quota: float) -> int:
+    return max(1, int(quota))
+
+
 def _cores(seen: Snapshot) -> Iterator[Finding]:
     if seen.cores is None:
         return
@@ -73,27 +80,32 @@ def _cores(seen: Snapshot) -> Iterator[Finding]:
             "warning",
             f"The control group allows {seen.quota:g} cores, and the process sees {seen.cores}: "
             "XLA starts as many threads, which then wait for each other.",
-            f"taskset -c 0-{max(1, int(seen.quota)) - 1} python ...",
+            first(seen, f"import os; os.sched_setaffinity(0, range({_whole(seen.quota)}))")
+            if seen.notebook
+            else f"taskset -c 0-{_whole(seen.quota) - 1} python ...",
         )
     if seen.backend == "cpu" and len(seen.devices) > seen.cores:
         yield Finding(
             "note",
             f"{len(seen.devices)} CPU devices share {seen.cores} cores: right for tests of "
             "parallel code, slow for training.",
-            "unset JAX_NUM_CPU_DEVICES, and --xla_force_host_platform_device_count in XLA_FLAGS",
+            f"{variables(seen, JAX_NUM_CPU_DEVICES=None)}, and take "
+            "--xla_force_host_platform_device_count out of XLA_FLAGS",
         )
 
 
 def _speed(seen: Snapshot) -> Iterator[Finding]:
     if seen.settings.get("jax_disable_jit"):
         yield Finding(
-            "warning", "jax_disable_jit is on: nothing is compiled.", "unset JAX_DISABLE_JIT"
+            "warning",
+            "jax_disable_jit is on: nothing is compiled.",
+            setting(seen, "jax_disable_jit", "False", "unset JAX_DISABLE_JIT"),
         )
     if seen.settings.get("jax_debug_nans"):
         yield Finding(
             "note",
             "jax_debug_nans is on: every result is checked, and a diverged run raises.",
-            "unset JAX_DEBUG_NANS",
+            setting(seen, "jax_debug_nans", "False", "unset JAX_DEBUG_NANS"),
         )
     cache = seen.settings.get("jax_compilation_cache_dir")
     if not cache:
@@ -101,21 +113,28 @@ def _speed(seen: Snapshot) -> Iterator[Finding]:
             "note",
             "Compiled programs are not kept: every start compiles anew, for minutes with a large "
             "network.",
-            "export JAX_COMPILATION_CACHE_DIR=~/.cache/jax, or in a notebook "
-            'jax.config.update("jax_compilation_cache_dir", FOLDER)',
+            _cache(seen),
         )
     elif seen.cache_writable is False:
         yield Finding(
             "warning",
             "The folder for compiled programs (jax_compilation_cache_dir) cannot be written.",
-            "choose another: export JAX_COMPILATION_CACHE_DIR=~/.cache/jax",
+            f"choose another: {_cache(seen)}",
         )
 
 
-def _numbers(seen: Snapshot) -> Iterator[Finding]:
-    rounded = {"tpu": "bfloat16", "gpu": "TensorFloat-32 (NVIDIA's, from Ampere on)"}.get(
-        seen.backend or ""
+def _cache(seen: Snapshot) -> str:
+    folder = 'os.path.expanduser("~/.cache/jax")'
+    line = setting(
+        seen, "jax_compilation_cache_dir", folder, "export JAX_COMPILATION_CACHE_DIR=~/.cache/jax"
     )
+    return f"import os; {line}" if seen.notebook else line
+
+
+def _numbers(seen: Snapshot) -> Iterator[Finding]:
+    rounded = {"tpu": "bfloat16", "gpu": "TensorFloat-32"}.get(seen.backend or "")
+    if seen.devices and all(_before_ampere(device) for device in seen.devices):
+        rounded = None
     if rounded and seen.settings.get("jax_default_matmul_precision") in (None, "default"):
         yield Finding(
             "note",
@@ -135,14 +154,25 @@ def _numbers(seen: Snapshot) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "--xla_gpu_exclude_nondeterministic_ops does not compile the gradient of max pooling.",
-            "--xla_gpu_deterministic_ops=true instead",
+            _repeatable(seen),
         )
     elif seen.backend == "gpu" and "xla_gpu_deterministic_ops=true" not in flags:
         yield Finding(
             "note",
             "Two runs on this GPU may differ in their last digits: XLA picks kernels by timing.",
-            "export XLA_FLAGS=--xla_gpu_deterministic_ops=true, to repeat bit by bit, more slowly",
+            f"to repeat bit by bit, more slowly: {_repeatable(seen)}",
         )
+
+
+def _before_ampere(device: Device) -> bool:
+    """NVIDIA's GPUs round from Ampere on: not a T4."""
+    return device.capability is not None and float(device.capability) < 8
+
+
+def _repeatable(seen: Snapshot) -> str:
+    flags = seen.environ.get("XLA_FLAGS", "").split()
+    kept = [flag for flag in flags if "xla_gpu_exclude_nondeterministic_ops" not in flag]
+    return variables(seen, XLA_FLAGS=" ".join([*kept, "--xla_gpu_deterministic_ops=true"]))
 
 
 RULES = (_memory, _cores, _speed, _numbers)

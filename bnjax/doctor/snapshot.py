@@ -44,11 +44,13 @@ class Device(NamedTuple):
         kind: such as "TPU v5 lite".
         used: bytes of its memory in use; None where that is not told (CPU).
         limit: bytes that may be used.
+        capability: of NVIDIA's GPUs, such as "8.0" of an A100.
     """
 
     kind: str
     used: int | None = None
     limit: int | None = None
+    capability: str | None = None
 
 
 class Requirement(NamedTuple):
@@ -78,7 +80,8 @@ class Snapshot:
         versions: of all installed packages, by normalized name.
         running_jax: the version that this process imported; None if that is not told.
         requirements: bnjax's, and those of JAX that concern jaxlib, plugins and libtpu.
-        pinned: versions in the constraints.txt of the clone that bnjax runs from, if it does.
+        pinned: versions in the constraints.txt of the clone that bnjax runs from, if it does; on
+            Colab in its constraints-colab.txt.
         plugged: accelerators that the system shows, "NVIDIA GPU" or "TPU", with or without JAX.
         cores: that the process may use; None if unknown.
         quota: of the control group, in cores; None without one.
@@ -90,6 +93,7 @@ class Snapshot:
         cache_writable: whether the folder of compiled programs is; None without a local one.
         tensorflow_sees: accelerators that an imported TensorFlow may take, as it names them.
         distributed: whether `jax.distributed` is initialized.
+        notebook: whether the process is a notebook's kernel.
         unread: what could not be read, and why.
     """
 
@@ -113,7 +117,13 @@ class Snapshot:
     cache_writable: bool | None = True
     tensorflow_sees: tuple[str, ...] = ()
     distributed: bool = False
+    notebook: bool = False
     unread: tuple[str, ...] = ()
+
+    @property
+    def colab(self) -> bool:
+        """Whether this is a runtime of Google Colab, whose JAX goes with its device."""
+        return "COLAB_RELEASE_TAG" in self.environ
 
 
 def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Snapshot:
@@ -150,7 +160,7 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
         versions=read("installed packages", _versions, {}),
         running_jax=jax.__version__,
         requirements=read("requirements", _requirements, ()),
-        pinned=read("constraints.txt", _pinned, {}),
+        pinned=read("constraints", lambda: _pinned(environ), {}),
         plugged=read("device files", lambda: _plugged(root), ()),
         cores=read("cores", _cores, None),
         quota=read("the control group", lambda: _quota(root / "sys/fs/cgroup"), None),
@@ -160,6 +170,7 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
         cache_writable=read("the compilation cache", lambda: _writable(settings), None),
         tensorflow_sees=read("TensorFlow's devices", _tensorflow_sees, ()),
         distributed=distributed,
+        notebook="ipykernel.zmqshell" in sys.modules,
         unread=tuple(unread),
     )
 
@@ -236,7 +247,12 @@ def _device(device: Any) -> Device:
         memory = device.memory_stats() or {}
     except Exception:  # some platforms, and devices of other hosts, do not tell
         memory = {}
-    return Device(device.device_kind, memory.get("bytes_in_use"), memory.get("bytes_limit"))
+    return Device(
+        device.device_kind,
+        memory.get("bytes_in_use"),
+        memory.get("bytes_limit"),
+        getattr(device, "compute_capability", None),
+    )
 
 
 def _settings() -> dict[str, Any]:
@@ -272,9 +288,10 @@ def _requirements() -> tuple[Requirement, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _pinned() -> dict[str, str]:
+def _pinned(environ: Mapping[str, str]) -> dict[str, str]:
     """Nothing where bnjax is not run from a clone."""
-    file = Path(__file__).parents[2] / "constraints.txt"
+    name = "constraints-colab.txt" if "COLAB_RELEASE_TAG" in environ else "constraints.txt"
+    file = Path(__file__).parents[2] / name
     if not file.exists():
         return {}
     pinned = {}

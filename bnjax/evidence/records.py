@@ -176,6 +176,11 @@ def check_identity(directory: Path, identity: Json) -> None:
         )
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether the directory holds a run that came to its end."""
+    return (directory / "record.json").exists() and bool(read_record(directory)["finished"])
+
+
 def check_data(record: Mapping[str, Json], name: str, sha256: str) -> None:
     """Raises RecordError if the data at hand, of this name and digest, is not that of a record."""
     recorded = record["data"]["sha256"]

@@ -10,14 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bnjax.extras import extra
+from bnjax.progress import ProgressBar
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel.host_checkpoints import HostCheckpoints
 from bnjax.training.parallel.hosts import all_succeed, first_signal, is_first
-
-with extra("train"):
-    from tqdm import tqdm
 
 Tree = Any
 
@@ -122,9 +119,9 @@ def fit(
 ) -> Tree:
     """Trains from `first_step` to the schedule's end.
 
-    Ctrl-C and SIGTERM end the dispatch under way, save a checkpoint and raise; a second signal
-    stops at once. In a run of several processes, a signal to one stops all of them after the same
-    step.
+    Ctrl-C, SIGTERM and SIGHUP end the dispatch under way, save a checkpoint and raise; a second
+    signal stops at once. In a run of several processes, a signal to one stops all of them after
+    the same step.
 
     Args:
         program: compiled functions.
@@ -166,20 +163,19 @@ def fit(
         if failed is not None:
             raise failed
 
-    bar = tqdm(
-        total=schedule.steps * members,
+    bar = ProgressBar(
+        schedule.steps * members,
         initial=step * members,
-        desc=description,
+        description=description,
         unit="step",
-        unit_scale=True,
-        dynamic_ncols=True,
-        mininterval=0.5,
-        disable=not is_first(),
+        compiles=True,
+        shown=is_first(),
     )
     with bar, _signals() as received:
         if step == 0:
             record(0, sums, program.evaluate(state))
-        started, seen = time.perf_counter(), 0
+        started: float | None = None
+        seen = 0
         inputs = next_inputs()
         all_succeed(fail)
         while step < schedule.steps:
@@ -190,11 +186,11 @@ def fit(
             new = jax.tree.map(np.asarray, new)
             program.check(state)
             sums = jax.tree.map(np.add, sums, new)
-            seen += int(new.examples.sum())
-            bar.set_postfix_str(
-                _postfix(new, seen / (time.perf_counter() - started)), refresh=False
-            )
-            bar.update(steps * members)
+            if started is None:  # the first dispatch was compiled
+                started = time.perf_counter()
+            else:
+                seen += int(new.examples.sum())
+            bar.update(steps * members, _postfix(new, seen, time.perf_counter() - started))
             if schedule.evaluates_at(step):
                 paused = time.perf_counter()
                 record(step, sums, program.evaluate(state))
@@ -214,22 +210,30 @@ def fit(
     return state
 
 
-def _postfix(metrics: Metrics, rate: float) -> str:
-    """Loss, accuracy and speed of the last dispatch, over all members."""
+def _postfix(metrics: Metrics, seen: int, seconds: float) -> str:
+    """Loss and accuracy of the last dispatch, over all members, and speed of those before."""
     examples = max(int(metrics.examples.sum()), 1)
     loss, correct = (float(leaf.sum()) / examples for leaf in (metrics.loss, metrics.correct))
-    return f"loss {loss:.3f}, accuracy {100 * correct:.1f} %, {rate:,.0f} images/s"
+    speed = f", {seen / seconds:,.0f} images/s" if seen else ""
+    return f"loss {loss:.3f}, accuracy {100 * correct:.1f} %{speed}"
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM; the second acts as it always did."""
+    """Collects the first of Ctrl-C, SIGTERM and a hangup; the second acts as it always did.
+
+    A terminal that closes may send several hangups, and a process may be told to outlive them
+    (`nohup`).
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python delivers signals to the main thread alone
         return
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # none on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
@@ -239,6 +243,8 @@ def _signals() -> Iterator[list[int]]:
     def handle(number: int, frame: Any) -> None:
         received.append(number)
         restore()
+        if number == hangup:
+            signal.signal(number, signal.SIG_IGN)
 
     for number in numbers:
         signal.signal(number, handle)

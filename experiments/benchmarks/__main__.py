@@ -1,7 +1,6 @@
 """python -m experiments.benchmarks NAME: speed, measured beside named peers in one run."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +8,9 @@ import jax
 import tyro
 
 from bnjax.command import command
-from bnjax.data import DataError, load_dataset
+from bnjax.data import load_dataset
 from bnjax.evidence.records import require_commit
-from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import one_cpu_device_per_core
-from bnjax.training.topologies import MissingCompilerError
 from experiments.benchmarks import (
     batch_norm,
     compiled,
@@ -24,7 +21,7 @@ from experiments.benchmarks import (
     networks_memory,
     train_step,
 )
-from experiments.command_line import output_folder
+from experiments.command_line import ending, output_folder
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -144,7 +141,7 @@ def run_input_pipeline(
 @command()
 def main() -> None:
     """Reads the command line and runs one benchmark."""
-    try:
+    with ending("experiments.benchmarks"):
         tyro.extras.subcommand_cli_from_dict(
             {
                 "batch_norm": run_batch_norm,
@@ -158,14 +155,6 @@ def main() -> None:
             prog="python -m experiments.benchmarks",
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except Interrupted as stop:
-        print("\nStopped; nothing is written.", file=sys.stderr)
-        sys.exit(128 + stop.signum)
-    except KeyboardInterrupt:
-        print("\nStopped; nothing is written.", file=sys.stderr)
-        sys.exit(130)
-    except (DataError, MissingCompilerError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def _run(benchmark: Any, config: Any, out: Path) -> None:
@@ -181,10 +170,14 @@ def _prepare(out: Path) -> Path:
 
 def _write(out: Path, benchmark: Any, result: dict[str, Any]) -> None:
     data, document = (out / f"{result['benchmark']}{suffix}" for suffix in (".json", ".md"))
-    data.write_text(json.dumps(result, indent=1) + "\n")  # first: a table can be made again
-    text = benchmark.table(result)
-    document.write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\nWritten: {data}, {document}")
+    written = ""
+    try:
+        data.write_text(json.dumps(result, indent=1) + "\n")  # first: a table can be made again
+        text = benchmark.table(result)
+        document.write_text(text + "\n", encoding="utf-8")
+        written = f"\n\nWritten: {data}, {document}"
+    finally:  # a table needs no disk
+        print(f"\n{benchmark.table(result)}{written}")
 
 
 if __name__ == "__main__":

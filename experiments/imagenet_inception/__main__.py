@@ -10,7 +10,7 @@ import tyro
 
 from bnjax.command import command
 from bnjax.data.image_data import ImageData, open_images
-from bnjax.evidence.records import require_commit
+from bnjax.evidence.records import is_finished, require_commit
 from bnjax.paths import local_path
 from bnjax.training.parallel import (
     DataParallel,
@@ -21,11 +21,17 @@ from bnjax.training.parallel import (
     is_first,
 )
 from bnjax.training.tensorboard import require_tensorboard
-from experiments.command_line import ending, preset_in, require_runs, unknown_word
+from experiments.command_line import (
+    ending,
+    folder_of_runs,
+    output_folder,
+    preset_in,
+    unknown_word,
+)
 from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import PRESETS, Config, Task
 from experiments.imagenet_inception.figures import draw
-from experiments.imagenet_inception.runs import check, complete, task_for
+from experiments.imagenet_inception.runs import check, complete, run_name, task_for
 from experiments.imagenet_inception.summary import summarize
 from experiments.imagenet_inception.table import arms_table, divergence_text, waiting_text
 from experiments.imagenet_inception.train import Means
@@ -78,7 +84,7 @@ def main() -> None:
     if word in _SUBCOMMANDS:
         _SUBCOMMANDS[word](sys.argv[2:])
         return
-    with ending(_MODULE):
+    with ending(_MODULE, saves=True):
         if word and not word.startswith("-"):
             raise ValueError(unknown_word(word, _SUBCOMMANDS))
         arguments = _parse(sys.argv[1:])
@@ -108,8 +114,7 @@ def _prepare(arguments: Arguments, out: Path) -> tuple[ImageData, Means, list[Ta
     """Opens the data and checks all runs, before hours go into the first."""
     config = arguments.config
     if is_first():
-        if arguments.resume:
-            require_runs(out)
+        folder_of_runs(out, resume=arguments.resume)
         require_commit(out, _RESULTS)
     if arguments.tensorboard:
         require_tensorboard()
@@ -118,21 +123,25 @@ def _prepare(arguments: Arguments, out: Path) -> tuple[ImageData, Means, list[Ta
     tasks = [task_for(config, arm, seed) for seed in range(config.seeds) for arm in config.arms]
     for task in tasks:
         check(task, data, means.parallel, out)
+    if is_first() and not all(is_finished(out / run_name(task)) for task in tasks):
+        output_folder(out)
     return data, means, tasks
 
 
 def _report(out: Path) -> None:
     """Writes the summary and the figures; prints the tables."""
     summary = summarize(out)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    files = [out / "summary.json", *draw(out)]
     parts = [
         arms_table(summary),
         divergence_text(summary),
         waiting_text(summary),
-        "Written: " + ", ".join(map(str, files)),
     ]
-    print("\n" + "\n\n".join(part for part in parts if part))
+    try:
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        files = [out / "summary.json", *draw(out)]
+        parts.append("Written: " + ", ".join(map(str, files)))
+    finally:  # a table needs no disk
+        print("\n" + "\n\n".join(part for part in parts if part))
 
 
 def _parse(argv: list[str]) -> Arguments:

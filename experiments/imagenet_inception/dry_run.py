@@ -5,6 +5,7 @@ exchanges on each chip; makers' rates say how long that takes at least. Nothing 
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -25,12 +26,11 @@ from bnjax.training.parallel import DataParallel, How
 from bnjax.training.program_cost import DoesNotFitError, ProgramCost, abstract, compile_program
 from bnjax.training.step_time import step_time
 from bnjax.training.topologies import (
-    MissingCompilerError,
     Topology,
     compiler_versions,
     find_topology,
 )
-from experiments.command_line import output_folder, preset_in
+from experiments.command_line import ending, output_folder, preset_in
 from experiments.imagenet_inception.config import PRESETS, Config
 from experiments.imagenet_inception.dry_run_table import table
 from experiments.imagenet_inception.programs import training_program
@@ -67,12 +67,10 @@ class Arguments:
 
 def main(argv: Sequence[str]) -> None:
     """Reads the command line after `dry-run`; compiles, prints a table."""
-    arguments = _parse(argv)
-    out = arguments.out
-    jax.config.update("jax_platforms", "cpu")  # nothing runs: leave an accelerator to others
-    try:
-        if out is not None:
-            _check_file(out)
+    with ending("experiments.imagenet_inception"):
+        arguments = _parse(argv)
+        jax.config.update("jax_platforms", "cpu")  # nothing runs: leave an accelerator to others
+        out = None if arguments.out is None else _file(arguments.out)
         result = dry_run(
             arguments.config,
             arguments.topology,
@@ -81,19 +79,22 @@ def main(argv: Sequence[str]) -> None:
             keep=None if out is None else out.with_suffix(".rows.tmp"),
             progress=lambda text: print(text, file=sys.stderr, flush=True),
         )
-    except (ValueError, MissingCompilerError) as error:
-        sys.exit(f"error: {error}")
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result))
+        try:
+            if out is not None:
+                out.write_text(json.dumps(result, indent=1) + "\n")
+        finally:  # a table needs no disk
+            print(table(result))
 
 
-def _check_file(out: Path) -> None:
-    """Before minutes go into what could not be written."""
-    output_folder(out.parent)
+def _file(out: Path) -> Path:
+    """Checked before minutes go into what could not be written."""
+    out = output_folder(out.parent) / out.name
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: give a file, such as {out / 'dry_run.json'}.")
+    if out.exists() and not os.access(out, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: give a file that you may write.")
     require_commit(out.parent, _RESULTS)
+    return out
 
 
 def dry_run(

@@ -8,12 +8,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from bnjax.data.augmentation import evaluation_views
 from bnjax.data.image_data import ImageData
 from bnjax.data.images import to_unit_range
 from bnjax.data.stream import evaluation_batches
+from bnjax.progress import ProgressBar
 from bnjax.training.parallel import DataParallel
 from bnjax.training.predictions import Errors, count_errors, mean_prediction, predict
 from experiments.imagenet_inception.arms import Settings, make_model, settings_of
@@ -142,7 +142,7 @@ def measure(
     )
     total: Tree = None
     name = "1 crop" if crops == 1 else f"{crops} crops"
-    bar = tqdm(total=len(data.validation), desc=name, unit="image", dynamic_ncols=True)
+    bar = ProgressBar(len(data.validation), description=name, unit="image", compiles=True)
     with (
         bar,
         evaluation_batches(

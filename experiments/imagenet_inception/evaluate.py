@@ -1,7 +1,6 @@
 """python -m experiments.imagenet_inception evaluate RUN ...: errors over crops and ensembles."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any, Literal
 
 import tyro
 
-from bnjax.data import DataError
 from bnjax.data.crops import CENTRE
 from bnjax.data.image_data import ImageData, open_images
 from bnjax.evidence.records import (
@@ -23,14 +21,13 @@ from bnjax.evidence.records import (
 from bnjax.paths import local_path
 from bnjax.training.parallel import (
     DataParallel,
-    HostsError,
     How,
     all_hosts_agree,
     all_succeed,
     initialize_hosts,
     is_first,
 )
-from experiments.command_line import output_folder
+from experiments.command_line import ending, output_folder
 from experiments.imagenet_inception.ensembles import (
     Crops,
     Statistics,
@@ -90,23 +87,23 @@ class Arguments:
 
 def main(argv: Sequence[str]) -> None:
     """Reads the command line after `evaluate`; evaluates, prints a table."""
-    arguments = tyro.cli(
-        Arguments, prog="python -m experiments.imagenet_inception evaluate", args=argv
-    )
-    try:
+    with ending("experiments.imagenet_inception"):
+        arguments = tyro.cli(
+            Arguments, prog="python -m experiments.imagenet_inception evaluate", args=argv
+        )
         initialize_hosts(arguments.coordinator, arguments.process_count, arguments.process_index)
         out = None if arguments.out is None else local_path("--out", arguments.out)
         all_succeed(lambda: output_folder(out) if out is not None and is_first() else None)
         result = evaluate(arguments)
-    except (DataError, HostsError, RecordError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    if not is_first():
-        return
-    text = table(result)
-    print(text)
-    if out is not None:
-        (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-        (out / "evaluation.md").write_text(text + "\n")
+        if not is_first():
+            return
+        text = table(result)
+        try:
+            if out is not None:
+                (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+                (out / "evaluation.md").write_text(text + "\n", encoding="utf-8")
+        finally:  # a table needs no disk
+            print(text)
 
 
 def evaluate(arguments: Arguments) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from bnjax.data.image_data import ImageData, open_images
-from bnjax.evidence.records import Run, check_data, check_identity, environment
+from bnjax.evidence.records import Run, check_data, check_identity, environment, is_finished
 from bnjax.training.loop import Schedule
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import (
@@ -88,6 +88,13 @@ def complete(
     """
     folder = out / run_name(task)
     config = {"identity": _identity(task, data)}
+
+    def whole() -> bool:
+        check_identity(folder, config["identity"])
+        return is_first() and is_finished(folder)
+
+    if gather_json(all_succeed(whole))[0]:
+        return  # nothing is written then, for a disk that is read-only
     with HostCheckpoints(checkpoint_folder(task, out), config=config) as checkpoints:
         header = _header(task, data, means)
         run = all_succeed(lambda: Run(folder, header) if is_first() else None)

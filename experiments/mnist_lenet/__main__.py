@@ -10,13 +10,12 @@ import tyro
 
 from bnjax.command import command
 from bnjax.data import load_dataset
-from bnjax.evidence.records import require_commit
-from bnjax.paths import local_path
+from bnjax.evidence.records import is_finished, require_commit
 from bnjax.training.parallel import one_cpu_device_per_core
-from experiments.command_line import ending, preset_in, require_runs
+from experiments.command_line import ending, folder_of_runs, output_folder, preset_in
 from experiments.mnist_lenet.config import PRESETS, Config
 from experiments.mnist_lenet.figures import draw
-from experiments.mnist_lenet.runs import check, complete, main_task, sweep_task
+from experiments.mnist_lenet.runs import check, complete, main_task, run_name, sweep_task
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
 
@@ -43,7 +42,7 @@ class Arguments:
 @command()
 def main() -> None:
     """Reads the command line, trains, prints a table, draws the figures."""
-    with ending(_MODULE):
+    with ending(_MODULE, saves=True):
         arguments = _parse(sys.argv[1:])
         one_cpu_device_per_core()
         run(arguments)
@@ -57,9 +56,8 @@ def run(arguments: Arguments) -> None:
         Interrupted: after Ctrl-C or SIGTERM.
     """
     config = arguments.config
-    out = local_path("--out", arguments.out or Path("runs/mnist_lenet") / arguments.preset)
-    if arguments.resume:
-        require_runs(out)
+    out = arguments.out or Path("runs/mnist_lenet") / arguments.preset
+    out = folder_of_runs(out, resume=arguments.resume)
     require_commit(out, _RESULTS)
     dataset = load_dataset(config.data, data_dir=arguments.data_dir)
     if config.batch_size > len(dataset.train.labels):
@@ -71,20 +69,25 @@ def run(arguments: Arguments) -> None:
     tasks += [sweep_task(config, arm) for arm in config.arms if config.sweep]
     for task in tasks:
         check(task, dataset, out)  # all of them, before hours go into the first
+    runs = [out / run_name(task, member) for task in tasks for member in task.members]
+    if not all(map(is_finished, runs)):
+        output_folder(out)
     for task in tasks:
         complete(task, dataset, out)
     summary = summarize(out)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    figures = draw(out)
     drift = drift_text(summary)
     parts = [
         arms_table(summary),
         differences_text(summary),
         drift and f"Path of the median input to the last nonlinearity, mean over units:\n\n{drift}",
         sweep_table(summary),
-        "Written: " + ", ".join(str(path) for path in [out / "summary.json", *figures]),
     ]
-    print("\n" + "\n\n".join(part for part in parts if part))
+    try:
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        files = [out / "summary.json", *draw(out)]
+        parts.append("Written: " + ", ".join(map(str, files)))
+    finally:  # a table needs no disk
+        print("\n" + "\n\n".join(part for part in parts if part))
 
 
 def _parse(argv: list[str]) -> Arguments:

@@ -1,6 +1,7 @@
 """ImageNet's two tar files: checked, prepared without TensorFlow, read back."""
 
 import sys
+import tempfile
 from typing import NamedTuple
 
 import pytest
@@ -174,3 +175,19 @@ def test_a_command_that_is_not_whole_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_hours_of_reading(
+    tars, release, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(imagenet, "check_tars", lambda *_: pytest.fail("read"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"data_dir .*file cannot be written \(File exists\)"):
+        prepare(tars, tmp_path / "file", release)
+
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=r"data_dir .* cannot be written \(Read-only file system"):
+        prepare(tars, tmp_path, release)

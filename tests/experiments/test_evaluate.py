@@ -337,7 +337,7 @@ def test_the_command_refuses_in_a_line(monkeypatch, tmp_path):
 def test_what_cannot_be_written_is_refused_before_any_compute(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "evaluate", lambda _: pytest.fail("computed"))
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"error: --out .*file cannot be made \(File exists\)"):
+    with pytest.raises(SystemExit, match=r"error: --out .*file cannot be written \(File exists\)"):
         main([str(folders[0]), "--out", str(tmp_path / "file")])
     with pytest.raises(SystemExit, match="error: --out must be a local folder, got 'gs:/b/c'"):
         main([str(folders[0]), "--out", "gs://b/c"])

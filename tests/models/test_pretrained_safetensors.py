@@ -99,3 +99,10 @@ def test_an_array_inside_an_array_is_refused(tmp_path):
     save_file({"a": np.ones(2), "a/b": np.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="and another inside it"):
         load_safetensors(tmp_path / "a.safetensors")
+
+
+def test_a_file_that_cannot_be_written_is_an_ordinary_error(tmp_path):
+    """safetensors raises an error of its own, which says in its text alone what happened."""
+    path = tmp_path / "none" / "weights.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*none"):
+        save_safetensors({"w": np.ones(3, np.float32)}, path)

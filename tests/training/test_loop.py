@@ -132,17 +132,18 @@ def send(number, *, when, times=1):
     return at
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("when", [5, 15, 20, 53])
 def test_a_signal_saves_and_resuming_loses_nothing(number, when):
     """15 is a checkpoint's step, 20 an evaluation's, 53 the last."""
     whole, first = Trace(), Trace(send(number, when=when))
     whole.fit(EVERY_TEN)
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(n) for n in every]
     with pytest.raises(Interrupted, match=f"stopped at step {when} by {number.name}") as stop:
         first.fit(EVERY_TEN)
     assert (stop.value.step, stop.value.signum) == (when, number)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(n) for n in every] == before
     assert max(first.saved) == when
 
     second = Trace()
@@ -198,6 +199,25 @@ def test_a_second_ctrl_c_stops_at_once():
     finally:
         signal.signal(signal.SIGINT, previous)
     assert trace.saved == {}
+
+
+def test_a_terminal_that_closes_may_hang_up_twice():
+    """Once the kernel and once the shell: the second must not end the process before it saves."""
+    trace = Trace(send(signal.SIGHUP, when=10, times=2))
+    with pytest.raises(Interrupted) as stop:
+        trace.fit(EVERY_TEN)
+    assert (stop.value.signum, max(trace.saved)) == (signal.SIGHUP, 10)
+
+
+def test_a_run_under_nohup_outlives_the_terminal():
+    trace = Trace(send(signal.SIGHUP, when=10))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trace.fit(EVERY_TEN)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert sorted(trace.saved) == [15, 30, 45, 53]
 
 
 def test_a_second_signal_acts_as_it_did_before():

@@ -1,5 +1,7 @@
 """Variables to a safetensors file and back, bitwise."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +43,10 @@ def save_safetensors(
     Raises:
         ValueError: for another ending, names with a slash, nothing to save, leaves that are no
             arrays, or metadata that is not text.
+        OSError: if the file cannot be written.
     """
-    from safetensors.numpy import save_file  # late, as every reader of files here
+    from safetensors import SafetensorError  # late, as every reader of files here
+    from safetensors.numpy import save_file
 
     path = _checked_path(path)
     arrays: Arrays = {}
@@ -69,7 +73,13 @@ def save_safetensors(
     for name, text in texts.items():
         if not (isinstance(name, str) and isinstance(text, str)):
             raise ValueError(f"metadata must be text by name, got {name!r}: {text!r}.")
-    save_file(arrays, path, metadata=texts)
+    try:
+        save_file(arrays, path, metadata=texts)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def load_safetensors(path: str | Path) -> Saved:

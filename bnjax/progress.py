@@ -1,0 +1,127 @@
+"""Progress of long work: a bar on a terminal and in a notebook, lines in a log."""
+
+import sys
+import warnings
+from types import TracebackType
+from typing import Any, TextIO
+
+from bnjax.extras import extra
+
+LINE_S = 30.0
+"""Seconds between two lines where there is no terminal."""
+
+_BAR_S = 0.5
+_LINE = (
+    "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+)
+
+
+class ProgressBar:
+    """How much is done, how fast, and how long the rest takes; on standard error.
+
+    A widget in a notebook that has ipywidgets, a bar on a terminal, elsewhere a line every `LINE_S`
+    seconds. Work outlives what it writes to: when that ends, the bar falls silent.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        description: str,
+        unit: str,
+        initial: int = 0,
+        compiles: bool = False,
+        shown: bool = True,
+    ) -> None:
+        """Shows it at `initial`.
+
+        Args:
+            total: how much there is to do.
+            description: of what.
+            unit: of `total`.
+            initial: what was done before.
+            compiles: the first update comes after a compilation; until then the bar says so, and
+                rate and time left are of what comes after it.
+            shown: False for no bar.
+        """
+        with extra("train"), warnings.catch_warnings():  # without ipywidgets text will do
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            from tqdm.auto import tqdm
+            from tqdm.std import tqdm as text_bar
+
+        stream = sys.stderr
+        lines = tqdm.status_printer is text_bar.status_printer and not (
+            stream is not None and stream.isatty()
+        )
+        how: dict[str, Any] = (
+            {"bar_format": _LINE, "mininterval": LINE_S, "miniters": 1}
+            if lines
+            else {"dynamic_ncols": True, "mininterval": _BAR_S}
+        )
+        self._description = description
+        self._compiles = compiles
+        self._bar = tqdm(
+            total=total,
+            initial=initial,
+            desc=f"{description}, compiling" if compiles else description,
+            unit=unit,
+            unit_scale=True,
+            file=_Output(stream, lines=lines),
+            disable=not shown,
+            **how,
+        )
+
+    def update(self, count: int, postfix: str = "") -> None:
+        """Adds what was done since the last time, and says something of it."""
+        bar = self._bar
+        bar.set_postfix_str(postfix, refresh=False)
+        if not self._compiles:
+            bar.update(count)
+            return
+        self._compiles = False
+        bar.n += count
+        bar.initial = bar.last_print_n = bar.n
+        bar.unpause()
+        bar.set_description_str(self._description)
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+
+class _Output:
+    """A stream as tqdm needs it, which may be closed or end at any time.
+
+    Attributes:
+        encoding: of the stream; tqdm draws by it.
+        fileno: of the stream; by it tqdm finds the terminal's width.
+    """
+
+    def __init__(self, stream: TextIO | None, *, lines: bool) -> None:
+        self._stream = stream
+        self._lines = lines
+        self.encoding = getattr(stream, "encoding", None)
+        self.fileno = getattr(stream, "fileno", None)
+
+    def write(self, text: str) -> None:
+        """Writes what moves to the line's begin, or, if it is to be lines, what is to be seen."""
+        if self._lines:
+            text = text.strip()
+            text += "\n" if text else ""
+        if self._stream is None or not text:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # a pipe whose reader has ended, a full disk, a closed file
+            self._stream = None
+
+    def flush(self) -> None:
+        """Nothing is left to be written."""
