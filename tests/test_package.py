@@ -62,7 +62,7 @@ MISSING = {
     "import bnjax.data.decoding": ("pillow", "data"),
     "import bnjax.data.imagenet": ("tyro", "data"),
     "bnjax.training.checkpoints.Checkpoints('.', config={})": ("orbax-checkpoint", "train"),
-    "import bnjax.training.loop": ("tqdm", "train"),
+    "bnjax.progress.ProgressBar(1, description='', unit='')": ("tqdm", "train"),
     "bnjax.training.tensorboard.require_tensorboard()": ("tensorboardX", "tensorboard"),
     "import bnjax.evidence.figures": ("matplotlib", "figures"),
     "import bnjax.evidence.report": ("pillow", "figures"),
@@ -75,7 +75,7 @@ def test_a_missing_extra_is_named_where_it_is_needed(tmp_path):
     """Each in one line, with the command that brings it."""
     program = f"""{HIDE}
 import bnjax.data, bnjax.models.pretrained.keras_files, bnjax.training.checkpoints
-import bnjax.training.tensorboard
+import bnjax.progress, bnjax.training.tensorboard
 from bnjax.extras import MissingExtraError
 for statement in {list(MISSING)}:
     try:
