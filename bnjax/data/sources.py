@@ -16,6 +16,7 @@ import numpy as np
 from bnjax.data import mnist5k
 from bnjax.data.dataset import DataError, Dataset, Split, check_split, make_dataset
 from bnjax.data.fetch import fetch_file
+from bnjax.data.png import check_rows
 from bnjax.data.prepare import read_idx_files, remote_files, write_prepared
 from bnjax.data.tfds import local_root
 
@@ -102,6 +103,7 @@ def _read_split(builder: Any, key: str, folder: Path) -> Split:
     examples = source.__getitems__(range(len(source)))
     images = []
     for example in examples:
+        check_rows(example["image"])
         with Image.open(io.BytesIO(example["image"]), formats=["PNG"]) as image:
             images.append(np.asarray(image))
     labels = np.array([example["label"] for example in examples], np.int32)

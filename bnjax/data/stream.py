@@ -139,7 +139,8 @@ def training_batches(
         process_count: how many hosts there are.
         damaged: what a damaged image does, one whose view raises DataError: `"refuse"` raises;
             `"skip"` puts the example that is stored next (after the last, the first) in its place
-            and counts. A record that cannot be read at all raises in any case.
+            and counts. A record that cannot be read at all raises in any case; damage inside a JPEG
+            that cannot be known (`bnjax.data.decoding`) is neither refused nor skipped.
 
     Returns:
         The stream; masks are all True.
