@@ -12,6 +12,7 @@ and there may be more hosts than shards.
 
 import gc
 import os
+import re
 import signal
 import threading
 import weakref
@@ -37,6 +38,12 @@ AHEAD = 2
 """Batches that are made ahead, for each thread or process."""
 GRACE_S = 30
 """Seconds that a worker process goes on after SIGTERM, for its parent to save and close it."""
+_ENDINGS = {
+    "SIGBUS": "found no room in shared memory (/dev/shm): enlarge it (docker run --shm-size, "
+    "mount -o remount,size=8G /dev/shm), or give --workers 0, which are threads and need none",
+    "SIGKILL": "was killed, as the system does when memory runs out: give fewer --workers",
+}
+"""What ends a worker process, by signal, and what to do."""
 _ENDLESS = 1 << 60
 _VIEWS = np.array([0, 0, 0, 1], np.uint64)
 """Where the generators of views count from, apart from those of the order, which share keys."""
@@ -89,8 +96,10 @@ class Stream(Iterator[Batch]):
             raise StopIteration
         try:
             batch, skipped = next(self._iterator[0])
-        except BaseException:  # the end, too
+        except BaseException as error:  # the end, too
             self.close()
+            if self._shares_memory and (reason := _ending(error)):
+                raise DataError(f"workers: a process that makes views {reason}") from error
             raise
         self.skipped.update(skipped)
         # Copied, so that shared memory is given back at once.
@@ -147,7 +156,8 @@ def training_batches(
 
     Raises:
         ValueError: at once, for a bad argument.
-        DataError: from `next`, for a damaged image or an unreadable record; names it.
+        DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
+            process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     order = Order(seed, tuple(examples.shard_sizes), shuffle)
@@ -193,7 +203,8 @@ def evaluation_batches(
 
     Raises:
         ValueError: at once, for a bad argument.
-        DataError: from `next`, for a damaged image or an unreadable record; names it.
+        DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
+            process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     if batch_size < 1:
@@ -279,6 +290,12 @@ def _named(
         raise DataError(f"{example.name}: {error}") from error
     except Exception as error:
         raise RuntimeError(f"{example.name}: {type(error).__name__}: {error}") from error
+
+
+def _ending(error: BaseException) -> str | None:
+    """Why a worker process ended, where Grain's error names a signal."""
+    code = re.search(r"terminated unexpectedly with exit code -(\d+)", str(error))
+    return code and _ENDINGS.get(signal.Signals(int(code[1])).name)
 
 
 def _close(iterator: list[Any], shares_memory: bool) -> None:
