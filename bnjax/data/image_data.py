@@ -127,6 +127,7 @@ def open_images(name: str, *, data_dir: str | Path | None = None) -> ImageData:
         DataError: the data is missing, half-prepared, or not what it is known to be; says what to
             do.
     """
+    root = local_root(data_dir)
     kind, _, path = name.partition(":")
     if kind in ("folder", "tfds") and path:
         if kind == "folder":
@@ -142,7 +143,7 @@ def open_images(name: str, *, data_dir: str | Path | None = None) -> ImageData:
     if name not in FACTS:
         raise ValueError(f"name must be one of {', '.join(IMAGE_DATA)}; got {name!r}")
     facts = FACTS[name]
-    folder = _newest_version(local_root(data_dir) / facts.folder, name, facts)
+    folder = _newest_version(root / facts.folder, name, facts)
     data = open_array_records(folder, name=name, remedy=facts.remedy)
     got = (data.classes, len(data.train), len(data.validation))
     if got != facts[1:4]:

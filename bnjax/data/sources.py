@@ -50,9 +50,8 @@ def load_dataset(name: str, *, data_dir: str | Path | None = None) -> Dataset:
     """
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
-    if name == "mnist5k":
-        return mnist5k.load()
-    return _load_prepared(name, local_root(data_dir))
+    root = local_root(data_dir)
+    return mnist5k.load() if name == "mnist5k" else _load_prepared(name, root)
 
 
 def _load_prepared(name: str, root: Path) -> Dataset:

@@ -3,12 +3,11 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from bnjax.data.augmentation import Augmentation
 from bnjax.data.image_data import FACTS, IMAGE_DATA
 from bnjax.data.order import Shuffle
 from bnjax.training.loop import Schedule
+from experiments.bounds import check_fraction, check_positive, check_seeds
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")
 """The five networks of section 4.2.2."""
@@ -159,14 +158,10 @@ class Task(NamedTuple):
 
 CHANGES = tuple(item.name for item in fields(Config))[:7]
 """The seven changes of section 4.2.1, in the paper's order."""
-_FLOAT32 = np.finfo(np.float32)
-_LEAST, _MOST = float(_FLOAT32.tiny), float(_FLOAT32.max)
-_BELOW_1 = 1 - float(_FLOAT32.epsneg)
 _MOST_BYTES = 1 << 36
 """Of the views of a batch."""
 _MOST_WIDTH = 64
 """Of which Inception has 5e10 parameters."""
-_MOST_SEEDS = 10_000
 _FRACTIONS = ("dropout", "momentum", "label_smoothing", "decay", "parameter_decay")
 _POSITIVE = ("learning_rate_factor", "decay_speed", "learning_rate", "decay_every", "epsilon")
 
@@ -187,20 +182,20 @@ def _check(config: Config) -> None:
             raise ValueError(f"{item.name} must be >= {least}, got {value}.")
     for name in _POSITIVE:
         value = getattr(config, name)
-        if value is not None and not _LEAST <= value <= _MOST:
-            raise ValueError(f"{name} must be > 0 and finite, as a float32 is; got {value}.")
+        if value is not None:
+            check_positive(name, value)
     for name in _FRACTIONS:
         value = getattr(config, name)
-        if value is not None and not 0 <= value <= _BELOW_1:
-            raise ValueError(f"{name} must be in [0, 1), and not 1 as a float32; got {value}.")
-    if config.l2 is not None and not 0 <= config.l2 <= _MOST:
-        raise ValueError(f"l2 must be >= 0 and finite, as a float32 is; got {config.l2}.")
-    if not _LEAST <= config.decay_factor <= 1:
+        if value is not None:
+            check_fraction(name, value)
+    if config.l2:
+        check_positive("l2", config.l2)
+    check_positive("decay_factor", config.decay_factor)
+    if config.decay_factor > 1:
         raise ValueError(f"decay_factor must be in (0, 1], got {config.decay_factor}.")
     if not 0 < config.width <= _MOST_WIDTH:
         raise ValueError(f"width must be in (0, {_MOST_WIDTH}], got {config.width}.")
-    if config.seeds > _MOST_SEEDS:
-        raise ValueError(f"seeds must be at most {_MOST_SEEDS}, got {config.seeds}.")
+    check_seeds("seeds", config.seeds)
     if not 0 < config.centre <= 1:
         raise ValueError(f"centre must be in (0, 1], got {config.centre}.")
     _check_batches(config)
