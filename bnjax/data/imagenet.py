@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from bnjax.data.dataset import DataError
 from bnjax.data.tfds import build, fed_builder
+from bnjax.paths import local_path
 
 _CHUNK = 1 << 22
 _SOURCE = "download it again from https://image-net.org/download-images"
@@ -239,12 +240,14 @@ def main(argv: list[str] | None = None) -> None:
         "registers, and prepares them as tensorflow-datasets does, without TensorFlow.",
     )
     try:
+        tars = local_path("--tars", command.tars)
         if isinstance(command, Check):
-            check_tars(command.tars, ilsvrc2012())
+            check_tars(tars, ilsvrc2012())
             print("Both files are the ones of 2012.")
         else:
-            print(f"Prepared {prepare(command.tars, command.data_dir, ilsvrc2012())}")
-    except (DataError, OSError) as error:
+            data_dir = local_path("--data-dir", command.data_dir)
+            print(f"Prepared {prepare(tars, data_dir, ilsvrc2012())}")
+    except (DataError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; nothing is kept")

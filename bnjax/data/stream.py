@@ -34,6 +34,8 @@ Damaged = Literal["refuse", "skip"]
 
 MOST_THREADS = 8
 """Of `workers=0`, if there are as many cores; views hold Python's lock for some of their time."""
+MOST_WORKERS = 1024
+"""Processes of a host: more than it has cores."""
 AHEAD = 2
 """Batches that are made ahead, for each thread or process."""
 GRACE_S = 30
@@ -172,7 +174,7 @@ def training_batches(
         )
     rows = _share(batch_size, process_index, process_count)
     batches = _TrainingBatches(examples, view, batch_size, rows, order, first_step, damaged)
-    return Stream(batches, _checked(workers))
+    return Stream(batches, check_workers(workers))
 
 
 def evaluation_batches(
@@ -210,7 +212,7 @@ def evaluation_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
     rows = _share(batch_size, process_index, process_count)
-    return Stream(_EvaluationBatches(examples, view, batch_size, rows), _checked(workers))
+    return Stream(_EvaluationBatches(examples, view, batch_size, rows), check_workers(workers))
 
 
 @dataclass(frozen=True)
@@ -321,9 +323,12 @@ def _share(batch_size: int, process_index: int, process_count: int) -> range:
     return range(process_index * share, (process_index + 1) * share)
 
 
-def _checked(workers: int) -> int:
+def check_workers(workers: int) -> int:
+    """The number, or ValueError where a host has no use for so many processes."""
     if workers < 0:
         raise ValueError(f"workers must be >= 0, got {workers}; 0 is for threads.")
+    if workers > MOST_WORKERS:
+        raise ValueError(f"workers must be at most {MOST_WORKERS}, got {workers}: processes.")
     return workers
 
 

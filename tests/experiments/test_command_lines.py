@@ -27,8 +27,10 @@ from experiments.imagenet_inception import __main__ as inception
 from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import Config as InceptionConfig
 from experiments.mnist_lenet import __main__ as lenet
+from experiments.mnist_lenet import runs as lenet_runs
 from experiments.mnist_lenet.config import Config as LenetConfig
 
+RUN = Path(lenet.__file__).parent / "results" / "mlp_bn-s0"
 NUMBERS = ("nan", "inf", "-inf", "-1", "1e39", "-0.5", "x", "", "1,5", "1e-46", "2x")
 INTEGERS = ("-1", "0", "-9223372036854775809", "1.5", "nan", "inf", "x", "", "1e3", "1_", "0x10")
 HUGE = ("1000000000000",)
@@ -44,6 +46,12 @@ HARMLESS = {
     *((name, HUGE[0]) for name in ("lenet_max_sweep_steps", "units_every", "process_index")),
     *((name, HUGE[0]) for name in ("eval_every", "sparse_eval_every", "checkpoint_every")),
 }
+
+
+NEEDS_A_RUN = {("evaluate", "data"), ("evaluate", "data_dir")}
+"""Looked at after the runs; those here are none."""
+NEEDS_DATA = {("verify", "data"), ("verify", "data_dir")}
+"""Looked at by what is stopped here."""
 
 
 class Accepted(BaseException):
@@ -95,7 +103,7 @@ COMMANDS: dict[str, tuple[Callable[[tuple[str, ...]], None], list[type], tuple[s
         [dry_run.Arguments, InceptionConfig],
         ("--topology", "cpu:8"),
     ),
-    "verify": (_calls(verify.main), [verify.Arguments], ("nowhere",)),
+    "verify": (_calls(verify.main), [verify.Arguments], (str(RUN),)),
     "report": (_calls(report.main), [report.Arguments], ()),
 }
 """What runs a command, the classes of its arguments, and what stands in front."""
@@ -145,6 +153,10 @@ def cases() -> Iterator[Case]:
                 for value in () if positional else _values(hints[item.name]):
                     if (item.name, value) in HARMLESS:
                         continue
+                    if (command, item.name) in NEEDS_A_RUN | NEEDS_DATA:
+                        continue
+                    if (item.name, value) == ("population_batches", HUGE[0]):
+                        continue  # bounded by the data, in a test of its own
                     flag = f"--{item.name.replace('_', '-')}"
                     given = (flag, value) if typing.get_origin(hints[item.name]) else None
                     yield Case(
@@ -180,8 +192,8 @@ def verdict(case: Case) -> tuple[str, str]:
         return "silent", text
     words = " ".join(text.replace("│", " ").split())
     names = (case.argument, case.argument.replace("_", "-"))
-    named = any(name in words for name in names) and "Traceback" not in words
-    return ("named" if named else "poor"), words
+    named = any(name in words for name in names) or (case.value and case.value in words)
+    return ("named" if named and "Traceback" not in words else "poor"), words
 
 
 @contextlib.contextmanager
@@ -194,13 +206,29 @@ def no_compute() -> Iterator[None]:
             (dry_run, "_row"),
             (models, "summarize"),
             (evaluate, "measure"),
-            (verify, "verify"),
+            (lenet_runs, "rerun"),
             (report, "documents"),
-            (imagenet, "check_tars"),
         ):
             stack.enter_context(mock.patch.object(module, name, _accept))
-        stack.enter_context(mock.patch.object(lenet, "one_cpu_device_per_core", lambda: None))
+        for module, name in ((lenet, "one_cpu_device_per_core"), (verify, "_take_devices_of")):
+            stack.enter_context(mock.patch.object(module, name, return_value=None))
         yield
+
+
+SEEDED = random.Random(0).sample(sorted(set(cases())), 80)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_compute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with no_compute(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        yield
+
+
+@pytest.mark.parametrize("case", SEEDED, ids=lambda case: f"{case.command}-{case.argument}")
+def test_a_bad_value_is_refused_by_name(case: Case) -> None:
+    judged, words = verdict(case)
+    assert judged == "named", words
 
 
 if __name__ == "__main__":
