@@ -12,13 +12,13 @@ _BELOW_1 = 1 - float(_FLOAT32.epsneg)
 def check_positive(name: str, value: float) -> None:
     """Raises ValueError for what is not positive and finite as a float32."""
     if not _LEAST <= value <= _MOST:
-        raise ValueError(f"{name} must be > 0 and finite, as a float32 is; got {value}.")
+        raise ValueError(f"{name} must be > 0 and finite, got {value}, as a float32.")
 
 
 def check_fraction(name: str, value: float) -> None:
     """Raises ValueError for what is not in [0, 1) as a float32."""
     if not 0 <= value <= _BELOW_1:
-        raise ValueError(f"{name} must be in [0, 1), and not 1 as a float32; got {value}.")
+        raise ValueError(f"{name} must be in [0, 1), got {value}, as a float32.")
 
 
 def check_seeds(name: str, value: int) -> None:

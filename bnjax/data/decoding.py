@@ -21,6 +21,7 @@ checksums of their own.
 import io
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
@@ -155,7 +156,7 @@ def _decode(data: bytes) -> Pillow.Image:
 def _rgb(file: ImageFile) -> Pillow.Image:
     """Decodes; what any plug-in of Pillow raises then says that the file is damaged."""
     try:
-        stream = file.fp  # which Pillow forgets
+        stream: Any = file.fp  # which Pillow forgets
         file.load()
         if isinstance(file, PngImageFile):
             check_rows(stream.getvalue())

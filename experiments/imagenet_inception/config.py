@@ -188,8 +188,8 @@ def _check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None:
             check_fraction(name, value)
-    if config.l2:
-        check_positive("l2", config.l2)
+    if config.l2 is not None and not 0 <= config.l2 < 1e30:
+        raise ValueError(f"l2 must be >= 0 and finite, got {config.l2}.")
     check_positive("decay_factor", config.decay_factor)
     if config.decay_factor > 1:
         raise ValueError(f"decay_factor must be in (0, 1], got {config.decay_factor}.")

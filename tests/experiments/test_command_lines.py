@@ -168,7 +168,8 @@ def cases() -> Iterator[Case]:
 
 def verdict(case: Case) -> tuple[str, str]:
     """`named`, `poor` or `silent`; and what was said."""
-    said, code = io.StringIO(), 0
+    said = io.StringIO()
+    code: str | int | None = 0
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(20)
     try:
