@@ -15,6 +15,7 @@ from typing import Any
 
 from bnjax.data.dataset import DataError
 from bnjax.data.examples import Example, ImageData, split_shards
+from bnjax.data.tfds import check_features
 from bnjax.extras import extra
 
 EDGE = 1 << 16
@@ -77,7 +78,7 @@ def open_array_records(folder: Path, *, name: str, remedy: str) -> ImageData:
         array_record itself verifies when they are read. Data prepared twice may differ.
 
     Raises:
-        DataError: a file is missing, incomplete or of another kind.
+        DataError: a file is missing, incomplete or of another kind, or names code.
     """
     with extra("data"):
         import tensorflow_datasets as tfds
@@ -86,8 +87,11 @@ def open_array_records(folder: Path, *, name: str, remedy: str) -> ImageData:
         if not (folder / needed).is_file():
             raise DataError(f"{folder}: not prepared, or half: it has no {needed}; {remedy}")
     try:
+        check_features(folder)
         info = tfds.builder_from_directory(str(folder)).info
         kind, features, found = info.file_format, info.features, sorted(info.splits)
+    except DataError as error:
+        raise DataError(f"{error}; {remedy}") from error
     except Exception as error:  # json, protobuf and tensorflow-datasets each raise their own
         raise DataError(f"{folder}: cannot be read ({error}); {remedy}") from error
     if kind is not tfds.core.FileFormat.ARRAY_RECORD:

@@ -4,6 +4,7 @@ Host-side and pure: a view is a function of the image, the fields and the genera
 uint8; `Augmentation` and the arguments hold every choice, each with where it comes from.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -24,7 +25,14 @@ from bnjax.data.crops import (
     squares,
     whole,
 )
-from bnjax.data.decoding import DamagedImageError, Interpolation, Picture, open_image
+from bnjax.data.dataset import DataError
+from bnjax.data.decoding import (
+    MOST_PIXELS,
+    DamagedImageError,
+    Interpolation,
+    Picture,
+    open_image,
+)
 from bnjax.data.distortions import Distortion, distort
 from bnjax.data.examples import Image
 
@@ -37,6 +45,8 @@ __all__ = [
     "training_view",
 ]
 
+MOST_SIDE = math.isqrt(MOST_PIXELS)
+"""Pixels of a view's side; images with more than its square are refused too."""
 _INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 
@@ -84,7 +94,8 @@ class Augmentation:
                 raise ValueError(
                     f"{name} must be one of {', '.join(options)}; got {getattr(self, name)!r}."
                 )
-        for name, least in (("image_size", 1), ("attempts", 1), ("padding", 0)):
+        _check_size(self.image_size)
+        for name, least in (("attempts", 1), ("padding", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}.")
         if not 0 < self.area[0] <= self.area[1] <= 1:
@@ -108,8 +119,8 @@ def training_view(image: Image, rng: np.random.Generator, augmentation: Augmenta
         uint8 [image_size, image_size, 3].
 
     Raises:
-        DamagedImageError: the image cannot be decoded.
-        ValueError: the image is no image, or smaller than a crop after padding.
+        DataError: the image cannot be decoded, or is smaller than a crop after padding.
+        ValueError: the image is no image.
     """
     picture = open_image(image)
     if augmentation.crop == "inception":
@@ -185,7 +196,7 @@ def evaluation_views(
         uint8 [crops, image_size, image_size, 3].
 
     Raises:
-        DamagedImageError: the image cannot be decoded.
+        DataError: the image cannot be decoded, or is too long to be resized to a shorter side.
         ValueError: an argument is out of its range.
     """
     if crops == 1:
@@ -220,13 +231,17 @@ def _padded_crop(
     size, padding = augmentation.image_size, augmentation.padding
     rest = [side + 2 * padding - size for side in (picture.height, picture.width)]
     if min(rest) < 0:
-        raise ValueError(
+        raise DataError(
             f"an image of {picture.width} x {picture.height} pixels with padding={padding} is "
-            f"smaller than image_size={size}: choose crop='inception' or more padding."
+            f"smaller than image_size={size}: choose crop='inception', a smaller image_size or "
+            "more padding."
         )
-    top, left = (int(rng.integers(most + 1)) for most in rest)
-    padded = np.pad(picture.pixels(), ((padding, padding), (padding, padding), (0, 0)))
-    return padded[top : top + size, left : left + size]
+    top, left = (int(rng.integers(most + 1)) - padding for most in rest)
+    bottom, right = max(top + size, 0), max(left + size, 0)
+    part = picture.pixels()[max(top, 0) : bottom, max(left, 0) : right]
+    view = np.zeros((size, size, 3), np.uint8)
+    view[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
+    return view
 
 
 def _whole(picture: Picture, size: int, interpolation: Interpolation) -> np.ndarray:
@@ -262,6 +277,11 @@ def _googlenet(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
 def _resized_to(pixels: np.ndarray, shorter: int) -> Picture:
     picture = open_image(pixels)
     size = scaled_size(picture.width, picture.height, shorter)
+    if size[0] * size[1] > MOST_PIXELS:
+        raise DataError(
+            f"an image of {picture.width} x {picture.height} pixels has {size[0]} x {size[1]}, "
+            f"more than {MOST_PIXELS} in all, when its shorter side has {shorter}"
+        )
     return open_image(picture.resized(whole(picture.width, picture.height), size))
 
 
@@ -271,7 +291,11 @@ def _cut(picture: Picture, window: Window) -> np.ndarray:
 
 
 def _check_view(image_size: int, fraction: float) -> None:
-    if image_size < 1:
-        raise ValueError(f"image_size must be >= 1, got {image_size}.")
+    _check_size(image_size)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
+
+
+def _check_size(image_size: int) -> None:
+    if not 1 <= image_size <= MOST_SIDE:
+        raise ValueError(f"image_size must be in 1 .. {MOST_SIDE}, got {image_size}.")

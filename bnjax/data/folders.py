@@ -6,6 +6,8 @@ folder's own would put those of one class together, in a shard as in a batch.
 
 import hashlib
 import os
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 from bnjax.data.batches import permutation
 from bnjax.data.dataset import DataError
 from bnjax.data.examples import Example, ImageData, split_shards
+from bnjax.paths import local_path
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 """Of images, in any case; other files are refused, but for hidden ones (.DS_Store)."""
@@ -65,10 +68,11 @@ def open_folder(root: str | Path) -> ImageData:
         sizes of all files: not their bytes.
 
     Raises:
+        ValueError: the root is a URL.
         DataError: something is missing, empty, unreadable or no image, or the splits have other
             classes.
     """
-    root = Path(root).expanduser()
+    root = local_path("root of an image folder", root)
     found = [name for name in ("train", *VALIDATION) if (root / name).is_dir()]
     if "train" not in found or len(found) != 2:
         there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else ""
@@ -78,6 +82,12 @@ def open_folder(root: str | Path) -> ImageData:
         )
     splits = [_list_split(root / name) for name in found]
     classes, others = ({file.partition("/")[0] for file in files} for files in splits)
+    if {_composed(name) for name in classes - others} & {_composed(name) for name in others}:
+        raise DataError(
+            f"{root}: the same names are written in other Unicode forms in the splits: "
+            f"{_some(classes - others, ascii)} in train, {_some(others - classes, ascii)} in "
+            f"{found[1]}. Rename the folders of one of them, to NFC in both"
+        )
     if classes != others:
         raise DataError(
             f"{root}: the splits must have the same classes; {_some(classes - others)} only in "
@@ -130,6 +140,10 @@ def _examples(root: Path, files: tuple[str, ...]) -> FolderExamples:
     return FolderExamples(root, files, labels, order)
 
 
-def _some(classes: set[str]) -> str:
-    names = sorted(classes)
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _some(classes: set[str], show: Callable[[str], str] = str) -> str:
+    names = [show(name) for name in sorted(classes)]
     return (", ".join(names[:4]) + (", ..." if len(names) > 4 else "")) or "none"

@@ -16,6 +16,7 @@ from bnjax.data.dataset import DataError, Split
 from bnjax.data.examples import Example, Examples, Image, ImageData, split_shards
 from bnjax.data.folders import open_folder
 from bnjax.data.tfds import local_root
+from bnjax.paths import local_path
 
 __all__ = ["IMAGE_DATA", "Example", "Examples", "Image", "ImageData", "open_images"]
 
@@ -122,15 +123,16 @@ def open_images(name: str, *, data_dir: str | Path | None = None) -> ImageData:
         The data set; of several prepared versions the newest.
 
     Raises:
-        ValueError: the name is unknown, or data_dir is a URL.
+        ValueError: the name is unknown, or a folder is a URL.
         DataError: the data is missing, half-prepared, or not what it is known to be; says what to
             do.
     """
+    root = local_root(data_dir)
     kind, _, path = name.partition(":")
     if kind in ("folder", "tfds") and path:
         if kind == "folder":
             return open_folder(path)
-        folder = Path(path).expanduser().resolve()
+        folder = local_path("PATH of tfds:PATH", path).resolve()
         remedy = "name the folder of a version, .../NAME/1.0.0, and copy all of it"
         name = f"tfds:{folder.parent.name}/{folder.name}"
         return open_array_records(folder, name=name, remedy=remedy)
@@ -141,7 +143,7 @@ def open_images(name: str, *, data_dir: str | Path | None = None) -> ImageData:
     if name not in FACTS:
         raise ValueError(f"name must be one of {', '.join(IMAGE_DATA)}; got {name!r}")
     facts = FACTS[name]
-    folder = _newest_version(local_root(data_dir) / facts.folder, name, facts)
+    folder = _newest_version(root / facts.folder, name, facts)
     data = open_array_records(folder, name=name, remedy=facts.remedy)
     got = (data.classes, len(data.train), len(data.validation))
     if got != facts[1:4]:

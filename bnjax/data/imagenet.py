@@ -25,7 +25,7 @@ from bnjax.command import command
 from bnjax.data.dataset import DataError
 from bnjax.data.tfds import build, fed_builder
 from bnjax.extras import extra
-from bnjax.paths import writable_folder
+from bnjax.paths import local_path, writable_folder
 from bnjax.progress import ProgressBar
 
 with extra("data"):
@@ -250,11 +250,13 @@ def main(argv: list[str] | None = None) -> None:
         "registers, and prepares them as tensorflow-datasets does, without TensorFlow.",
     )
     try:
+        tars = local_path("--tars", command.tars)
         if isinstance(command, Check):
-            check_tars(command.tars, ilsvrc2012())
+            check_tars(tars, ilsvrc2012())
             print("Both files are the ones of 2012.")
         else:
-            print(f"Prepared {prepare(command.tars, command.data_dir, ilsvrc2012())}")
+            data_dir = local_path("--data-dir", command.data_dir)
+            print(f"Prepared {prepare(tars, data_dir, ilsvrc2012())}")
     except (DataError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

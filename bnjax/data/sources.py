@@ -16,6 +16,7 @@ import numpy as np
 from bnjax.data import mnist5k
 from bnjax.data.dataset import DataError, Dataset, Split, check_split, make_dataset
 from bnjax.data.fetch import fetch_file
+from bnjax.data.png import check_rows
 from bnjax.data.prepare import read_idx_files, remote_files, write_prepared
 from bnjax.data.tfds import local_root
 from bnjax.extras import extra
@@ -50,9 +51,8 @@ def load_dataset(name: str, *, data_dir: str | Path | None = None) -> Dataset:
     """
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
-    if name == "mnist5k":
-        return mnist5k.load()
-    return _load_prepared(name, local_root(data_dir))
+    root = local_root(data_dir)
+    return mnist5k.load() if name == "mnist5k" else _load_prepared(name, root)
 
 
 def _load_prepared(name: str, root: Path) -> Dataset:
@@ -105,6 +105,7 @@ def _read_split(builder: Any, key: str, folder: Path) -> Split:
     examples = source.__getitems__(range(len(source)))
     images = []
     for example in examples:
+        check_rows(example["image"])
         with Image.open(io.BytesIO(example["image"]), formats=["PNG"]) as image:
             images.append(np.asarray(image))
     labels = np.array([example["label"] for example in examples], np.int32)

@@ -12,6 +12,7 @@ and there may be more hosts than shards.
 
 import gc
 import os
+import re
 import signal
 import threading
 import weakref
@@ -34,10 +35,18 @@ Damaged = Literal["refuse", "skip"]
 
 MOST_THREADS = 8
 """Of `workers=0`, if there are as many cores; views hold Python's lock for some of their time."""
+MOST_WORKERS = 1024
+"""Processes of a host: more than it has cores."""
 AHEAD = 2
 """Batches that are made ahead, for each thread or process."""
 GRACE_S = 30
 """Seconds that a worker process goes on after SIGTERM, for its parent to save and close it."""
+_ENDINGS = {
+    "SIGBUS": "found no room in shared memory (/dev/shm): enlarge it (docker run --shm-size, "
+    "mount -o remount,size=8G /dev/shm), or give --workers 0, which are threads and need none",
+    "SIGKILL": "was killed, as the system does when memory runs out: give fewer --workers",
+}
+"""What ends a worker process, by signal, and what to do."""
 _ENDLESS = 1 << 60
 _VIEWS = np.array([0, 0, 0, 1], np.uint64)
 """Where the generators of views count from, apart from those of the order, which share keys."""
@@ -91,8 +100,10 @@ class Stream(Iterator[Batch]):
             raise StopIteration
         try:
             batch, skipped = next(self._iterator[0])
-        except BaseException:  # the end, too
+        except BaseException as error:  # the end, too
             self.close()
+            if self._shares_memory and (reason := _ending(error)):
+                raise DataError(f"workers: a process that makes views {reason}") from error
             raise
         self.skipped.update(skipped)
         # Copied, so that shared memory is given back at once.
@@ -141,14 +152,16 @@ def training_batches(
         process_count: how many hosts there are.
         damaged: what a damaged image does, one whose view raises DataError: `"refuse"` raises;
             `"skip"` puts the example that is stored next (after the last, the first) in its place
-            and counts. A record that cannot be read at all raises in any case.
+            and counts. A record that cannot be read at all raises in any case; damage inside a JPEG
+            that cannot be known (`bnjax.data.decoding`) is neither refused nor skipped.
 
     Returns:
         The stream; masks are all True.
 
     Raises:
         ValueError: at once, for a bad argument.
-        DataError: from `next`, for a damaged image or an unreadable record; names it.
+        DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
+            process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     order = Order(seed, tuple(examples.shard_sizes), shuffle)
@@ -163,7 +176,7 @@ def training_batches(
         )
     rows = _share(batch_size, process_index, process_count)
     batches = _TrainingBatches(examples, view, batch_size, rows, order, first_step, damaged)
-    return Stream(batches, _checked(workers))
+    return Stream(batches, check_workers(workers))
 
 
 def evaluation_batches(
@@ -194,13 +207,14 @@ def evaluation_batches(
 
     Raises:
         ValueError: at once, for a bad argument.
-        DataError: from `next`, for a damaged image or an unreadable record; names it.
+        DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
+            process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
     rows = _share(batch_size, process_index, process_count)
-    return Stream(_EvaluationBatches(examples, view, batch_size, rows), _checked(workers))
+    return Stream(_EvaluationBatches(examples, view, batch_size, rows), check_workers(workers))
 
 
 @dataclass(frozen=True)
@@ -282,6 +296,12 @@ def _named(
         raise RuntimeError(f"{example.name}: {type(error).__name__}: {error}") from error
 
 
+def _ending(error: BaseException) -> str | None:
+    """Why a worker process ended, where Grain's error names a signal."""
+    code = re.search(r"terminated unexpectedly with exit code -(\d+)", str(error))
+    return code and _ENDINGS.get(signal.Signals(int(code[1])).name)
+
+
 def _close(iterator: list[Any], shares_memory: bool) -> None:
     while iterator:
         iterator.pop().close()
@@ -305,9 +325,12 @@ def _share(batch_size: int, process_index: int, process_count: int) -> range:
     return range(process_index * share, (process_index + 1) * share)
 
 
-def _checked(workers: int) -> int:
+def check_workers(workers: int) -> int:
+    """The number, or ValueError where a host has no use for so many processes."""
     if workers < 0:
         raise ValueError(f"workers must be >= 0, got {workers}; 0 is for threads.")
+    if workers > MOST_WORKERS:
+        raise ValueError(f"workers must be at most {MOST_WORKERS}, got {workers}: processes.")
     return workers
 
 

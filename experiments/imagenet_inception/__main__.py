@@ -10,6 +10,7 @@ import tyro
 
 from bnjax.command import command
 from bnjax.data.image_data import ImageData, open_images
+from bnjax.data.stream import check_workers
 from bnjax.evidence.records import is_finished, require_commit
 from bnjax.paths import local_path
 from bnjax.training.parallel import (
@@ -118,6 +119,9 @@ def _prepare(arguments: Arguments, out: Path) -> tuple[ImageData, Means, list[Ta
         require_commit(out, _RESULTS)
     if arguments.tensorboard:
         require_tensorboard()
+    if arguments.profile is not None:
+        local_path("--profile", arguments.profile)
+    check_workers(arguments.workers)
     data = open_images(config.data, data_dir=arguments.data_dir)
     means = Means(DataParallel(arguments.parallel), arguments.workers, arguments.profile)
     tasks = [task_for(config, arm, seed) for seed in range(config.seeds) for arm in config.arms]

@@ -9,6 +9,7 @@ from bnjax.data.augmentation import Augmentation
 from bnjax.data.image_data import FACTS, IMAGE_DATA
 from bnjax.data.order import Shuffle
 from bnjax.training.loop import Schedule
+from experiments.bounds import check_fraction, check_positive, check_seeds
 
 ARMS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")
 """The five networks of section 4.2.2."""
@@ -161,6 +162,10 @@ class Task(NamedTuple):
 
 CHANGES = tuple(item.name for item in fields(Config))[:7]
 """The seven changes of section 4.2.1, in the paper's order."""
+_MOST_BYTES = 1 << 36
+"""Of the views of a batch."""
+_MOST_WIDTH = 64
+"""Of which Inception has 5e10 parameters."""
 _FRACTIONS = ("dropout", "momentum", "label_smoothing", "decay", "parameter_decay")
 _POSITIVE = ("learning_rate_factor", "decay_speed", "learning_rate", "decay_every", "epsilon")
 
@@ -181,18 +186,20 @@ def _check(config: Config) -> None:
             raise ValueError(f"{item.name} must be >= {least}, got {value}.")
     for name in _POSITIVE:
         value = getattr(config, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be > 0 and finite, got {value}.")
+        if value is not None:
+            check_positive(name, value)
     for name in _FRACTIONS:
         value = getattr(config, name)
-        if value is not None and not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value}.")
-    if config.l2 is not None and not config.l2 >= 0:
-        raise ValueError(f"l2 must be >= 0, got {config.l2}.")
-    if not 0 < config.decay_factor <= 1:
+        if value is not None:
+            check_fraction(name, value)
+    if config.l2 is not None and not 0 <= config.l2 < 1e30:
+        raise ValueError(f"l2 must be >= 0 and finite, got {config.l2}.")
+    check_positive("decay_factor", config.decay_factor)
+    if config.decay_factor > 1:
         raise ValueError(f"decay_factor must be in (0, 1], got {config.decay_factor}.")
-    if not config.width > 0:
-        raise ValueError(f"width must be > 0, got {config.width}.")
+    if not 0 < config.width <= _MOST_WIDTH:
+        raise ValueError(f"width must be in (0, {_MOST_WIDTH}], got {config.width}.")
+    check_seeds("seeds", config.seeds)
     if not 0 < config.centre <= 1:
         raise ValueError(f"centre must be in (0, 1], got {config.centre}.")
     _check_batches(config)
@@ -203,9 +210,19 @@ def _check(config: Config) -> None:
             f"the first Inception module needs 5x5 positions. Use {least_size} pixels or more, or "
             "a smaller stem_stride."
         )
+    Augmentation(config.image_size, config.crop)
     for arm in config.arms:
         config.schedule(arm).check()
-    Augmentation(config.image_size, config.crop)
+    for name, images in (
+        ("batch_size", config.batch_size * config.steps_per_dispatch),
+        ("eval_batch", config.eval_batch),
+    ):
+        size = 3 * images * config.image_size**2
+        if size > _MOST_BYTES:
+            raise ValueError(
+                f"{name}={getattr(config, name)}: {images:,} images of {config.image_size} pixels "
+                f"that are computed in one call take {size:.0e} bytes; use fewer."
+            )
 
 
 def _check_batches(config: Config) -> None:

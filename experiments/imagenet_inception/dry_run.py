@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from bnjax.data.image_data import FACTS
 from bnjax.evidence.records import environment, require_commit
+from bnjax.paths import local_path
 from bnjax.training.parallel import DataParallel, How
 from bnjax.training.program_cost import DoesNotFitError, ProgramCost, abstract, compile_program
 from bnjax.training.step_time import step_time
@@ -40,6 +41,8 @@ SCHEMA = 1
 _RESULTS = Path(__file__).parent / "results"
 PER_CHIP = 32
 """Images on a chip: the paper's mini-batch, of one replica."""
+MOST_PER_CHIP = 1 << 16
+"""Of 224 pixels, as many as no chip holds."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _file(out: Path) -> Path:
     """Checked before minutes go into what could not be written."""
+    out = local_path("--out", out)
     out = output_folder(out.parent) / out.name
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: give a file, such as {out / 'dry_run.json'}.")
@@ -125,8 +129,8 @@ def dry_run(
     """
     if not topologies or len(set(topologies)) < len(topologies):
         raise ValueError(f"topology must name one or more, each once, got {tuple(topologies)}.")
-    if per_chip is not None and per_chip < 1:
-        raise ValueError(f"per_chip must be >= 1 or None, got {per_chip}.")
+    if per_chip is not None and not 1 <= per_chip <= MOST_PER_CHIP:
+        raise ValueError(f"per_chip must be in 1 .. {MOST_PER_CHIP} or None, got {per_chip}.")
     _classes(config.data)
     _ask_for_cpu_devices(topologies)
     found = [find_topology(name) for name in topologies]

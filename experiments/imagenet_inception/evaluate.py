@@ -11,6 +11,7 @@ import tyro
 
 from bnjax.data.crops import CENTRE
 from bnjax.data.image_data import ImageData, open_images
+from bnjax.data.stream import check_workers
 from bnjax.evidence.records import (
     RecordError,
     differences,
@@ -41,6 +42,8 @@ from experiments.imagenet_inception.runs import EXPERIMENT, recorded_task
 from experiments.imagenet_inception.weights import load_weights
 
 SCHEMA = 1
+MOST_VIEWS = 1 << 20
+"""In memory at once: of 224 pixels they take 158 GB."""
 _RESULTS = Path(__file__).parent / "results"
 
 
@@ -175,8 +178,9 @@ def _check(arguments: Arguments) -> None:
     if fraction is not None and not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
     plan(1, devices=1, views=arguments.views)
-    if arguments.workers < 0:
-        raise ValueError(f"workers must be >= 0, got {arguments.workers}; 0 is for threads.")
+    if arguments.views > MOST_VIEWS:
+        raise ValueError(f"views must be at most {MOST_VIEWS:,}, got {arguments.views:,}.")
+    check_workers(arguments.workers)
 
 
 def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], ImageData]:

@@ -65,6 +65,12 @@ def run(arguments: Arguments) -> None:
             f"batch_size must be at most the {len(dataset.train.labels):,} training examples of "
             f"{dataset.name}, got {config.batch_size}."
         )
+    for name in ("eval_batch", "probe_examples"):
+        if getattr(config, name) > len(dataset.test.labels):
+            raise ValueError(
+                f"{name} must be at most the {len(dataset.test.labels):,} test examples of "
+                f"{dataset.name}, got {getattr(config, name)}."
+            )
     tasks = [main_task(config, arm, config.run_seeds(arm)) for arm in config.arms]
     tasks += [sweep_task(config, arm) for arm in config.arms if config.sweep]
     for task in tasks:

@@ -7,6 +7,7 @@ import tyro
 
 from bnjax.data import DATASETS
 from bnjax.training.loop import Schedule
+from experiments.bounds import check_fraction, check_positive, check_seeds
 
 ARMS = ("mlp", "mlp_bn", "lenet", "lenet_bn")
 
@@ -133,8 +134,8 @@ def _check(config: Config) -> None:
         if isinstance(value, int) and value < least:
             raise ValueError(f"{item.name} must be >= {least}, got {value}.")
     for name, values in (("learning_rate", (config.learning_rate,)), ("sweep", config.sweep)):
-        if not all(0 < value < float("inf") for value in values):
-            raise ValueError(f"{name} must be > 0 and finite, got {getattr(config, name)}.")
+        for value in values:
+            check_positive(name, value)
     if len({f"{rate:g}" for rate in config.sweep}) < len(config.sweep):
         raise ValueError(
             f"sweep must name rates that differ in their first six digits, got {config.sweep}."
@@ -143,14 +144,12 @@ def _check(config: Config) -> None:
         raise ValueError(
             f"batch_size must be >= 2, got {config.batch_size}: normalization needs a batch."
         )
-    if not 0 <= config.decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {config.decay}: it is the fraction kept.")
-    if not config.epsilon > 0:
-        raise ValueError(f"epsilon must be > 0, got {config.epsilon}.")
-    if not config.weight_std > 0:
-        raise ValueError(f"weight_std must be > 0, got {config.weight_std}.")
-    if not 0 <= config.threshold < 1:
-        raise ValueError(f"threshold must be in [0, 1), got {config.threshold}.")
+    for name in ("decay", "threshold"):
+        check_fraction(name, getattr(config, name))
+    for name in ("epsilon", "weight_std"):
+        check_positive(name, getattr(config, name))
+    for name in ("seeds", "sweep_seeds"):
+        check_seeds(name, getattr(config, name))
     for arm in ARMS:
         config.schedule(arm).check()
 

@@ -170,3 +170,75 @@ def test_too_few_open_files_are_allowed_for(prepared, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 512))
     with pytest.raises(DataError, match=r"3 files have to stay open, .* may open 512: raise"):
         opened(prepared)
+
+
+PAYLOAD = "payload_of_a_folder"
+"""A module beside the data; importing it is what must not happen."""
+_LEAF = {"pythonClassName": f"{PAYLOAD}.X", "image": {}}
+_PROTO = "tensorflow_datasets.FeaturesDict"
+_DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+def in_a_dict(leaf):
+    return {"pythonClassName": _DICT, "featuresDict": {"features": {"image": leaf}}}
+
+
+FEATURES = {
+    "top": ("features.json", _LEAF),
+    "nested": ("features.json", in_a_dict(_LEAF)),
+    "snake": (
+        "features.json",
+        in_a_dict({"python_class_name": f"{PAYLOAD}.X", "image": {}}),
+    ),
+    "sequence": (
+        "features.json",
+        in_a_dict(
+            {
+                "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+                "sequence": {"feature": _LEAF},
+            }
+        ),
+    ),
+    "legacy": ("features.json", {"type": f"{PAYLOAD}.X", "content": {}}),
+    "legacy, nested": (
+        "features.json",
+        {"type": _DICT, "content": {"image": {"type": f"{PAYLOAD}.X", "content": {}}}},
+    ),
+    "a proto in a string": (
+        "features.json",
+        {
+            "type": _DICT,
+            "proto_cls": _PROTO,
+            "content": json.dumps(in_a_dict(_LEAF)["featuresDict"]),
+        },
+    ),
+    "JSON in JSON": (
+        "features.json",
+        {
+            "pythonClassName": _DICT,
+            "jsonFeature": {"json": json.dumps({"image": {"type": f"{PAYLOAD}.X", "content": {}}})},
+        },
+    ),
+    "the other file": ("dataset_info.json", in_a_dict(_LEAF)),
+}
+
+
+@pytest.mark.parametrize(("file", "features"), FEATURES.values(), ids=FEATURES)
+def test_a_folder_runs_no_code(folder, tmp_path, monkeypatch, file, features):
+    """tensorflow-datasets imports the modules that name a folder's features."""
+    (tmp_path / f"{PAYLOAD}.py").write_text("raise SystemExit('the payload ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = folder / file
+    if file == "dataset_info.json":
+        features = json.loads(path.read_text()) | {"features": features}
+    path.write_text(json.dumps(features))
+    with pytest.raises(DataError, match=rf"{file}: names the feature '{PAYLOAD}.X', .*copy it"):
+        opened(folder)
+
+
+def test_features_of_a_module_that_is_no_feature_are_refused(folder):
+    """Even of tensorflow-datasets: importing `scripts` would parse flags."""
+    path = folder / "features.json"
+    path.write_text(path.read_text().replace("core.features.image_feature", "scripts.cli.main"))
+    with pytest.raises(DataError, match="is not one of tensorflow-datasets"):
+        opened(folder)

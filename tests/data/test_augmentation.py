@@ -1,5 +1,6 @@
 """Views: made of crop, mirror and distortion, each by itself against plain NumPy."""
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -16,6 +17,7 @@ from bnjax.data.augmentation import (
     training_view,
 )
 from bnjax.data.crops import Window, sample_window
+from bnjax.data.dataset import DataError
 from bnjax.data.decoding import open_image
 from bnjax.data.distortions import Distortion, distort
 
@@ -48,17 +50,39 @@ def test_both_mirror_images_occur_evenly():
     assert abs(mirrored - 100) < 4.5 * np.sqrt(50)
 
 
-def test_padded_crops_are_those_of_the_padded_image_and_all_occur():
+@pytest.mark.parametrize(("size", "padding"), [(8, 2), (2, 3)])
+def test_padded_crops_are_those_of_the_padded_image_and_all_occur(size, padding):
+    """Also where some of them lie in the padding alone."""
     image = picture(3, 8, 8)
-    choices = Augmentation(image_size=8, crop="pad", padding=2, **PLAIN)
-    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-    places = {
-        padded[top : top + 8, left : left + 8].tobytes(): (top, left)
-        for top in range(5)
-        for left in range(5)
-    }
-    seen = [places[training_view(image, rng(seed), choices).tobytes()] for seed in range(300)]
-    assert set(seen) == set(places.values())
+    choices = Augmentation(image_size=size, crop="pad", padding=padding, **PLAIN)
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    rest = 8 + 2 * padding - size
+    places = [
+        padded[top : top + size, left : left + size].tobytes()
+        for top in range(rest + 1)
+        for left in range(rest + 1)
+    ]
+    seen = {training_view(image, rng(seed), choices).tobytes() for seed in range(12 * len(places))}
+    assert seen == set(places)
+
+
+def test_a_crop_of_a_long_image_takes_no_more_memory_than_the_image():
+    """One row, as large an image as is opened: padded, it would be nine times as large."""
+    image = np.zeros((1, 2_000_000, 3), np.uint8)
+    choices = Augmentation(image_size=8, crop="pad", **PLAIN)
+    tracemalloc.start()
+    try:
+        assert training_view(image, rng(), choices).shape == (8, 8, 3)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * image.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("crops", [10, 144])
+def test_an_image_too_long_to_be_resized_is_refused(crops):
+    """Its shorter side, one pixel, would become 256."""
+    with pytest.raises(DataError, match=r"5000 x 1 pixels has 1280000 x 256, more than 67108864"):
+        evaluation_views(np.zeros((1, 5_000, 3), np.uint8), 224, crops)
 
 
 def test_interpolations_are_drawn_evenly():
@@ -152,7 +176,8 @@ def test_one_crop_is_the_single_crop():
         ({"interpolation": "lanczos"}, "interpolation must be one of"),
         ({"photometric": "strong"}, "photometric must be one of none, reduced, full"),
         ({"aspect_spacing": "even"}, "aspect_spacing must be one of"),
-        ({"image_size": 0}, "image_size must be >= 1, got 0"),
+        ({"image_size": 0}, "image_size must be in 1 .. 8192, got 0"),
+        ({"image_size": 10**6}, "image_size must be in 1 .. 8192, got 1000000"),
         ({"attempts": 0}, "attempts must be >= 1"),
         ({"padding": -1}, "padding must be >= 0, got -1"),
         ({"area": (0, 1)}, "area must be two numbers"),
@@ -167,10 +192,11 @@ def test_bad_choices_are_refused(choices, said):
 
 
 def test_bad_arguments_of_views_are_refused():
-    with pytest.raises(ValueError, match="smaller than image_size=64: choose crop='inception'"):
+    with pytest.raises(DataError, match="smaller than image_size=64: choose crop='inception'"):
         training_view(picture(0, 32, 32), rng(), Augmentation(image_size=64, crop="pad"))
     for choices, said in (
-        ({"image_size": 0}, "image_size must be >= 1, got 0"),
+        ({"image_size": 0}, "image_size must be in 1 .. 8192, got 0"),
+        ({"image_size": 10**6}, "image_size must be in 1 .. 8192, got 1000000"),
         ({"image_size": 8, "fraction": 0.0}, r"fraction must be in \(0, 1\], got 0.0"),
         ({"image_size": 8, "shape": "round"}, "shape must be 'square' or 'image', got 'round'"),
     ):

@@ -254,6 +254,64 @@ def test_a_damaged_png_is_refused():
         open_image(bytes(data)).pixels()
 
 
+def png(values, passes, *, rows=None):
+    """An RGB PNG of the pixels that each pass takes; of so many of its rows, where given."""
+    lines = [
+        b"\0" + line.tobytes()
+        for left, top, across, down in passes
+        for line in values[top::down, left::across]
+        if line.size
+    ]
+    height, width = values.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, len(passes) > 1)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(b"".join(lines[:rows]))), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+PLAIN = [(0, 0, 1, 1)]
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+ADAM7 += [(0, 1, 1, 2)]
+
+
+@pytest.mark.parametrize("size", [(1, 2), (3, 5), (19, 33)])
+@pytest.mark.parametrize("passes", [PLAIN, ADAM7], ids=["plain", "interlaced"])
+def test_a_png_without_all_its_rows_is_refused(passes, size):
+    """Its checksums are right; Pillow would leave the rows black."""
+    values = photo(*size)
+    np.testing.assert_array_equal(open_image(png(values, passes)).pixels(), values)
+    short = open_image(png(values, passes, rows=-1))
+    with pytest.raises(DamagedImageError, match=r"rows are missing: its pixels take .* bytes, it"):
+        short.pixels()
+    with pytest.raises(DamagedImageError, match="rows are missing"):
+        short.resized(Window(0, 0, 1, 1), (1, 1))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_png_with_all_its_rows_is_whole_in_every_mode(mode):
+    image = Image.fromarray(np.zeros((901, 1203, 3), np.uint8))  # long where it is unpacked
+    if mode == "I;16":
+        image = Image.fromarray(np.zeros((901, 1203), np.uint16))
+    assert not open_image(encoded(image, "PNG", mode)).pixels().any()
+
+
+def zeroed_inside(data):
+    """Eight bytes in the middle of a JPEG's coded pixels."""
+    middle = (data.index(b"\xff\xda") + len(data)) // 2
+    return data[:middle] + bytes(8) + data[middle + 8 :]
+
+
+@pytest.mark.parametrize("rows", [HEIGHT, 64])
+def test_damage_inside_a_jpeg_is_not_found_and_gives_one_result_everywhere(rows, monkeypatch):
+    """With simplejpeg and without, whole and in part: what Pillow makes of it."""
+    data = zeroed_inside(encoded(photo(), quality=90))
+    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    assert not np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(encoded(photo())))))
+    for library in (decoding.simplejpeg, None):
+        monkeypatch.setattr(decoding, "simplejpeg", library)
+        got = open_image(data).resized(Window(0, 0, WIDTH, rows), (WIDTH, rows), "nearest")
+        np.testing.assert_array_equal(got, pixels[:rows])
+
+
 @pytest.mark.parametrize(
     ("image", "said"),
     [

@@ -93,6 +93,13 @@ BREAK = {
         lambda root: (root / "val" / "a").rename(root / "val" / "d"),
         "a only in train, d only in val",
     ),
+    "other Unicode forms": (
+        lambda root: [
+            (root / split / "a").rename(root / split / name)
+            for split, name in (("train", "caf\xe9"), ("val", "cafe\u0301"))
+        ],
+        r"other Unicode forms in the splits: 'caf\\xe9' in train, 'cafe\\u0301' in val\. Rename",
+    ),
     "empty class": (
         lambda root: (root / "train" / "e").mkdir(),
         "train/e: a class without an image; add some, or remove the folder",

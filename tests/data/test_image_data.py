@@ -96,6 +96,13 @@ def test_buckets_are_refused():
         open_images("cifar10", data_dir=Path("gs://bucket"))
 
 
+@pytest.mark.parametrize("name", ["folder:gs://bucket/photos", "tfds:s3://bucket/made/1.0.0"])
+def test_buckets_are_refused_in_a_name_too(name):
+    url = name.partition(":")[2]
+    with pytest.raises(ValueError, match=f"must be a local folder, got '{url}'; mount the bucket"):
+        open_images(name)
+
+
 @pytest.mark.parametrize("kind", ["folder", "tfds"])
 def test_from_files_to_batches(kind, root, tmp_path):
     """The views of a stream are those made one by one, and nothing imports TensorFlow."""

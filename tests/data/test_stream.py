@@ -245,6 +245,30 @@ class Bad(NamedTuple):
     said: str
 
 
+def ended_by(image, rng, *, signum):
+    os.kill(os.getpid(), signum)
+
+
+@pytest.mark.parametrize(
+    ("signum", "said"),
+    [
+        (signal.SIGBUS, r"no room in shared memory \(/dev/shm\): enlarge it .* --workers 0"),
+        pytest.param(
+            signal.SIGKILL,
+            "was killed, as the system does when memory runs out: .* --workers",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_worker_that_finds_no_memory_says_so(signum, said):
+    """The kernel sends SIGBUS where /dev/shm is full."""
+    with (
+        train(partial(ended_by, signum=signum), workers=1) as stream,
+        pytest.raises(DataError, match=said),
+    ):
+        next(stream)
+
+
 BAD = [
     Bad({"seed": -1}, "seed must be in .* got -1"),
     Bad({"shuffle": "much"}, "shuffle must be one of .* got 'much'"),

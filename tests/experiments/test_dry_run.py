@@ -155,7 +155,7 @@ def test_a_program_that_does_not_fit_is_a_row(monkeypatch):
         (["--topology", "v5e:3x3"], r"there is no slice 'v5e:3x3'; choose from 1x1"),
         (["--topology", "cpu"], "'cpu' has no size"),
         (["--topology", "cpu:2", "cpu:2"], "topology must name one or more, each once"),
-        (["--topology", "cpu:2", "--per-chip", "0"], "per_chip must be >= 1"),
+        (["--topology", "cpu:2", "--per-chip", "0"], "per_chip must be in 1 .. 65536"),
         (
             ["--topology", "cpu:3", "--per-chip", "None"],
             r"cpu:3: batch_size=32 cannot be split evenly over 3 devices.*--per-chip 32",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -194,6 +195,19 @@ def test_a_coordinator_that_is_not_there():
         initialize_hosts(address, 2, 1, timeout_s=1)
 
 
+def test_who_waits_says_for_whom(monkeypatch, caplog):
+    """Process 0 for those that did not come, the others for process 0, once each."""
+    monkeypatch.setattr(roll_call, "_SILENCE_S", 0.1)
+    assert "[2] did not come" in answers((3, 0), (3, 1), timeout_s=1)[0]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.fullmatch(r"process 0 of 3 waits at 127.0.0.1:\d+ for \[2\], 1 s at most\.", said)
+    caplog.clear()
+    with pytest.raises(HostsError, match="did not answer"):
+        call_roll(f"127.0.0.1:{free_port()}", 2, 1, timeout_s=1)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.match(r"process 1 waits for process 0 at 127.0.0.1:\d+, 1 s at most \(.*ref", said)
+
+
 def test_a_port_that_is_taken():
     with socket.socket() as taken:
         taken.bind(("", 0))
@@ -211,8 +225,9 @@ def test_a_port_that_is_taken():
         (("here:1", 2, 2), r"process_index must be in 0..1 with process_count=2, got 2"),
         (("here:1", 2, -1), "got -1"),
         (("here:1", 0, 0), "process_count=0"),
-        (("here", 2, 0), "coordinator must be host:port of process 0, got 'here'"),
+        (("here", 2, 0), "coordinator must be host:port of process 0, .*got 'here'"),
         (("here:port", 2, 1), "got 'here:port'"),
+        (("here:99999", 2, 1), "port of 1 to 65535, got 'here:99999'"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -7,12 +7,18 @@ first, at the coordinator's address, for a moment: each says who it is, the firs
 
 import contextlib
 import json
+import logging
 import socket
 import time
 from typing import Any
 
 _PATIENCE_S = 5.0
 """With one who connects and says nothing, such as a port scanner: others wait behind."""
+_SILENCE_S = 3.0
+"""Seconds of waiting after which a process says for whom."""
+_ATTEMPT_S = 10.0
+"""Seconds after which a connection that is neither made nor refused is tried again."""
+_LOG = logging.getLogger(__name__)
 
 
 class HostsError(RuntimeError):
@@ -20,7 +26,7 @@ class HostsError(RuntimeError):
 
 
 def call_roll(coordinator: str, count: int, index: int, *, timeout_s: float) -> None:
-    """Returns on all processes when all have come.
+    """Returns on all processes when all have come; one that waits for long logs for whom.
 
     Args:
         coordinator: `host:port` of process 0.
@@ -34,8 +40,11 @@ def call_roll(coordinator: str, count: int, index: int, *, timeout_s: float) -> 
         ValueError: for an address without a port.
     """
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"coordinator must be host:port of process 0, got {coordinator!r}.")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(
+            f"coordinator must be host:port of process 0, with a port of 1 to 65535, got "
+            f"{coordinator!r}."
+        )
     address = host.strip("[]"), int(port)
     deadline = time.monotonic() + timeout_s
     if index == 0:
@@ -48,13 +57,21 @@ def _call(address: tuple[str, int], count: int, deadline: float, timeout_s: floa
     come: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(_listen(address))
-        problem = None
+        problem, silence = None, _SILENCE_S
         while problem is None and len(come) < count - 1:
-            listening.settimeout(max(deadline - time.monotonic(), 0.001))
+            left = max(deadline - time.monotonic(), 0.001)
+            listening.settimeout(min(left, silence))
             try:
                 connection, _ = listening.accept()
             except TimeoutError:
                 missing = sorted(set(range(1, count)) - set(come))
+                if silence < left:
+                    silence = timeout_s
+                    _LOG.warning(
+                        "process 0 of %d waits at %s for %s, %.0f s at most.",
+                        *(count, _name(address), missing, left),
+                    )
+                    continue
                 problem = (
                     f"of {count} processes, {missing} did not come to {_name(address)} within "
                     f"{timeout_s:g} s: start them, with this coordinator, or expect fewer."
@@ -89,7 +106,7 @@ def _answer(
     address: tuple[str, int], count: int, index: int, deadline: float, timeout_s: float
 ) -> None:
     reply = None
-    with _connect(address, deadline, timeout_s) as connection:
+    with _connect(address, index, deadline, timeout_s) as connection:
         _send(connection, {"count": count, "index": index})
         reply = _read(connection, deadline + timeout_s)  # process 0 may have started to wait later
     if reply is None:
@@ -101,17 +118,28 @@ def _answer(
         raise HostsError(reply["problem"])
 
 
-def _connect(address: tuple[str, int], deadline: float, timeout_s: float) -> socket.socket:
+def _connect(
+    address: tuple[str, int], index: int, deadline: float, timeout_s: float
+) -> socket.socket:
+    started, told = time.monotonic(), False
     while True:
+        left = max(deadline - time.monotonic(), 0.001)
         try:
-            left = max(deadline - time.monotonic(), 0.001)
-            return socket.create_connection(address, timeout=left)
+            return socket.create_connection(
+                address, timeout=min(left, _ATTEMPT_S if told else _SILENCE_S)
+            )
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise HostsError(
                     f"coordinator {_name(address)} did not answer within {timeout_s:g} s "
                     f"({error}): is process 0 running there, and is the port open?"
                 ) from error
+            if not told and time.monotonic() - started >= _SILENCE_S:
+                told = True
+                _LOG.warning(
+                    "process %d waits for process 0 at %s, %.0f s at most (%s).",
+                    *(index, _name(address), left, error),
+                )
             time.sleep(0.1)
 
 

@@ -1,0 +1,27 @@
+"""Bounds of the numbers in a configuration: those of the float32 that computes, and of patience."""
+
+import numpy as np
+
+MOST_SEEDS = 10_000
+"""Runs of an arm."""
+_FLOAT32 = np.finfo(np.float32)
+_LEAST, _MOST = float(_FLOAT32.tiny), float(_FLOAT32.max)
+_BELOW_1 = 1 - float(_FLOAT32.epsneg)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError for what is not positive and finite as a float32."""
+    if not _LEAST <= value <= _MOST:
+        raise ValueError(f"{name} must be > 0 and finite, got {value}, as a float32.")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raises ValueError for what is not in [0, 1) as a float32."""
+    if not 0 <= value <= _BELOW_1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}, as a float32.")
+
+
+def check_seeds(name: str, value: int) -> None:
+    """Raises ValueError for more seeds than anybody waits for."""
+    if value > MOST_SEEDS:
+        raise ValueError(f"{name} must be at most {MOST_SEEDS}, got {value}.")
