@@ -21,6 +21,7 @@ from bnjax.training.parallel import (
 )
 from bnjax.training.tensorboard import require_tensorboard
 from experiments.command_line import ending, preset_in, require_runs
+from experiments.finished import runs_below
 from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import PRESETS, Config, Task
 from experiments.imagenet_inception.figures import draw
@@ -28,6 +29,7 @@ from experiments.imagenet_inception.runs import check, complete, task_for
 from experiments.imagenet_inception.summary import summarize
 from experiments.imagenet_inception.table import arms_table, divergence_text, waiting_text
 from experiments.imagenet_inception.train import Means
+from experiments.imagenet_inception.weights import FILE
 
 _RESULTS = Path(__file__).parent / "results"
 _MODULE = "experiments.imagenet_inception"
@@ -127,9 +129,22 @@ def _report(out: Path) -> None:
         arms_table(summary),
         divergence_text(summary),
         waiting_text(summary),
+        _missing_text(out),
         "Written: " + ", ".join(map(str, files)),
     ]
     print("\n" + "\n\n".join(part for part in parts if part))
+
+
+def _missing_text(out: Path) -> str:
+    """Names finished runs whose weights are gone; empty if none are."""
+    gone = [folder for folder, record in runs_below(out) if record["finished"]]
+    gone = [folder for folder in gone if not (folder / FILE).exists()]
+    if not gone:
+        return ""
+    return (
+        f"Without {FILE}, so that they cannot be evaluated over many crops: "
+        f"{', '.join(map(str, gone))}."
+    )
 
 
 def _parse(argv: list[str]) -> Arguments:
