@@ -145,8 +145,8 @@ def _check(config: Config) -> None:
         raise ValueError(f"decay must be in [0, 1), got {config.decay}: it is the fraction kept.")
     if not config.epsilon > 0:
         raise ValueError(f"epsilon must be > 0, got {config.epsilon}.")
-    if not config.weight_std > 0:
-        raise ValueError(f"weight_std must be > 0, got {config.weight_std}.")
+    if not 0 < config.weight_std < float("inf"):
+        raise ValueError(f"weight_std must be > 0 and finite, got {config.weight_std}.")
     if not 0 <= config.threshold < 1:
         raise ValueError(f"threshold must be in [0, 1), got {config.threshold}.")
     for arm in ARMS:
