@@ -11,7 +11,6 @@ from typing import Any
 import tyro
 
 from bnjax.command import command
-from bnjax.evidence.records import read_record
 from bnjax.evidence.report import fill, same_picture
 from experiments.benchmarks import (
     batch_norm,
@@ -23,6 +22,7 @@ from experiments.benchmarks import (
     train_step,
 )
 from experiments.command_line import ending
+from experiments.finished import read_result
 from experiments.imagenet_inception import dry_run_table, evaluation_table
 from experiments.imagenet_inception import figures as imagenet_figures
 from experiments.imagenet_inception import summary as imagenet_summary
@@ -139,7 +139,7 @@ def _imagenet_blocks(summary: dict[str, Any]) -> dict[str, str]:
         "imagenet_arms": imagenet_table.arms_table(summary),
         "imagenet_dry_run": dry_run_table.table(_result(IMAGENET, "dry_run")),
         "imagenet_divergence": imagenet_table.divergence_text(summary),
-        "imagenet_memory": imagenet_table.memory_text(read_record(LONG)),
+        "imagenet_memory": imagenet_table.memory_text(read_result(LONG).record),
         "imagenet_evaluation": evaluation_table.table(_result(IMAGENET, "evaluation")),
     }
 

@@ -14,13 +14,17 @@ from bnjax.evidence.records import (
     RecordError,
     differences,
     environment,
-    read_metrics,
+    making_sense,
     read_record,
 )
 from experiments.command_line import ending
+from experiments.finished import read_result
 
 TOLERANCE = 0.01
 """Largest difference of a test accuracy where bitwise equality cannot be asked for."""
+_EXPERIMENTS = ("imagenet_inception", "mnist_lenet")
+_MOST_DEVICES = 1_024
+"""CPU devices that a record may ask for."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +86,31 @@ def verify(
     """Repeats a run and compares; one that was resumed elsewhere is of several environments.
 
     Raises:
-        RecordError: if the folder holds no finished run, or the data differs.
+        RecordError: if the folder holds no finished run, or a damaged one, or the data differs.
         ValueError: if `steps` < 1.
     """
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}.")
-    record = read_record(run)
-    if not record["finished"]:
-        raise RecordError(f"{run} is not finished: complete it first, with --resume.")
+    record, log = read_result(run)
     here = _relevant(environment())
-    parts = (record["environment"], *record.get("resumed_under", ()))
-    lines = [line for part in parts for line in differences(_relevant(part), here)]
+    with making_sense(run / "record.json"):
+        parts = (record["environment"], *record.get("resumed_under", ()))
+        lines = [line for part in parts for line in differences(_relevant(part), here)]
+        name, data = record["experiment"], data or record["data"]["name"]
+        if name not in _EXPERIMENTS:
+            raise ValueError(f"experiment is {name!r:.80}")
+        experiment = importlib.import_module(f"experiments.{name}.runs")
+        experiment.task_of(record)  # whether it can be made
+        length = record["identity"]["schedule"]["steps"]
     elsewhere = list(dict.fromkeys(lines))
-    experiment = importlib.import_module(f"experiments.{record['experiment']}.runs")
-    entries, final = experiment.rerun(
-        record, steps=steps, data=data or record["data"]["name"], data_dir=data_dir
+    print(
+        f"training {record['arm']}, seed {record['seed']}, again: "
+        f"{min(steps or length, length):,} of its {length:,} steps (see --steps).",
+        file=sys.stderr,
+        flush=True,
     )
-    stored = {entry["step"]: entry for entry in read_metrics(run)}
+    entries, final = experiment.rerun(record, steps=steps, data=data, data_dir=data_dir)
+    stored = {entry["step"]: entry for entry in log}
     pairs = [(stored[entry["step"]], entry) for entry in entries if entry["step"] in stored]
     what = f"{record['arm']}, seed {record['seed']}: {len(pairs)} evaluations to step "
     what += f"{pairs[-1][1]['step']:,}"
@@ -110,8 +122,15 @@ def verify(
 
 def _take_devices_of(record: dict[str, Any]) -> None:
     """As many CPU devices as the run had; to be called before JAX starts."""
-    if record["environment"]["backend"] == "cpu":
-        jax.config.update("jax_num_cpu_devices", record["environment"]["device_count"])
+    surroundings = record["environment"]
+    if surroundings.get("backend") != "cpu":
+        return
+    count = surroundings.get("device_count")
+    if type(count) is not int or not 1 <= count <= _MOST_DEVICES:
+        raise RecordError(
+            f"the record asks for {count!r:.80} CPU devices; 1 to {_MOST_DEVICES:,} can be had."
+        )
+    jax.config.update("jax_num_cpu_devices", count)
 
 
 def _bitwise(
@@ -120,7 +139,7 @@ def _bitwise(
     changed = [
         f"step {old['step']}: {line}"
         for old, new in pairs
-        for line in differences(old, {key: new[key] for key in old})
+        for line in differences(old, {key: new[key] for key in old if key in new})
     ]
     if final is not None:
         what += ", final metrics and parameters"

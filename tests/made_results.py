@@ -32,15 +32,20 @@ def write_run(
     population: int | None = None,
     sweep_rate: float | None = None,
     finished: bool = True,
+    steps=STEPS,
+    diverged: dict | None = None,
 ) -> None:
-    """Writes a run with so many of 200 digits right at each of `STEPS`."""
+    """Writes a run with so many of 200 digits right at each of `steps`."""
     name = f"{arm}-s{seed}" if sweep_rate is None else f"sweep/{arm}-lr{sweep_rate:g}-s{seed}"
     rate = sweep_rate or 0.1
-    header = {"arm": arm, "seed": seed, "learning_rate": rate, "identity": {}, "environment": {}}
+    schedule = dict.fromkeys(("steps_per_dispatch", "eval_every", "sparse_eval_every"), 500)
+    schedule |= {"steps": steps[-1], "dense_until": 0, "checkpoint_every": 0}
+    header = {"arm": arm, "seed": seed, "learning_rate": rate, "environment": {}}
+    header["identity"] = {"schedule": schedule}
     run = Run(out / name, header)
-    for step, right, row in zip(STEPS, correct, medians, strict=True):
+    for step, right, row in zip(steps, correct, medians, strict=diverged is None):
         entry = {"step": step, "test": {"loss": 1.0, "correct": right, "examples": EXAMPLES}}
-        if sweep_rate is None:
+        if sweep_rate is None and row is not None:
             entry["units"] = {"p50": row.tolist()}
             if seed == 0:
                 entry["units"] |= {"p15": (row - 1).tolist(), "p85": (row + 2).tolist()}
@@ -48,8 +53,12 @@ def write_run(
                 entry["units"]["p50_running"] = (2 * row).tolist()
         run.log(entry)
     if finished:
-        outcome = None if population is None else {"correct": population, "examples": EXAMPLES}
-        run.finish({"test_population": outcome})
+        outcome = (
+            None
+            if population is None
+            else {"loss": 1.0, "correct": population, "examples": EXAMPLES}
+        )
+        run.finish({"test": entry["test"], "test_population": outcome, "diverged": diverged})
 
 
 def write_pair(out: Path) -> None:

@@ -1,7 +1,8 @@
 """What a run writes and reads back: `record.json` before step 0, then `metrics.jsonl`.
 
 A record names everything that its numbers depend on: configuration, versions, commit, backend,
-data. It names no host and no path.
+data. It names no host and no path. A finished one ends with the log's digest, and all end with
+their own; those of schema 1 have none.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from bnjax.version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _FOR_IMAGES = ("simplejpeg", "cykooz-resizer")  # in Pillow's stead, where they are installed
 
@@ -29,7 +30,21 @@ Json = Any
 
 
 class RecordError(ValueError):
-    """A run directory that does not fit, or cannot be read."""
+    """A run directory that does not fit, or cannot be read or written."""
+
+
+@contextlib.contextmanager
+def making_sense(what: Path) -> Iterator[None]:
+    """Raises RecordError for what fails inside because `what` does not hold what a run writes."""
+    try:
+        yield
+    except RecordError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RecordError(
+            f"{what} is damaged ({type(error).__name__}: {error}): put back a whole copy, or "
+            "remove the folder and run again."
+        ) from error
 
 
 def environment() -> dict[str, Json]:
@@ -112,7 +127,8 @@ class Run:
         self._metrics = directory / "metrics.jsonl"
         record = json.loads(json.dumps({"schema": SCHEMA, **header, "finished": False}))
         if not (directory / "record.json").exists():
-            directory.mkdir(parents=True, exist_ok=True)
+            with _writing(directory):
+                directory.mkdir(parents=True, exist_ok=True)
             self.record = record
             self._write()
             return
@@ -127,7 +143,7 @@ class Run:
         """Whether the run came to its end."""
         return bool(self.record["finished"])
 
-    def rewind(self, step: int, logged: Collection[int] = ()) -> None:
+    def rewind(self, step: int, logged: Iterable[int] = ()) -> None:
         """Drops what was logged after `step`; a negative step drops all.
 
         Args:
@@ -135,7 +151,8 @@ class Run:
             logged: steps that must have been logged until then.
 
         Raises:
-            RecordError: if one is missing, or the log is damaged; nothing is dropped then.
+            RecordError: if one is missing or twice, or the log is damaged; nothing is dropped
+                then.
         """
         lines = _read_lines(self._metrics, torn=True) if self._metrics.exists() else []
         kept = [entry for entry in lines if entry["step"] <= step]
@@ -146,20 +163,31 @@ class Run:
                 f"step {step}: put the whole file back, or remove the run's folder below "
                 "`checkpoints`, too, and run again from the beginning."
             )
+        steps = [entry["step"] for entry in kept]
+        if steps != sorted(set(steps)):
+            raise RecordError(
+                f"{self._metrics} is damaged: its steps do not grow; put back a whole copy, or "
+                "remove the folder and run again."
+            )
         _replace(self._metrics, "".join(map(_line, kept)))
 
     def log(self, entry: Mapping[str, Json]) -> None:
         """Adds a line; `entry["step"]` says when."""
-        with self._metrics.open("a") as file:
+        with _writing(self._metrics), self._metrics.open("a") as file:
             file.write(_line(entry))
 
     def finish(self, final: Mapping[str, Json]) -> None:
-        """Writes the outcome into the record."""
-        self.record["final"] = dict(final)
+        """Writes the outcome into the record, and the digest of the log."""
+        self.record["final"] = json.loads(json.dumps(dict(final)))
         self.record["finished"] = True
+        with _writing(self._metrics):
+            self._metrics.touch()  # a run may have had nothing to log
+            self.record["log_sha256"] = _file_sha256(self._metrics)
         self._write()
 
     def _write(self) -> None:
+        self.record.pop("sha256", None)
+        self.record["sha256"] = _record_sha256(self.record)
         _replace(self.directory / "record.json", json.dumps(self.record, indent=1) + "\n")
 
 
@@ -204,16 +232,43 @@ def read_record(directory: Path) -> dict[str, Json]:
             raise ValueError(f"it is no JSON object but {record!r:.80}")
     except FileNotFoundError:
         raise RecordError(f"{directory} holds no run: there is no record.json.") from None
-    except ValueError as error:
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged_record(path, str(error)) from None
+    schema = record.get("schema")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise RecordError(
-            f"{path} is damaged ({error}): remove the folder and run again."
-        ) from None
-    if record.get("schema") != SCHEMA:
-        raise RecordError(
-            f"{path} has schema {record.get('schema')}, this bnjax reads {SCHEMA}: "
+            f"{path} has schema {schema}, this bnjax reads {SCHEMA} and those before: "
             "use the version named in it."
         )
+    if problem := _problem(record):
+        raise _damaged_record(path, problem)
     return record
+
+
+def _damaged_record(path: Path, problem: str) -> RecordError:
+    return RecordError(
+        f"{path} is damaged ({problem}): put back a whole copy, or remove the folder and run again."
+    )
+
+
+def _problem(record: Mapping[str, Json]) -> str | None:
+    """What is wrong with a record that is a JSON object of a known schema."""
+    for name, kind in {"identity": dict, "environment": dict, "finished": bool}.items():
+        if not isinstance(record.get(name), kind):
+            return f"{name} is {record.get(name)!r:.80}"
+    if isinstance(record.get("final"), dict) != record["finished"]:
+        return f"finished is {record['finished']}, final {record.get('final')!r:.80}"
+    for name in ("arm", "seed", "learning_rate"):
+        told, known = (part.get(name) for part in (record, record["identity"]))
+        if None not in (told, known) and differences(told, known):
+            return f"{name} is {told!r:.80}, in identity {known!r:.80}"
+    if record["schema"] > 1 or "sha256" in record:
+        unsealed = {name: value for name, value in record.items() if name != "sha256"}
+        if record.get("sha256") != _record_sha256(unsealed):
+            return "it differs from its own sha256"
+    return None
 
 
 def read_metrics(directory: Path) -> list[dict[str, Json]]:
@@ -222,10 +277,29 @@ def read_metrics(directory: Path) -> list[dict[str, Json]]:
     Raises:
         RecordError: if there is no such file, or it is damaged.
     """
+    return _read_lines(_log_in(directory))
+
+
+def check_log_digest(directory: Path, record: Mapping[str, Json]) -> None:
+    """Raises RecordError if a finished run's log is not what its record's digest says.
+
+    Records of schema 1 have none, and pass.
+    """
+    if record["schema"] == 1 and "log_sha256" not in record:
+        return
+    path = _log_in(directory)
+    if record.get("log_sha256") != _file_sha256(path):
+        raise RecordError(
+            f"{path} is not what the run wrote: it differs from log_sha256 in record.json; put "
+            "back a whole copy, or remove the folder and run again."
+        )
+
+
+def _log_in(directory: Path) -> Path:
     path = directory / "metrics.jsonl"
-    if not path.exists():
+    if not path.is_file():
         raise RecordError(f"{path} is missing: put it back, or remove the folder and run again.")
-    return _read_lines(path)
+    return path
 
 
 def differences(stored: Json, given: Json, path: str = "") -> list[str]:
@@ -249,15 +323,18 @@ def differences(stored: Json, given: Json, path: str = "") -> list[str]:
 def _read_lines(path: Path, *, torn: bool = False) -> list[dict[str, Json]]:
     """Parses each line; `torn` forgives the last one, in which the process may have ended."""
     entries: list[dict[str, Json]] = []
-    lines = path.read_text().splitlines()
+    lines = path.read_bytes().splitlines()
     for position, line in enumerate(lines, start=1):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+            if not (isinstance(entry, dict) and type(entry.get("step")) is int):
+                raise ValueError("it is no entry of a log")
+            entries.append(entry)
+        except (ValueError, RecursionError):
             if torn and position == len(lines):
                 break  # its step will be logged again
             raise RecordError(
-                f"{path}, line {position} is damaged: {line[:80]!r}; "
+                f"{path}, line {position} is damaged: {line[:80].decode(errors='replace')!r}; "
                 "put back a whole copy, or remove the folder and run again."
             ) from None
     return entries
@@ -267,10 +344,33 @@ def _line(entry: Mapping[str, Json]) -> str:
     return json.dumps(entry, separators=(",", ":")) + "\n"
 
 
+def _record_sha256(record: Mapping[str, Json]) -> str:
+    """Digest of a record's values, whatever its layout."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with _writing(path):
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(
+            f"{path} cannot be written ({error.strerror}): if its folder was moved or removed, "
+            "put it back or give its new place; otherwise free space or mend its permissions. "
+            "Then run the same command again."
+        ) from error
 
 
 def _git() -> dict[str, Json] | None:

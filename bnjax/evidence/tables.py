@@ -27,3 +27,9 @@ def steps(times: dict[str, Any], runs: int) -> str:
         return "not reached"
     text = plain(times, digits=0)
     return text if times["reached"] == runs else f"{text} ({times['reached']} of {runs})"
+
+
+def divergence(fault: dict[str, Any]) -> str:
+    """Where a run reached infinity, from `step`, `layer`, `leaf` and `what` of a `Diverged`."""
+    where = "" if fault["layer"] is None else f" of {fault['leaf']} in {fault['layer']}"
+    return f"reached infinity at step {fault['step']:,}: {fault['what']}{where}."

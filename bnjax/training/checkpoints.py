@@ -16,7 +16,6 @@ from an earlier one.
 """
 
 import atexit
-import fcntl
 import json
 import operator
 import os
@@ -27,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -35,6 +34,7 @@ import numpy as np
 from bnjax.evidence.records import differences
 from bnjax.extras import extra
 from bnjax.paths import local_path
+from bnjax.training.locks import LockError, lock
 from bnjax.training.manifests import (
     SCHEMA_VERSION,
     CheckpointError,
@@ -52,6 +52,7 @@ from bnjax.training.manifests import (
     with_digests,
     write_manifest,
 )
+from bnjax.training.stored_arrays import check_arrays, read_arrays, write_arrays
 
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
@@ -104,16 +105,24 @@ class Checkpoints:
                 "on process 0 and broadcast what it restores"
             )
         self._directory = directory.absolute()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self._directory / ".lock", self._directory)
+        except LockError as error:
+            raise CheckpointError(str(error)) from error
+        except OSError as error:
+            raise self._unusable(error) from error
         self._damaged: set[int] = set()  # found by restore; set aside by the next save
         self._pending: tuple[int, Future[None]] | None = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
-        self._lock = _lock(self._directory)
         # Too late to save anything, but a write that failed because nobody waited is then reported.
         atexit.register(self.close)
         try:
             self._clear_unfinished()
             self._check_config()
+        except OSError as error:
+            self.close()
+            raise self._unusable(error) from error
         except BaseException:
             self.close()
             raise
@@ -262,15 +271,27 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Returns the steps on disk, ascending."""
-        names = (path.name for path in self._directory.iterdir() if path.is_dir())
+        try:
+            names = [path.name for path in self._directory.iterdir() if path.is_dir()]
+        except OSError as error:
+            raise self._unusable(error) from error
         return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
+
+    def _unusable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self._directory} cannot be used ({one_line(error)}); if it was moved or removed, "
+            "put it back or give its new place; checkpoints that were saved are whole"
+        )
 
     def _listing(self, problems: Mapping[int, str]) -> str:
         lines = (f"  {self._folder(step)}: {what}" for step, what in problems.items())
         return "damaged checkpoints:\n" + "\n".join(lines)
 
     def _check_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self._directory).free
+        try:
+            free = shutil.disk_usage(self._directory).free
+        except OSError as error:
+            raise self._unusable(error) from error
         if free < needed:
             raise CheckpointError(
                 f"the state has {needed:,} bytes, but the disk of {self._directory} has only "
@@ -279,8 +300,12 @@ class Checkpoints:
 
     def _clear_unfinished(self) -> None:
         for path in self._directory.iterdir():
-            if re.fullmatch(r"[0-9]+\.tmp", path.name):
+            if not re.fullmatch(r"[0-9]+\.tmp", path.name):
+                continue
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _check_config(self) -> None:
         for step in self._steps():
@@ -328,7 +353,7 @@ class Checkpoints:
         unfinished = self._directory / f"{step}.tmp"
         unfinished.mkdir()
         try:
-            _write_arrays(unfinished, arrays)
+            write_arrays(unfinished, arrays)
             manifest = {
                 "schema_version": SCHEMA_VERSION,
                 "step": step,
@@ -339,6 +364,7 @@ class Checkpoints:
                 "extra": extra,
             }
             write_manifest(unfinished, manifest)
+            check_arrays(unfinished, arrays)
             _sync([*unfinished.rglob("*"), unfinished])
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the space back
@@ -353,29 +379,6 @@ class Checkpoints:
             shutil.rmtree(self._folder(old).rename(self._directory / f"{old}.tmp"))
 
 
-def _lock(directory: Path) -> TextIO:
-    """Returns a file that holds the directory until it is closed or the process ends."""
-    file = open(directory / ".lock", "a+")  # noqa: SIM115 - outlives this function
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        owner = file.read(20) or "unknown"
-        file.close()
-        if isinstance(error, BlockingIOError):
-            raise CheckpointError(
-                f"{directory} is in use by another writer (process {owner}); "
-                "close that one, or use another directory"
-            ) from error
-        raise CheckpointError(
-            f"{directory} cannot be locked ({error}); use a directory on a local disk"
-        ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
-
-
 def _host_copies(state: PyTree) -> list[np.ndarray]:
     """Returns each leaf as a NumPy array that shares no memory with it; keys as their data."""
     leaves = [
@@ -388,40 +391,13 @@ def _host_copies(state: PyTree) -> list[np.ndarray]:
     return arrays
 
 
-def _write_arrays(folder: Path, arrays: Iterable[np.ndarray]) -> None:
-    import orbax.checkpoint as ocp
-
-    # Orbax refuses arrays without elements; reading makes them from their shape.
-    stored = [array for array in arrays if array.size]
-    with _orbax_checkpointer() as checkpointer:
-        checkpointer.save(folder / "arrays", args=ocp.args.StandardSave(stored))
-
-
-def _read_arrays(folder: Path) -> list[np.ndarray]:
-    try:
-        with _orbax_checkpointer() as checkpointer:
-            return checkpointer.restore(folder / "arrays")
-    except Exception as error:  # what Orbax raises on broken files is not specified
-        raise DamageError(f"Orbax cannot read arrays/: {one_line(error)}") from error
-
-
-def _orbax_checkpointer() -> Any:
-    import orbax.checkpoint as ocp
-
-    # Process 0 reads and writes alone, so Orbax must not wait for the others at its barriers.
-    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-    return ocp.Checkpointer(
-        ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
-    )
-
-
 def _read_leaves(folder: Path, manifest: Mapping[str, Any], target: PyTree) -> list[Any]:
     """Returns the leaves in the target's order, each compared with its digest.
 
     The caller has checked that the checkpoint's leaves and the target's are the same.
     """
     check_files(folder, manifest["files"])
-    arrays = iter(_read_arrays(folder))
+    arrays = iter(read_arrays(folder))
     facts = {leaf["path"]: leaf for leaf in manifest["leaves"]}
     on_disk = {path: next(arrays, None) for path, leaf in facts.items() if 0 not in leaf["shape"]}
     leaves: list[Any] = []

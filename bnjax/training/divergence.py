@@ -49,6 +49,10 @@ class Diverged(Exception):
         self.leaf = leaf
         self.what = what
 
+    def facts(self) -> dict[str, Any]:
+        """The attributes, as a record has them."""
+        return {"step": self.step, "layer": self.layer, "leaf": self.leaf, "what": self.what}
+
 
 def start_watch(state: TrainState) -> TrainState:
     """The state of a run that is watched from here on."""

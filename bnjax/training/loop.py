@@ -67,13 +67,20 @@ class Schedule(NamedTuple):
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation is due after `step` steps."""
-        every = self.eval_every if step <= self.dense_until else self.sparse_eval_every
-        return step % every == 0 or step == self.steps
+        return self._is_regular(step) or step == self.steps
 
-    def evaluations(self, step: int) -> list[int]:
-        """The steps of all evaluations until after `step` steps."""
-        dispatched = (*range(0, step, self.steps_per_dispatch), step)
-        return [step for step in dispatched if self.evaluates_at(step)]
+    def evaluations(self, step: int) -> Iterator[int]:
+        """The steps of all evaluations until after `step` steps, one after another."""
+        end = min(step, self.steps)
+        yield from range(0, min(end, self.dense_until) + 1, self.eval_every)
+        every = self.sparse_eval_every
+        yield from range(every * (self.dense_until // every + 1), end + 1, every)
+        if end == self.steps and not self._is_regular(end):
+            yield end
+
+    def _is_regular(self, step: int) -> bool:
+        every = self.eval_every if step <= self.dense_until else self.sparse_eval_every
+        return step % every == 0
 
 
 class Program(NamedTuple):

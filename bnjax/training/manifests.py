@@ -90,15 +90,39 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamageError(f"its manifest cannot be read: {one_line(error)}") from error
     if digest != _manifest_digest(text):
         raise DamageError("manifest.json differs from its digest in manifest.sha256")
-    manifest = json.loads(text)
-    if manifest["schema_version"] != SCHEMA_VERSION:
+    try:
+        manifest = json.loads(text)
+        schema, writer = manifest["schema_version"], manifest["versions"]["bnjax"]
+        whole = schema != SCHEMA_VERSION or _is_whole(manifest)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise DamageError(f"manifest.json is no manifest: {one_line(error)}") from error
+    if not whole:
+        raise DamageError("manifest.json is no manifest: it lacks facts, or has some of wrong kind")
+    if schema != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{folder} has schema version {manifest['schema_version']}, this bnjax reads "
-            f"{SCHEMA_VERSION}; use bnjax {manifest['versions']['bnjax']}, which wrote it"
+            f"{folder} has schema version {schema}, this bnjax reads {SCHEMA_VERSION}; "
+            f"use bnjax {writer}, which wrote it"
         )
     if str(manifest["step"]) != folder.name:
         raise DamageError(f"its manifest is that of step {manifest['step']}")
     return manifest
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest has all that is read of it, each of its type."""
+    kinds = {"leaves": list, "files": dict, "config": dict, "extra": dict}
+    if not all(isinstance(manifest[name], kind) for name, kind in kinds.items()):
+        return False
+    texts = [*manifest["files"].values()]
+    sizes = []
+    for leaf in manifest["leaves"]:
+        texts += [leaf["path"], leaf["dtype"], leaf["sha256"]]
+        if leaf["dtype"].startswith("key<"):
+            jax.random.key(0, impl=leaf["prng_impl"])  # ValueError for an unknown one
+        sizes += leaf["shape"]
+    return all(isinstance(text, str) for text in texts) and all(
+        isinstance(size, int) for size in sizes
+    )
 
 
 def _manifest_digest(text: bytes) -> bytes:

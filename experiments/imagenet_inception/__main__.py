@@ -29,6 +29,7 @@ from experiments.command_line import (
     preset_in,
     unknown_word,
 )
+from experiments.finished import runs_below
 from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import PRESETS, Config, Task
 from experiments.imagenet_inception.figures import draw
@@ -36,6 +37,7 @@ from experiments.imagenet_inception.runs import check, complete, run_name, task_
 from experiments.imagenet_inception.summary import summarize
 from experiments.imagenet_inception.table import arms_table, divergence_text, waiting_text
 from experiments.imagenet_inception.train import Means
+from experiments.imagenet_inception.weights import FILE
 
 _RESULTS = Path(__file__).parent / "results"
 _MODULE = "experiments.imagenet_inception"
@@ -139,6 +141,7 @@ def _report(out: Path) -> None:
         arms_table(summary),
         divergence_text(summary),
         waiting_text(summary),
+        _missing_text(out),
     ]
     try:
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -146,6 +149,18 @@ def _report(out: Path) -> None:
         parts.append("Written: " + ", ".join(map(str, files)))
     finally:  # a table needs no disk
         print("\n" + "\n\n".join(part for part in parts if part))
+
+
+def _missing_text(out: Path) -> str:
+    """Names finished runs whose weights are gone; empty if none are."""
+    gone = [folder for folder, record in runs_below(out) if record["finished"]]
+    gone = [folder for folder in gone if not (folder / FILE).exists()]
+    if not gone:
+        return ""
+    return (
+        f"Without {FILE}, so that they cannot be evaluated over many crops: "
+        f"{', '.join(map(str, gone))}."
+    )
 
 
 def _parse(argv: list[str]) -> Arguments:

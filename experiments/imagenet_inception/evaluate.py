@@ -16,6 +16,7 @@ from bnjax.evidence.records import (
     RecordError,
     differences,
     environment,
+    making_sense,
     read_record,
     require_commit,
 )
@@ -38,7 +39,7 @@ from experiments.imagenet_inception.ensembles import (
     scores_of,
 )
 from experiments.imagenet_inception.evaluation_table import table
-from experiments.imagenet_inception.runs import EXPERIMENT, recorded_task
+from experiments.imagenet_inception.runs import EXPERIMENT, task_of
 from experiments.imagenet_inception.weights import load_weights
 
 SCHEMA = 1
@@ -190,10 +191,14 @@ def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], Im
     records, runs = [], []
     for path in arguments.runs:
         record = read_record(path)
-        if record["experiment"] != EXPERIMENT:
-            raise RecordError(f"{path} holds a run of {record['experiment']}, not of {EXPERIMENT}.")
+        with making_sense(path / "record.json"):
+            if record["experiment"] != EXPERIMENT:
+                raise RecordError(
+                    f"{path} holds a run of {record['experiment']}, not of {EXPERIMENT}."
+                )
+            task = task_of(record)
         weights = load_weights(path, record)
-        run = Trained(recorded_task(record), weights)
+        run = Trained(task, weights)
         lacks = run.normalized and "population_stats" not in weights
         if lacks and "population" in arguments.statistics:
             raise RecordError(

@@ -24,6 +24,7 @@ from experiments.imagenet_inception.arms import settings_of
 from experiments.imagenet_inception.config import CHANGES, Config, Task
 from experiments.imagenet_inception.train import Log, Means, train
 from experiments.imagenet_inception.weights import save_weights
+from experiments.limits import check_population
 
 EXPERIMENT = "imagenet_inception"
 
@@ -57,6 +58,7 @@ def check(task: Task, data: ImageData, parallel: DataParallel, out: Path) -> Non
             f"batch_size must be at most the {len(data.train):,} training images of {data.name}, "
             f"got {config.batch_size}."
         )
+    check_population(config.population_batches, config.batch_size, len(data.train))
     for name, examples in (
         ("batch_size / micro_batches", config.batch_size // config.micro_batches),
         ("eval_batch", config.eval_batch),
@@ -153,7 +155,7 @@ class _Writer(ExitStack):
             self._board.log(entry["step"], sums)
 
 
-def recorded_task(record: dict[str, Any]) -> Task:
+def task_of(record: dict[str, Any]) -> Task:
     """What a record is of."""
     identity = record["identity"]
     schedule = Schedule(**identity["schedule"])
@@ -186,9 +188,10 @@ def rerun(
     Raises:
         RecordError: if the data at hand is not that of the record.
     """
+    task = task_of(record)
     images = open_images(data, data_dir=data_dir)
     check_data(record, images.name, images.sha256)
-    task = recorded_task(record)
+    check_population(task.config.population_batches, task.config.batch_size, len(images.train))
     whole = True
     if steps is not None and steps < task.schedule.steps:
         whole, task = False, task._replace(schedule=task.schedule._replace(steps=steps))

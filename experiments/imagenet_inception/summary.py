@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnjax.evidence.records import read_metrics, read_record
+from bnjax.evidence.records import making_sense
 from bnjax.evidence.statistics import accuracy, spread, steps_to, times
+from experiments.finished import read_log, read_result, runs_below
 from experiments.imagenet_inception.arms import SETTINGS
 from experiments.imagenet_inception.config import ARMS, ENSEMBLE
+from experiments.imagenet_inception.weights import check_weights
 
 REFERENCE = "inception"
 """The arm whose best accuracy the others are to match."""
@@ -37,9 +39,32 @@ class Runs(NamedTuple):
 
 
 def load_runs(out: Path) -> dict[str, Runs]:
-    """The runs below `out` that were trained to their end, by arm; arms without one are absent."""
-    found = {arm: _collect(out, arm) for arm in (*ARMS, *ENSEMBLE)}
-    return {arm: runs for arm, runs in found.items() if runs is not None}
+    """The runs below `out` that were trained to their end, by arm; arms without one are absent.
+
+    Raises:
+        RecordError: what a run left is damaged, or does not agree.
+    """
+    loaded: dict[str, list[tuple[Any, ...]]] = {}
+    for folder, record in runs_below(out):
+        if record["arm"] not in (*ARMS, *ENSEMBLE):
+            continue
+        if record["finished"]:
+            log = read_result(folder).log
+        elif (folder / "metrics.jsonl").exists():
+            log = read_log(folder, record)
+        else:
+            continue  # it was stopped before its first evaluation
+        final = _final(record, log)
+        if final is not None:
+            check_weights(folder, record)
+            with making_sense(folder / "record.json"):
+                run = record["seed"], final, log, _changed(record)
+            loaded.setdefault(record["arm"], []).append(run)
+    return {
+        arm: _group(arm, sorted(loaded[arm], key=lambda run: run[0]))
+        for arm in (*ARMS, *ENSEMBLE)
+        if arm in loaded
+    }
 
 
 def summarize(out: Path) -> dict[str, Any]:
@@ -63,20 +88,8 @@ def match_steps(group: Runs, reference: Runs) -> dict[int, int | None]:
     }
 
 
-def _collect(out: Path, arm: str) -> Runs | None:
-    loaded = []
-    for folder in out.glob(f"{arm}-s*"):
-        record = read_record(folder)
-        if not record["finished"] and not (folder / "metrics.jsonl").exists():
-            continue  # it was stopped before its first evaluation
-        log = read_metrics(folder)
-        final = _final(record, log)
-        if final is not None:
-            loaded.append((record["seed"], final, log, _changed(record)))
-    if not loaded:
-        return None
-    loaded.sort(key=lambda run: run[0])
-    seeds, finals, logs, changed = zip(*loaded, strict=True)
+def _group(arm: str, runs: list[tuple[Any, ...]]) -> Runs:
+    seeds, finals, logs, changed = zip(*runs, strict=True)
     return Runs(
         arm,
         seeds,

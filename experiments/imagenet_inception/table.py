@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bnjax.evidence.tables import percent, plain, steps, table
+from bnjax.evidence.tables import divergence, percent, plain, steps, table
 
 NAMES = {
     "inception": "Inception",
@@ -39,9 +39,7 @@ def label(arm: str, changed: dict[str, Any]) -> str:
 def divergence_text(summary: dict[str, Any]) -> str:
     """The runs that reached infinity, a line each; empty if none did."""
     return "\n".join(
-        f"- {label(name, arm['changed'])} reached infinity at step {fault['step']:,}: "
-        + fault["what"]
-        + (f" of {fault['leaf']} in {fault['layer']}." if fault["layer"] is not None else ".")
+        f"- {label(name, arm['changed'])} {divergence(fault)}"
         for name, arm in summary["arms"].items()
         for fault in arm["diverged"]
     )

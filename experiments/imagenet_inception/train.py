@@ -140,8 +140,7 @@ def train(
                     description=description,
                 )
         except Diverged as error:
-            diverged = {"step": error.step, "layer": error.layer, "leaf": error.leaf}
-            diverged["what"] = error.what
+            diverged = error.facts()
         timing = clock.timing(config.batch_size * config.steps_per_dispatch)
         variables = variables_of(last)
         weights = dict(parallel.fetch(variables))

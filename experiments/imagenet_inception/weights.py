@@ -30,6 +30,12 @@ def save_weights(folder: Path, weights: dict[str, Tree]) -> None:
     part.replace(whole)
 
 
+def check_weights(folder: Path, record: dict[str, Any]) -> None:
+    """Raises RecordError if a finished run's weights are there and not those of its record."""
+    if record["finished"] and (folder / FILE).exists():
+        load_weights(folder, record)
+
+
 def load_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tree]:
     """The weights of the finished run whose record it is.
 

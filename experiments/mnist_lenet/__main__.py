@@ -17,7 +17,13 @@ from experiments.mnist_lenet.config import PRESETS, Config
 from experiments.mnist_lenet.figures import draw
 from experiments.mnist_lenet.runs import check, complete, main_task, run_name, sweep_task
 from experiments.mnist_lenet.summary import summarize
-from experiments.mnist_lenet.table import arms_table, differences_text, drift_text, sweep_table
+from experiments.mnist_lenet.table import (
+    arms_table,
+    differences_text,
+    divergence_text,
+    drift_text,
+    sweep_table,
+)
 
 _RESULTS = Path(__file__).parent / "results"
 _MODULE = "experiments.mnist_lenet"
@@ -83,10 +89,11 @@ def run(arguments: Arguments) -> None:
     summary = summarize(out)
     drift = drift_text(summary)
     parts = [
-        arms_table(summary),
+        arms_table(summary) if summary["arms"] else "",
         differences_text(summary),
         drift and f"Path of the median input to the last nonlinearity, mean over units:\n\n{drift}",
         sweep_table(summary),
+        divergence_text(summary),
     ]
     try:
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

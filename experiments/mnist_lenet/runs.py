@@ -4,18 +4,30 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from bnjax.data import Dataset, load_dataset
-from bnjax.evidence.records import Run, check_data, check_identity, environment
+from bnjax.evidence.records import (
+    RecordError,
+    Run,
+    check_data,
+    check_identity,
+    environment,
+    is_finished,
+)
 from bnjax.training.checkpoints import Checkpoints
+from bnjax.training.locks import LockError, lock
 from bnjax.training.loop import Schedule
+from experiments.limits import check_population
 from experiments.mnist_lenet.config import Config
 from experiments.mnist_lenet.train import Member, Task, train
 
 EXPERIMENT = "mnist_lenet"
+_MOST_TOGETHER = 1_000
+"""Runs that a record may say were trained together."""
 
 
 def main_task(config: Config, arm: str, seeds: Sequence[int]) -> Task:
@@ -39,19 +51,56 @@ def run_name(task: Task, member: Member) -> str:
 
 
 def check(task: Task, dataset: Dataset, out: Path) -> None:
-    """Raises RecordError if `out` holds runs of a task in another configuration."""
+    """Refuses what cannot run, before any compute.
+
+    Raises:
+        RecordError: if `out` holds runs of a task in another configuration.
+        ValueError: if Algorithm 2 is to average over too many batches.
+    """
+    _check_population(task, dataset)
     for member in task.members:
         check_identity(out / run_name(task, member), _identity(task, member, dataset))
+
+
+def _check_population(task: Task, dataset: Dataset) -> None:
+    config = task.config
+    check_population(config.population_batches, config.batch_size, len(dataset.train.labels))
 
 
 def complete(task: Task, dataset: Dataset, out: Path) -> None:
     """Trains those runs of a task that `out` does not hold whole already.
 
     Raises:
-        RecordError: if `out` holds runs of another configuration; nothing is changed then.
+        RecordError: if `out` holds runs of another configuration, or another process writes one of
+            them; nothing is changed then.
         CheckpointError: the same for its checkpoints.
         Interrupted: after Ctrl-C or SIGTERM.
     """
+    check(task, dataset, out)
+    names = [run_name(task, member) for member in task.members]
+    if all(is_finished(out / name) for name in names):
+        return
+    with _writing(out, names):
+        _complete(task, dataset, out)
+
+
+@contextmanager
+def _writing(out: Path, names: Sequence[str]) -> Iterator[None]:
+    """Holds the folders of runs, whichever runs are trained together with them."""
+    with ExitStack() as held:
+        for name in names:
+            file = out / "checkpoints" / f"{name.replace('/', '-')}.lock"
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock(file, out / name))
+            except LockError as error:
+                raise RecordError(str(error)) from error
+            except OSError as error:
+                raise RecordError(f"{file.parent} cannot be made ({error.strerror}).") from error
+        yield
+
+
+def _complete(task: Task, dataset: Dataset, out: Path) -> None:
     surroundings = environment()
     folders = [out / run_name(task, member) for member in task.members]
     headers = [_header(task, member, dataset, surroundings) for member in task.members]
@@ -64,12 +113,12 @@ def complete(task: Task, dataset: Dataset, out: Path) -> None:
         runs = [runs[i] for i in left]
     unfinished = {i: run for i, run in enumerate(runs) if not run.finished}
 
-    def rewind(step: int) -> None:
-        for run in unfinished.values():
+    def rewind(step: int, own: list[int]) -> None:
+        for i, run in unfinished.items():
             if step == 0:
                 run.rewind(-1)  # step 0 will be logged again
             else:
-                run.rewind(step, task.schedule.evaluations(step))
+                run.rewind(own[i], task.schedule.evaluations(own[i]))
 
     def log(position: int, entry: dict[str, Any]) -> None:
         if position in unfinished:
@@ -103,7 +152,10 @@ def task_of(record: dict[str, Any]) -> Task:
     identity = record["identity"]
     config = Config(**{**identity["config"], "data": record["data"]["name"]})
     member = Member(identity["seed"], identity["learning_rate"])
-    members = (member,) * record["final"]["trained_together"]
+    together = record["final"]["trained_together"]
+    if type(together) is not int or not 1 <= together <= _MOST_TOGETHER:
+        raise ValueError(f"trained_together must be 1 to {_MOST_TOGETHER}, got {together!r:.80}.")
+    members = (member,) * together
     schedule = Schedule(**identity["schedule"])
     return Task(config, identity["arm"], members, schedule)
 
@@ -172,6 +224,7 @@ def rerun(
     task = task_of(record)
     dataset = load_dataset(data, data_dir=data_dir)
     check_data(record, dataset.name, dataset.sha256)
+    _check_population(task, dataset)
     whole = True
     if steps is not None and steps < task.schedule.steps:
         whole = False

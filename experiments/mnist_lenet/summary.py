@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from bnjax.evidence.records import read_metrics, read_record
+from bnjax.evidence.records import making_sense
 from bnjax.evidence.statistics import accuracy, spread, steps_to, times
+from experiments.finished import Result, read_result, runs_below
 from experiments.mnist_lenet.config import ARMS
 
 TARGETS = (0.90, 0.95, 0.97, 0.975)
@@ -18,7 +19,7 @@ SETTLED = 1_000
 
 
 class Runs(NamedTuple):
-    """The finished runs of an arm at one learning rate, of one length.
+    """The runs of an arm at one learning rate, of one length, that were trained to their end.
 
     Attributes:
         arm: its name.
@@ -41,20 +42,19 @@ class Runs(NamedTuple):
 
 def load_runs(out: Path) -> dict[str, Runs]:
     """The finished runs of the comparison below `out`, by arm; arms without one are absent."""
-    found = {arm: _collect(out.glob(f"{arm}-s*")) for arm in ARMS}
-    return {arm: groups[0] for arm, groups in found.items() if groups}
+    found = _collect(_results(out))
+    return {arm: groups[0] for arm, groups in found.items()}
 
 
 def load_sweep(out: Path) -> dict[str, list[Runs]]:
     """The finished runs of the sweep below `out`, by arm, in order of length and learning rate."""
-    found = {arm: _collect((out / "sweep").glob(f"{arm}-lr*-s*")) for arm in ARMS}
-    return {arm: groups for arm, groups in found.items() if groups}
+    return _collect(_results(out / "sweep"))
 
 
 def summarize(out: Path) -> dict[str, Any]:
     """All numbers of the tables; a pure function of the run directories."""
     runs = load_runs(out)
-    return {
+    summary = {
         "arms": {arm: _arm(group) for arm, group in runs.items()},
         "differences": [
             _difference(runs[plain], runs[normalized])
@@ -70,6 +70,8 @@ def summarize(out: Path) -> dict[str, Any]:
             for arm, groups in load_sweep(out).items()
         },
     }
+    diverged = [_divergence(result) for part in (out, out / "sweep") for result in _diverged(part)]
+    return summary | ({"diverged": diverged} if diverged else {})
 
 
 def median_paths(group: Runs, key: str = "p50") -> tuple[np.ndarray, np.ndarray]:
@@ -84,22 +86,54 @@ def median_paths(group: Runs, key: str = "p50") -> tuple[np.ndarray, np.ndarray]
     )
 
 
-def _collect(folders: Any) -> list[Runs]:
-    loaded = []
-    for folder in folders:
-        record = read_record(folder)
-        if record["finished"]:
-            loaded.append((record, read_metrics(folder)))
-    loaded.sort(key=lambda pair: pair[0]["seed"])
-    groups: dict[tuple[int, float], list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
-    for record, log in loaded:
-        groups.setdefault((log[-1]["step"], record["learning_rate"]), []).append((record, log))
-    return [_group(groups[key]) for key in sorted(groups)]
+def _results(out: Path) -> list[Result]:
+    """The finished runs directly below `out`, by arm in the table's order, then seed."""
+    found = []
+    for folder, record in runs_below(out):
+        if record["arm"] in ARMS and record["finished"]:
+            found.append(read_result(folder))
+            with making_sense(folder):
+                _check_facts(found[-1])
+    return sorted(found, key=lambda run: (ARMS.index(run.record["arm"]), run.record["seed"]))
 
 
-def _group(loaded: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> Runs:
-    records = [record for record, _ in loaded]
-    metrics = [log for _, log in loaded]
+def _check_facts(result: Result) -> None:
+    """Raises an error unless a run has what the tables and figures read of it."""
+    if not result.record["learning_rate"] > 0:
+        raise ValueError(f"learning_rate is {result.record['learning_rate']}")
+    units = [entry["units"] for entry in result.log if "units" in entry]
+    kinds = {tuple(sorted((key, len(values)) for key, values in unit.items())) for unit in units}
+    if len(kinds) > 1 or not all("p50" in unit for unit in units):
+        raise ValueError("units are not those of one network")
+
+
+def _fault(result: Result) -> dict[str, Any] | None:
+    return result.record["final"].get("diverged")  # records of schema 1 lack it
+
+
+def _diverged(out: Path) -> list[Result]:
+    return [result for result in _results(out) if _fault(result) is not None]
+
+
+def _divergence(result: Result) -> dict[str, Any]:
+    facts = {name: result.record[name] for name in ("arm", "seed", "learning_rate")}
+    return facts | (_fault(result) or {})
+
+
+def _collect(results: list[Result]) -> dict[str, list[Runs]]:
+    """Groups of one arm, length and learning rate, without runs that diverged."""
+    groups: dict[str, dict[tuple[int, float], list[Result]]] = {}
+    for result in results:
+        if _fault(result) is None:
+            record = result.record
+            key = record["identity"]["schedule"]["steps"], record["learning_rate"]
+            groups.setdefault(record["arm"], {}).setdefault(key, []).append(result)
+    return {arm: [_group(own[key]) for key in sorted(own)] for arm, own in groups.items()}
+
+
+def _group(results: list[Result]) -> Runs:
+    records = [result.record for result in results]
+    metrics = [result.log for result in results]
     accuracies = [[accuracy(entry["test"]) for entry in log] for log in metrics]
     return Runs(
         records[0]["arm"],

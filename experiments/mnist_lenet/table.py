@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bnjax.evidence.tables import percent, plain, steps, table
+from bnjax.evidence.tables import divergence, percent, plain, steps, table
 from experiments.mnist_lenet.summary import SETTLED, TARGETS
 
 _NAMES = {
@@ -57,6 +57,15 @@ def drift_text(summary: dict[str, Any]) -> str:
             line += f"; by running statistics {plain(arm['median_path_length_running'])}"
         lines.append(f"{line}; from step {SETTLED:,} on.")
     return "\n".join(lines)
+
+
+def divergence_text(summary: dict[str, Any]) -> str:
+    """The runs that reached infinity, a line each; no table counts them. Empty if none did."""
+    return "\n".join(
+        f"- {_NAMES[run['arm']]}, seed {run['seed']}, learning rate {run['learning_rate']:g}, "
+        + divergence(run)
+        for run in summary.get("diverged", ())
+    )
 
 
 def sweep_table(summary: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from bnjax.evidence.records import number, tree_sha256
 from bnjax.linen import batch_moments
 from bnjax.normalization import population_stats
 from bnjax.training.checkpoints import Checkpoints
+from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch
 from bnjax.training.loop import Program, Progress, Schedule, fit
 from bnjax.training.objectives import Metrics, check_labels
 from bnjax.training.optimizers import sgd
@@ -59,24 +60,29 @@ def train(
     dataset: Dataset,
     log: Log,
     *,
-    begin: Callable[[int], None] = lambda step: None,
+    begin: Callable[[int, list[int]], None] = lambda step, own: None,
     checkpoints: Checkpoints | None = None,
     description: str = "",
 ) -> list[dict[str, Any]]:
     """Trains all members of a task, from the newest whole checkpoint on if there is one.
 
+    A member that is not finite any more stays at its last finite state and logs nothing from then
+    on; when all have come to that, training ends.
+
     Args:
         task: what to train.
         dataset: what to train and test on.
         log: called for each member at each evaluation.
-        begin: called once, before training, with the step to begin or go on from.
+        begin: called once, before training, with the step to begin or go on from, and with the
+            steps that each member has behind it, less for one that has diverged.
         checkpoints: where to save and restore; None for nowhere.
         description: shown on the progress bar.
 
     Returns:
         What each member came to: metrics on the whole test set with the running statistics
-        (`test`) and with those of Algorithm 2 (`test_population`, None without normalization),
-        and the SHA-256 of the final parameters and statistics.
+        (`test`) and with those of Algorithm 2 (`test_population`, None without normalization or
+        after a divergence), the SHA-256 of the final parameters and statistics, and `diverged`:
+        None, or where and how.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint is saved if there is a place for it.
@@ -105,10 +111,13 @@ def train(
 
     def record(step: int, sums: Metrics, evaluation: dict[str, Any]) -> None:
         for i in range(members.count):
-            log(i, _entry(task, i, step, member(sums, i), member(evaluation, i)))
+            if diverged[i] is None:
+                log(i, _entry(task, i, step, member(sums, i), member(evaluation, i)))
 
     seeds, learning_rates = map(np.array, zip(*task.members, strict=True))
-    initial = init(members.place(seeds), members.place(learning_rates.astype(np.float32)))
+    with np.errstate(over="ignore"):  # then the first step says so
+        learning_rates = learning_rates.astype(np.float32)
+    initial = init(members.place(seeds), members.place(learning_rates))
     sums = jax.tree.map(lambda zero: np.zeros(members.count, zero.dtype), Metrics.zero())
     progress, first_step = Progress(initial, sums), 0
     if checkpoints is not None:
@@ -117,26 +126,52 @@ def train(
             first_step, (state, sums) = restored.step, restored.state
             progress = Progress(members.place(state), sums)
 
-    begin(first_step)
-    state = fit(
-        Program(
-            train=run,
-            evaluate=lambda state: members.fetch(evaluate(state, test, probe)),
-            inputs=indices,
-            snapshot=members.fetch,
-        ),
-        progress,
-        task.schedule,
-        first_step=first_step,
-        record=record,
-        checkpoints=checkpoints,
-        description=description,
-        members=members.count,
-    )
+    last = progress.state
+    diverged: list[Diverged | None] = [None] * members.count
+
+    def check(state: TrainState) -> None:
+        nonlocal last
+        last = state
+        if not members.fetch(state.fault).any():
+            return
+        host = members.fetch(state)
+        for i in range(members.count):
+            try:
+                raise_if_diverged(member(host, i))
+            except Diverged as error:
+                diverged[i] = error
+        if None not in diverged:
+            raise _AllDiverged
+
+    try:
+        begin(first_step, members.fetch(last.step).tolist())
+        check(last)
+        last = fit(
+            Program(
+                train=run,
+                evaluate=lambda state: members.fetch(evaluate(state, test, probe)),
+                inputs=indices,
+                snapshot=members.fetch,
+                check=check,
+            ),
+            progress,
+            task.schedule,
+            first_step=first_step,
+            record=record,
+            checkpoints=checkpoints,
+            description=description,
+            members=members.count,
+        )
+    except _AllDiverged:
+        pass
     chosen = members.place(indices(0, task.config.population_batches))
-    outcome = members.fetch(finish(state, chosen, images, test))
-    final = members.fetch(state)
-    return [_final(member(outcome, i), member(final, i)) for i in range(members.count)]
+    outcome = members.fetch(finish(last, chosen, images, test))
+    final = members.fetch(last)
+    return [_final(member(outcome, i), member(final, i), diverged[i]) for i in range(members.count)]
+
+
+class _AllDiverged(Exception):
+    """No member is finite any more."""
 
 
 class _Functions:
@@ -156,12 +191,9 @@ class _Functions:
         """A member's state before the first step."""
         variables = self._model.init(jax.random.key(seed), jnp.zeros((1, 28, 28, 1)), train=False)
         params = variables["params"]
-        return TrainState(
-            jnp.int32(0),
-            params,
-            variables.get("batch_stats", {}),
-            sgd(learning_rate).init(params),
-        )
+        optimizer = sgd(learning_rate).init(params)
+        stats = variables.get("batch_stats", {})
+        return start_watch(TrainState(jnp.int32(0), params, stats, optimizer))
 
     def evaluate(self, state: TrainState, test: EvalBatches, probe: jax.Array) -> dict[str, Any]:
         """Test metrics, and percentiles of the input to the last hidden nonlinearity.
@@ -254,12 +286,13 @@ def _entry(
     return entry
 
 
-def _final(outcome: dict[str, Any], state: TrainState) -> dict[str, Any]:
-    population = outcome.get("test_population")
+def _final(outcome: dict[str, Any], state: TrainState, diverged: Diverged | None) -> dict[str, Any]:
+    population = None if diverged else outcome.get("test_population")
     return {
         "test": _json(outcome["test"]),
         "test_population": None if population is None else _json(population),
         "state_sha256": tree_sha256(_variables(state)),
+        "diverged": diverged and diverged.facts(),
     }
 
 

@@ -14,6 +14,7 @@ from bnjax.evidence.records import (
     SCHEMA,
     RecordError,
     Run,
+    check_log_digest,
     differences,
     environment,
     number,
@@ -47,6 +48,7 @@ def run(tmp_path):
 def test_the_record_is_there_before_the_first_step(tmp_path):
     run = Run(tmp_path / "deep" / "er", HEADER)
     record = read_record(run.directory)
+    assert len(record.pop("sha256")) == 64
     assert record == json.loads(json.dumps(HEADER)) | {"schema": SCHEMA, "finished": False}
     assert not run.finished
 
@@ -212,7 +214,75 @@ def test_a_record_that_is_no_object_is_refused(run, text):
         read_record(run.directory)
 
 
-@pytest.mark.parametrize("schema", [SCHEMA + 1, None])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b'{"schema": 2}', b"5"])
+def test_a_record_of_any_bytes_is_refused(run, content):
+    (run.directory / "record.json").write_bytes(content)
+    with pytest.raises(RecordError, match=r"record\.json is damaged"):
+        read_record(run.directory)
+
+
+def test_a_record_that_is_a_folder_is_refused(run):
+    (run.directory / "record.json").unlink()
+    (run.directory / "record.json").mkdir()
+    with pytest.raises(RecordError, match=r"record\.json cannot be read \(Is a directory"):
+        read_record(run.directory)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_any_change_of_a_record_is_noticed(run, finished):
+    """Of a value, a key or its place; in what layout it stands does not matter."""
+    run.rewind(20)
+    if finished:
+        run.finish({"test": {"correct": 9}})
+    path = run.directory / "record.json"
+    record = read_record(run.directory)
+    path.write_text(json.dumps(record, indent=3, sort_keys=True))
+    assert read_record(run.directory) == record
+    for change in ({"seed": 1}, {"new": None}, {"environment": {}}, {"sha256": "0" * 64}):
+        path.write_text(json.dumps(record | change))
+        with pytest.raises(RecordError, match="differs from its own sha256"):
+            read_record(run.directory)
+
+
+def test_any_change_of_a_finished_log_is_noticed(run):
+    run.finish({"test": {"correct": 9}})
+    check_log_digest(run.directory, read_record(run.directory))
+    metrics = run.directory / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("2.0", "2.1"))
+    with pytest.raises(RecordError, match=r"metrics\.jsonl is not what the run wrote"):
+        check_log_digest(run.directory, read_record(run.directory))
+
+
+@pytest.mark.parametrize(
+    "line", [b"5", b"null", b"[]", b"{}", b'{"step":"1"}', b"\xff", b"[" * 9999]
+)
+def test_a_line_of_another_shape_is_refused(run, line):
+    metrics = run.directory / "metrics.jsonl"
+    first, *rest = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(b"".join([first, line + b"\n", *rest]))
+    for read in (lambda: run.rewind(20), lambda: read_metrics(run.directory)):
+        with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2 is damaged"):
+            read()
+
+
+def test_a_line_twice_is_refused_on_rewinding(run):
+    metrics = run.directory / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"step":20,"loss":3.0}\n')
+    before = content(run.directory)
+    with pytest.raises(RecordError, match="its steps do not grow"):
+        run.rewind(20, [0, 10, 20])
+    assert content(run.directory) == before
+
+
+def test_a_folder_that_goes_away_in_mid_run_is_named(run):
+    run.directory.rename(run.directory.with_name("moved"))
+    for write in (lambda: run.log({"step": 30}), lambda: run.finish({}), lambda: run.rewind(20)):
+        with pytest.raises(RecordError, match=r"cannot be written .*moved or removed"):
+            write()
+    assert not run.directory.exists()
+
+
+@pytest.mark.parametrize("schema", [SCHEMA + 1, None, 0, True, "2"])
 def test_another_schema_is_refused(run, schema):
     path = run.directory / "record.json"
     path.write_text(json.dumps(run.record | {"schema": schema}))

@@ -257,7 +257,9 @@ def cut(folder):
 
 
 def edited(folder, **changes):
-    record = json.loads((folder / "record.json").read_text())
+    """Changed as only a record of schema 1 can be, which has no digest."""
+    record = json.loads((folder / "record.json").read_text()) | {"schema": 1}
+    del record["sha256"]
     for path, value in changes.items():
         *parents, last = path.split("__")
         place = record
@@ -271,7 +273,10 @@ def edited(folder, **changes):
     ("damage", "message"),
     [
         (lambda folder: (folder / "record.json").unlink(), "holds no run"),
-        (partial(edited, finished=False), "is not finished: complete it first, with --resume"),
+        (
+            partial(edited, finished=False, final=None),
+            "is not finished: complete it first, with --resume",
+        ),
         (partial(edited, experiment="mnist_lenet"), "holds a run of mnist_lenet"),
         (lambda folder: (folder / FILE).unlink(), "weights.safetensors is missing: git does not"),
         (cut, "is damaged"),

@@ -1,11 +1,9 @@
 """From the runs of the ImageNet comparison to its numbers, table and figure."""
 
-import json
-
 import numpy as np
 import pytest
 
-from bnjax.evidence.records import SCHEMA
+from bnjax.evidence.records import Run
 from experiments.imagenet_inception.arms import SETTINGS
 from experiments.imagenet_inception.figures import draw
 from experiments.imagenet_inception.summary import load_runs, match_steps, summarize
@@ -21,25 +19,18 @@ STEPS = [0, 10, 20, 30, 40]
 
 def write_run(out, arm, seed, correct, *, population=None, diverged=None, finished=True, **changes):
     """A run whose evaluations had so many of 100 images right."""
-    folder = out / f"{arm}-s{seed}"
-    folder.mkdir(parents=True)
-    test = {"loss": 1.0, "correct": correct[-1], "examples": 100}
-    final = {
-        "test": test,
-        "test_population": population and test | {"correct": population},
-        "diverged": diverged,
-        "timing": {"waiting_share": seed / 100},
-    }
-    record = {"schema": SCHEMA, "arm": arm, "seed": seed, "finished": finished}
+    schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), 10)
+    schedule |= {"steps": STEPS[-1], "steps_per_dispatch": 1, "checkpoint_every": 0}
     settings = SETTINGS[arm]._asdict() | changes
-    record["identity"] = {"schedule": {"steps": STEPS[-1]}, "settings": settings}
-    record |= {"final": final} if finished else {}
-    (folder / "record.json").write_text(json.dumps(record))
-    lines = [
-        {"step": step, "test": test | {"correct": right}}
-        for step, right in zip(STEPS, correct, strict=False)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    identity = {"arm": arm, "seed": seed, "schedule": schedule, "settings": settings}
+    header = {"arm": arm, "seed": seed, "identity": identity, "environment": {}}
+    run = Run(out / f"{arm}-s{seed}", header)
+    test = {"loss": 1.0, "correct": correct[-1], "examples": 100}
+    for step, right in zip(STEPS, correct, strict=False):
+        run.log({"step": step, "test": test | {"correct": right}})
+    if finished:
+        final = {"test": test, "test_population": population and test | {"correct": population}}
+        run.finish(final | {"diverged": diverged, "timing": {"waiting_share": seed / 100}})
 
 
 @pytest.fixture(scope="module")

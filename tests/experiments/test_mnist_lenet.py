@@ -340,8 +340,8 @@ def test_more_seeds_can_be_added_to_what_is_finished(tmp_path, cli):
     for name in names[1:]:
         path = cut / name / "record.json"
         record = json.loads(path.read_text())
-        del record["final"]
-        path.write_text(json.dumps(record | {"finished": False}))
+        del record["final"], record["sha256"], record["log_sha256"]
+        path.write_text(json.dumps(record | {"schema": 1, "finished": False}))
     ended = cli(*tiny, "--seeds", 3, "--out", cut)
     assert ended.code == 0, ended.err
     assert_same_runs(cut, tmp_path / "whole", names)

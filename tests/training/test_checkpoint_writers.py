@@ -45,7 +45,7 @@ def test_a_full_disk_is_reported_before_writing(run, monkeypatch):
 
 
 def block_writes(run):
-    (run / "9.tmp").write_text("a file where the writer expects a folder")
+    (run / "3").write_text("a file where the checkpoint is to be")
 
 
 def test_a_failed_write_surfaces_in_the_next_save_and_can_be_repeated(run):
@@ -54,7 +54,7 @@ def test_a_failed_write_surfaces_in_the_next_save_and_can_be_repeated(run):
         checkpoints.save(3, make_state(3))
         with pytest.raises(CheckpointError, match=r"step 3 was not saved in .*NotADirectoryError"):
             checkpoints.save(4, make_state(4))
-        (run / "9.tmp").unlink()
+        (run / "3").unlink()
         checkpoints.save(4, make_state(4))
     assert steps_on_disk(run) == ["2", "4"]
 
@@ -95,7 +95,7 @@ def test_a_failed_write_surfaces_on_close_and_frees_the_directory(run):
     checkpoints.save(3, make_state(3))
     with pytest.raises(CheckpointError, match="step 3 was not saved"):
         checkpoints.close()
-    (run / "9.tmp").unlink()
+    (run / "3").unlink()
     with Checkpoints(run, config=CONFIG) as checkpoints:
         assert checkpoints.restore(make_state(0)).step == 2
 

@@ -1,0 +1,118 @@
+"""What a finished run left, held against itself before any number of it counts."""
+
+from collections.abc import Iterator
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bnjax.evidence.records import (
+    RecordError,
+    check_log_digest,
+    differences,
+    making_sense,
+    read_metrics,
+    read_record,
+)
+from bnjax.training.loop import Schedule
+
+
+class Result(NamedTuple):
+    """A run's record and log."""
+
+    record: dict[str, Any]
+    log: list[dict[str, Any]]
+
+
+def runs_below(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders directly below `out` that hold a run, finished or not, and their records.
+
+    Raises:
+        RecordError: a record is missing or damaged, or a folder has another run's name.
+    """
+    for folder in sorted(out.glob("*")):
+        if any((folder / name).exists() for name in ("record.json", "metrics.jsonl")):
+            record = read_record(folder)
+            check_name(folder, record)
+            yield folder, record
+
+
+def read_result(folder: Path) -> Result:
+    """A finished run, whose name, record and log agree.
+
+    Raises:
+        RecordError: they do not, or it is not finished, or a file is missing or damaged.
+    """
+    record = read_record(folder)
+    check_name(folder, record)
+    if not record["finished"]:
+        raise RecordError(f"{folder} is not finished: complete it first, with --resume.")
+    check_log_digest(folder, record)
+    return Result(record, read_log(folder, record))
+
+
+def read_log(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run's log: all evaluations of its schedule, or of one that goes on those until now.
+
+    Raises:
+        RecordError: it is damaged, or has one too many or too few.
+    """
+    log = read_metrics(folder)
+    path = folder / "metrics.jsonl"
+    with making_sense(path):
+        for entry in log:
+            _check_metrics(entry["test"], least=1)
+            if "train" in entry:
+                _check_metrics(entry["train"], least=0)
+    with making_sense(folder / "record.json"):
+        schedule = Schedule(**record["identity"]["schedule"])
+        schedule.check()
+        last = _last_step(record, schedule)
+        if not record["finished"]:
+            last = min(last, log[-1]["step"]) if log else -1
+        else:
+            _check_metrics(record["final"]["test"], least=1)
+            if record["final"]["test_population"] is not None:
+                _check_metrics(record["final"]["test_population"], least=1)
+        expected = [*islice(schedule.evaluations(last), len(log) + 1)]
+    steps = [entry["step"] for entry in log]
+    if steps != expected:
+        pairs = enumerate(zip_longest(steps, expected), start=1)
+        line, due = next((line, due) for line, (step, due) in pairs if step != due)
+        what = "be absent" if due is None else f"be of step {due:,}"
+        raise RecordError(
+            f"{path} does not fit its schedule: line {line} should {what}; put back a whole copy, "
+            "or remove the folder and run again."
+        )
+    if record["finished"] and "log_sha256" not in record and last == schedule.steps:
+        changed = differences(record["final"]["test"], log[-1]["test"])
+        if changed:
+            raise RecordError(
+                f"{path} does not end as record.json says: {'; '.join(changed)}; put back a whole "
+                "copy, or remove the folder and run again."
+            )
+    return log
+
+
+def check_name(folder: Path, record: dict[str, Any]) -> None:
+    """Raises RecordError if a folder does not have the name of the run that it holds."""
+    with making_sense(folder / "record.json"):
+        arm, seed, rate = record["arm"], record["seed"], record.get("learning_rate")
+        names = [f"{arm}-s{seed}", *([] if rate is None else [f"{arm}-lr{rate:g}-s{seed}"])]
+    if folder.resolve().name not in names:
+        raise RecordError(
+            f"{folder} holds the run {' or '.join(names)}: give it that name, or move it elsewhere."
+        )
+
+
+def _last_step(record: dict[str, Any], schedule: Schedule) -> int:
+    """The step after which nothing is logged."""
+    diverged = record.get("final", {}).get("diverged")
+    return schedule.steps if diverged is None else diverged["step"] - 1
+
+
+def _check_metrics(metrics: dict[str, Any], least: int) -> None:
+    """Raises ValueError unless these are sums that an evaluation can give."""
+    loss, correct, examples = (metrics[name] for name in ("loss", "correct", "examples"))
+    counts = type(correct) is int and type(examples) is int
+    if not (isinstance(loss, float | int) and counts and 0 <= correct <= examples >= least):
+        raise ValueError(f"no sums of an evaluation: {metrics!r:.80}")

@@ -1,0 +1,121 @@
+"""Damaged results are refused by name; none gives another table in silence."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+from made_damages import damage
+from made_results import write_pair, write_run
+from test_imagenet_inception_summary import write_run as write_imagenet
+
+from bnjax.evidence.records import RecordError, read_record
+from bnjax.models import save_safetensors
+from experiments.finished import read_result
+from experiments.imagenet_inception.summary import summarize as summarize_imagenet
+from experiments.imagenet_inception.weights import FILE
+from experiments.mnist_lenet.summary import summarize
+from experiments.report import IMAGENET, MNIST
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    write_pair(out)
+    return out
+
+
+@pytest.fixture
+def out(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "out")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_damage_is_silent(made, out, seed):
+    """A change that JSON does not see, of a blank to a tab, may pass; another table may not."""
+    what = damage(out, random.Random(seed))
+    try:
+        summary = summarize(out)
+    except RecordError:
+        return
+    assert summary == summarize(made), what
+
+
+def _unseal(run, **changes):
+    """As schema 1 had it, without digests."""
+    record = json.loads((run / "record.json").read_text())
+    del record["sha256"], record["log_sha256"]
+    (run / "record.json").write_text(json.dumps(record | {"schema": 1} | changes))
+
+
+def _lines(run, change):
+    path = run / "metrics.jsonl"
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: lines[:-1], "line 5 should be of step 2,000"),
+        (lambda lines: [*lines[:2], *lines[3:]], "line 3 should be of step 1,000"),
+        (lambda lines: [*lines[:2], *lines[1:]], "line 3 should be of step 1,000"),
+        (lambda lines: [*lines, lines[-1].replace("2000", "2500")], "line 6 should be absent"),
+        (lambda lines: [*lines[:-1], lines[-1].replace("194", "195")], "does not end as record"),
+        (lambda lines: [lines[0].replace('"correct"', '"cor"'), *lines[1:]], "KeyError: 'correct'"),
+        (lambda lines: [lines[0].replace("20,", "201,"), *lines[1:]], "no sums of an evaluation"),
+        (lambda lines: ["5\n", *lines[1:]], "line 1 is damaged: '5'"),
+    ],
+)
+def test_logs_without_a_digest_are_held_against_their_schedule(out, change, words):
+    _unseal(out / "mlp-s1")
+    read_result(out / "mlp-s1")
+    _lines(out / "mlp-s1", change)
+    with pytest.raises(RecordError, match=words):
+        summarize(out)
+
+
+def test_a_digest_that_is_taken_away_is_missed(out):
+    """Unless its record is said to be of schema 1, which had none."""
+    path = out / "mlp-s0" / "record.json"
+    for name in ("sha256", "log_sha256"):
+        record = json.loads(path.read_text())
+        del record[name]
+        path.write_text(json.dumps(record))
+        with pytest.raises(RecordError, match="differs from its own sha256"):
+            summarize(out)
+
+
+def test_a_folder_of_another_name_is_refused(out):
+    shutil.copytree(out / "mlp-s1", out / "mlp-s1.bak")
+    with pytest.raises(RecordError, match=r"mlp-s1\.bak holds the run mlp-s1 or"):
+        summarize(out)
+
+
+def test_files_beside_runs_are_let_alone(made, out):
+    (out / "mlp-s0.txt").write_text("notes")
+    (out / "mlp-s9").mkdir()
+    assert summarize(out) == summarize(made)
+
+
+def test_runs_that_diverged_are_named_and_not_counted(made, out):
+    fault = {"step": 1001, "layer": "dense1", "leaf": "kernel", "what": "update"}
+    write_run(out, "mlp", 3, [20, 20, 20], diverged=fault)
+    summary = summarize(out)
+    assert summary.pop("diverged") == [{"arm": "mlp", "seed": 3, "learning_rate": 0.1} | fault]
+    assert summary == summarize(made)
+
+
+def test_committed_results_have_no_digest_and_are_read():
+    for experiment, read in ((MNIST, summarize), (IMAGENET, summarize_imagenet)):
+        results = experiment / "results"
+        assert "sha256" not in read_record(next(results.glob("*-s0")))
+        assert read(results) == json.loads((results / "summary.json").read_text())
+
+
+def test_weights_that_are_not_the_record_s_are_refused(tmp_path):
+    write_imagenet(tmp_path, "inception", 0, [10, 30, 50, 60, 58])
+    summarize_imagenet(tmp_path)
+    save_safetensors({"params": {"a": np.zeros(2)}}, tmp_path / "inception-s0" / FILE)
+    with pytest.raises(RecordError, match="is not what the run wrote"):
+        summarize_imagenet(tmp_path)
