@@ -22,7 +22,8 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = _PACKAGES.get(error.name or "", error.name)
+        module = (error.name or "").partition(".")[0]
+        package = _PACKAGES.get(module, module)
         raise MissingExtraError(
             f"this needs {package}: pip install 'bnjax[{name}]'", name=error.name
         ) from error
@@ -32,7 +33,6 @@ _PACKAGES = {
     "PIL": "pillow",
     "array_record": "array-record",
     "orbax": "orbax-checkpoint",
-    "orbax.checkpoint": "orbax-checkpoint",
     "tensorflow_datasets": "tensorflow-datasets",
 }
 """Names on the package index, where they are not those of the modules."""

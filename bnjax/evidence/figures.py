@@ -182,7 +182,10 @@ def _digest(figure: Figure) -> str:
             shown += [to_hex(line.get_color()), line.get_linestyle(), _rounded(line.get_xydata())]
         for band in axes.collections:  # versions differ in where its outline starts
             corners = np.concatenate([path.vertices for path in band.get_paths()])
-            shown += [to_hex(band.get_facecolor()[0]), sorted(set(map(tuple, _rounded(corners))))]
+            shown += [
+                to_hex(np.asarray(band.get_facecolor())[0]),
+                sorted(set(map(tuple, _rounded(corners)))),
+            ]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 

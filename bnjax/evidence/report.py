@@ -45,6 +45,6 @@ def same_picture(first: Path, second: Path) -> bool:
     return seen["Software"] != other["Software"] or np.array_equal(pixels, others)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
+def _read(path: Path) -> tuple[dict[Any, Any], np.ndarray]:
     with Image.open(path) as image:
         return dict(image.info), np.asarray(image.convert("RGB"))

@@ -20,7 +20,9 @@ def as_varying(value: jax.Array, names: Collection[str]) -> jax.Array:
     missing = tuple(sorted(set(names) - varying_axes(value)))
     if not missing:
         return value
-    return lax.pcast(value, missing, to="varying") if _JAX >= (0, 8) else lax.pvary(value, missing)
+    if _JAX >= (0, 8):
+        return lax.pcast(value, missing, to="varying")
+    return lax.pvary(value, missing)  # type: ignore[attr-defined, unused-ignore]
 
 
 def gather_invariant(values: jax.Array, names: str | tuple[str, ...]) -> jax.Array:

@@ -157,8 +157,9 @@ def test_a_folder_that_is_moved_in_mid_run_is_named_and_goes_on_when_it_is_back(
         patch.setattr(Checkpoints, "save", wait)
         code, _, message = call(mnist, *ONE_RUN, "--out", out)
     assert code == 1
-    assert message.startswith(f"error: {out / 'mlp-s0/metrics.jsonl'}: No such file or directory: ")
-    assert "if it was moved or removed, put it back, and go on" in message
+    lost = out / "mlp-s0" / "metrics.jsonl"
+    assert message.startswith(f"error: {lost} cannot be written (No such file or directory)")
+    assert "put it back" in message
     away.rename(out)
     assert call(mnist, *ONE_RUN, "--out", out)[0] == 0
     assert_same_runs(out, finished, ["mlp-s0"])
