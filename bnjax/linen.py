@@ -220,6 +220,8 @@ def moments_and_frozen(
             mapped = _mapped(layer)
             if mapped != layer.axis_name:
                 return layer.clone(parent=layer.scope, axis_name=mapped)(*args, **kwargs)
+        if isinstance(layer, BatchNorm) and layer.has_variable("batch_stats", "moments"):
+            raise _called_twice(layer.path)
         before = _statistics(layer)
         y = next_call(*args, **kwargs)
         if before and before == _statistics(layer) and layer.path not in reported:
@@ -227,20 +229,28 @@ def moments_and_frozen(
         return y
 
     # The collection has no variables: it only keeps nn.jit from taking what it traced in training.
-    with nn.intercept_methods(intercept):
-        _, updates = model.apply(
-            variables, *args, mutable=["batch_stats", "batch_moments"], **kwargs
-        )
+    try:
+        with nn.intercept_methods(intercept):
+            _, updates = model.apply(
+                variables, *args, mutable=["batch_stats", "batch_moments"], **kwargs
+            )
+    except TypeError as error:
+        if reported and "'moments'" in str(error):  # of a loop that carries batch_stats
+            raise _called_twice(*sorted(reported)) from error
+        raise
     return _moments_in(updates.get("batch_stats", {})), frozen
+
+
+def _called_twice(*paths: tuple[str, ...]) -> ValueError:
+    names = " or ".join("/".join(path) or "(top)" for path in paths)
+    return ValueError(
+        f"BatchNorm at {names} is called twice in a pass, and has one pair of statistics for two "
+        "populations: give each call its own layer."
+    )
 
 
 def _keep_moments(layer: BatchNorm, moments: Moments) -> None:
     """Beside the statistics, since what lifts those (nn.scan, nn.vmap) then lifts both."""
-    if layer.has_variable("batch_stats", "moments"):
-        raise ValueError(
-            "the layer is called twice in a pass, and has one pair of statistics for two "
-            "populations: give each call its own layer."
-        )
     if layer.is_mutable_collection("batch_stats"):
         size = jnp.broadcast_to(moments.size, moments.mean.shape)
         layer.put_variable("batch_stats", "moments", moments._replace(size=size))

@@ -166,8 +166,20 @@ def test_one_step_for_equal_models_with_lists():
 class Shared(nn.Module):
     """One layer's statistics carried through a loop."""
 
+    how: str
+
     @nn.compact
     def __call__(self, x, *, train: bool):
+        if self.how == "while":
+            block = Block(train, name="blocks")
+            start = (jnp.int32(0), x)
+            return nn.while_loop(
+                lambda _, carry: carry[0] < CALLS,
+                lambda block, carry: (carry[0] + 1, block(carry[1])[0]),
+                block,
+                start,
+                carry_variables="batch_stats",
+            )[1]
         block = nn.scan(
             Block,
             variable_broadcast="params",
@@ -216,10 +228,12 @@ def test_frozen_layers_stay_whatever_their_library():
     assert np.abs(new["ours"]["mean"]).min() > 0.1
 
 
-def test_one_layer_in_a_loop_is_refused():
+@pytest.mark.parametrize("how", ["scan", "while"])
+def test_one_layer_in_a_loop_is_refused(how):
+    """Though it trains."""
     x = np.ones((4, 3), np.float32)
     block = Block(True).init(jax.random.key(0), x)
     variables = {name: {"blocks": tree} for name, tree in block.items()}
-    Shared().apply(variables, x, train=True, mutable=["batch_stats"])
-    with pytest.raises(ValueError, match="called twice"):
-        recalibrate(Shared(), variables, [x], train=True)
+    Shared(how).apply(variables, x, train=True, mutable=["batch_stats"])
+    with pytest.raises(ValueError, match="BatchNorm at blocks/norm is called twice"):
+        recalibrate(Shared(how), variables, [x], train=True)
