@@ -54,6 +54,8 @@ from bnjax.training.manifests import (
 
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
+_STORED_AS_BYTES = ("uint2", "uint4", "float8_e4m3")  # TensorStore does not know them
+
 
 class Restored(NamedTuple):
     """What `Checkpoints.restore` read.
@@ -390,7 +392,11 @@ def _write_arrays(folder: Path, arrays: Iterable[np.ndarray]) -> None:
     import orbax.checkpoint as ocp
 
     # Orbax refuses arrays without elements; reading makes them from their shape.
-    stored = [array for array in arrays if array.size]
+    stored = [
+        array.view(np.uint8) if array.dtype.name in _STORED_AS_BYTES else array
+        for array in arrays
+        if array.size
+    ]
     with _orbax_checkpointer() as checkpointer:
         checkpointer.save(folder / "arrays", args=ocp.args.StandardSave(stored))
 
@@ -430,6 +436,8 @@ def _read_leaves(folder: Path, manifest: Mapping[str, Any], target: PyTree) -> l
         if is_key(like):
             form = jax.eval_shape(jax.random.key_data, form)
         array = on_disk[path] if path in on_disk else np.empty(form.shape, form.dtype)
+        if form.dtype.name in _STORED_AS_BYTES and getattr(array, "dtype", None) == np.uint8:
+            array = array.view(form.dtype)
         if not (
             isinstance(array, np.ndarray)
             and (array.shape, array.dtype) == (form.shape, form.dtype)
