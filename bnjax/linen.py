@@ -267,8 +267,8 @@ def _statistics(layer: nn.Module) -> tuple[int, ...]:
 
 def _mapped(layer: BatchNorm) -> Any:
     """The axes of the layer's `axis_name` that are mapped here."""
-    several = not isinstance(layer.axis_name, str)
-    names = tuple(layer.axis_name) if several else (layer.axis_name,)
+    axis_name: Any = layer.axis_name  # one or several
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     mapped = []
     for name in names:
         try:

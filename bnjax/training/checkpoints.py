@@ -436,8 +436,8 @@ def _read_leaves(folder: Path, manifest: Mapping[str, Any], target: PyTree) -> l
         if is_key(like):
             form = jax.eval_shape(jax.random.key_data, form)
         array = on_disk[path] if path in on_disk else np.empty(form.shape, form.dtype)
-        if form.dtype.name in _STORED_AS_BYTES and getattr(array, "dtype", None) == np.uint8:
-            array = array.view(form.dtype)
+        if isinstance(array, np.ndarray) and form.dtype.name in _STORED_AS_BYTES:
+            array = array.view(form.dtype) if array.dtype == np.uint8 else array
         if not (
             isinstance(array, np.ndarray)
             and (array.shape, array.dtype) == (form.shape, form.dtype)

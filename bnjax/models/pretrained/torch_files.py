@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -175,9 +175,10 @@ def _check_size(file: BinaryIO) -> None:
     start = file.tell()
     end = file.seek(0, io.SEEK_END)
     file.seek(start)
+    bounded = cast(BinaryIO, _Bounded(file, end))
     stack: list[int | None] = []  # None is a mark
     memo: dict[int, int] = {}
-    for code, argument, position in pickletools.genops(_Bounded(file, end)):
+    for code, argument, position in pickletools.genops(bounded):
         limit = position if position is not None else end
         if code.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             index = len(memo) if argument is None else int(argument)
@@ -186,7 +187,7 @@ def _check_size(file: BinaryIO) -> None:
             memo[index] = stack[-1] or 0
             continue
         if code.name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(argument or 0)])
             continue
         if code.name == "DUP":
             raise ValueError("its pickle duplicates values, which torch.save never does")
