@@ -1,6 +1,6 @@
 """Batch normalization as a Flax Linen module: `flax.linen.BatchNorm` by a change of import."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -156,10 +156,12 @@ class BatchNorm(nn.Module):
         )
         for key, value in (stats or {}).items():
             variables[key].value = value
-        if moments is not None and self.is_mutable_collection("batch_moments"):
-            size = jnp.broadcast_to(moments.size, shape)  # so that nn.scan and nn.vmap can stack it
-            self.put_variable("batch_moments", "moments", moments._replace(size=size))
+        if moments is not None:
+            self._report(moments)
         return y
+
+    def _report(self, moments: Moments) -> None:
+        """Does nothing: `batch_moments` intercepts it."""
 
     def _switches(
         self, use_running_average: bool | None, update_statistics: bool | None
@@ -179,6 +181,10 @@ class BatchNorm(nn.Module):
 def batch_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Any:
     """The moments of one batch in every `BatchNorm` of a model in training mode.
 
+    Layers under `nn.scan`, `nn.vmap`, `nn.remat` and the like count if `batch_stats` is lifted with
+    a variable axis, as training needs it. Of a layer's `axis_name`, axes that nothing maps are left
+    out: the batch that is given is then the whole one.
+
     Args:
         model: a module that contains `BatchNorm` layers.
         variables: its variables; not changed.
@@ -190,25 +196,99 @@ def batch_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
         `bnjax.population_stats` averages.
 
     Raises:
-        ValueError: a layer is called twice: its population is not that of either batch.
+        ValueError: a layer is called twice: its population is not that of either batch; or it has
+            `axis_index_groups` of axes that nothing maps.
     """
+    return moments_and_frozen(model, variables, *args, **kwargs)[0]
 
-    def once(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+
+def moments_and_frozen(
+    model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
+) -> tuple[Any, dict[str, None]]:
+    """`batch_moments`, and the paths of layers, of any library, that leave their statistics."""
+    frozen: dict[str, None] = {}
+    reported: set[tuple[str, ...]] = set()
+
+    def intercept(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
-        if isinstance(layer, BatchNorm) and layer.has_variable("batch_moments", "moments"):
-            raise ValueError(
-                f"BatchNorm at {'/'.join(layer.path) or '(top)'} is called twice in a pass, and "
-                "has one pair of statistics for two populations: give each call its own layer."
-            )
-        return next_call(*args, **kwargs)
+        if isinstance(layer, BatchNorm) and context.method_name == "_report":
+            reported.add(layer.path)
+            return _keep_moments(layer, *args)
+        if context.method_name != "__call__":
+            return next_call(*args, **kwargs)
+        if isinstance(layer, BatchNorm) and layer.axis_name is not None:
+            mapped = _mapped(layer)
+            if mapped != layer.axis_name:
+                return layer.clone(parent=layer.scope, axis_name=mapped)(*args, **kwargs)
+        if isinstance(layer, BatchNorm) and layer.has_variable("batch_stats", "moments"):
+            raise _called_twice(layer.path)
+        before = _statistics(layer)
+        y = next_call(*args, **kwargs)
+        if before and before == _statistics(layer) and layer.path not in reported:
+            frozen["/".join(layer.path)] = None
+        return y
 
-    variables = {name: tree for name, tree in variables.items() if name != "batch_moments"}
-    with nn.intercept_methods(once):
-        _, updates = model.apply(
-            variables, *args, mutable=["batch_stats", "batch_moments"], **kwargs
-        )
-    return jax.tree.map(
-        lambda node: node["moments"],
-        updates.get("batch_moments", {}),
-        is_leaf=lambda node: isinstance(node, dict) and isinstance(node.get("moments"), Moments),
+    # The collection has no variables: it only keeps nn.jit from taking what it traced in training.
+    try:
+        with nn.intercept_methods(intercept):
+            _, updates = model.apply(
+                variables, *args, mutable=["batch_stats", "batch_moments"], **kwargs
+            )
+    except TypeError as error:
+        if reported and "'moments'" in str(error):  # of a loop that carries batch_stats
+            raise _called_twice(*sorted(reported)) from error
+        raise
+    return _moments_in(updates.get("batch_stats", {})), frozen
+
+
+def _called_twice(*paths: tuple[str, ...]) -> ValueError:
+    names = " or ".join("/".join(path) or "(top)" for path in paths)
+    return ValueError(
+        f"BatchNorm at {names} is called twice in a pass, and has one pair of statistics for two "
+        "populations: give each call its own layer."
     )
+
+
+def _keep_moments(layer: BatchNorm, moments: Moments) -> None:
+    """Beside the statistics, since what lifts those (nn.scan, nn.vmap) then lifts both."""
+    if layer.is_mutable_collection("batch_stats"):
+        size = jnp.broadcast_to(moments.size, moments.mean.shape)
+        layer.put_variable("batch_stats", "moments", moments._replace(size=size))
+
+
+def _statistics(layer: nn.Module) -> tuple[int, ...]:
+    """What tells whether a call has moved them."""
+    return tuple(
+        id(layer.get_variable("batch_stats", name))
+        for name in ("mean", "var")
+        if layer.scope is not None and layer.has_variable("batch_stats", name)
+    )
+
+
+def _mapped(layer: BatchNorm) -> Any:
+    """The axes of the layer's `axis_name` that are mapped here."""
+    axis_name: Any = layer.axis_name  # one or several
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    mapped = []
+    for name in names:
+        try:
+            jax.lax.axis_index(name)
+        except NameError:
+            continue
+        mapped.append(name)
+    if len(mapped) == len(names):
+        return layer.axis_name
+    if layer.axis_index_groups is not None:
+        raise ValueError(
+            f"BatchNorm at {'/'.join(layer.path) or '(top)'}: axis_index_groups are of the devices "
+            f"along {layer.axis_name!r}, which nothing maps here: call under shard_map or pmap."
+        )
+    return tuple(mapped) or None
+
+
+def _moments_in(tree: Any) -> Any:
+    """The `Moments` that were kept, by the path of their layer."""
+    if isinstance(tree.get("moments"), Moments):
+        return tree["moments"]
+    found = {key: _moments_in(node) for key, node in tree.items() if isinstance(node, Mapping)}
+    return {key: node for key, node in found.items() if node}

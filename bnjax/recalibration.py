@@ -6,6 +6,7 @@ Averaged weights (EMA, SWA) need it: no training step ever saw their activations
     variables = recalibrate(model, variables, itertools.islice(batches, 200), train=True)
 """
 
+import dataclasses
 from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bnjax.linen import batch_moments
+from bnjax.linen import moments_and_frozen
 from bnjax.normalization.arguments import RunningVar
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.population import (
@@ -50,7 +51,7 @@ def recalibrate(
     layers must be None. Under `pmap` or `shard_map`, see `bnjax.population_stats`.
 
     Args:
-        model: contains `BatchNorm` layers; hashable, as Linen modules with plain fields are.
+        model: contains `BatchNorm` layers, which `nn.scan`, `nn.vmap` and the like may lift.
         variables: `params`, and any other collection the model reads. `batch_stats` may be absent.
         batches: read once, one at a time, and need not fit into memory. A tuple holds positional
             arguments of the model; anything else is its only one: drop labels beforehand, with
@@ -63,22 +64,22 @@ def recalibrate(
 
     Returns:
         `variables` with other `batch_stats`. Layers that are not in training mode (frozen) keep
-        theirs, and so do those of other libraries, and features that are masked in all batches;
-        `count` stays as it is.
+        theirs, and so do features that are masked in all batches; `count` stays as it is.
 
     Raises:
-        ValueError: if there is no batch, if no layer is in training mode or one is called twice, or
-            for a bad choice.
-        TypeError: if the model or a setting cannot be hashed.
+        ValueError: if there is no batch, if no layer is in training mode, if one is called twice,
+            for layers of `batch_stats` that cannot be recalibrated (of another library, or not
+            called), or for a bad choice.
+        TypeError: if a setting cannot be hashed.
     """
     check_choices(estimator, running_var)
-    static = (model, tuple(sorted(settings.items())))
+    static = _Static(model), tuple(sorted(settings.items()))
     try:
         hash(static)
     except TypeError as error:
         raise TypeError(
-            f"model and settings {sorted(settings)} must be hashable ({error}): give arrays with "
-            "the batches, as a tuple of the model's arguments, and tuples instead of lists."
+            f"settings {sorted(settings)} must be hashable ({error}): give arrays with the "
+            "batches, as a tuple of the model's arguments, and tuples instead of lists."
         ) from error
 
     add = partial(_add, estimator=estimator, running_var=running_var)
@@ -87,13 +88,9 @@ def recalibrate(
         arguments = batch if isinstance(batch, tuple) else (batch,)
         # Otherwise batches would pile up before a slower device. The next one is loaded meanwhile.
         jax.block_until_ready(estimate)
-        moments = _moments(*static, variables, arguments, dict(rngs or {}), index)
-        if not jax.tree.leaves(moments):
-            raise ValueError(
-                "no bnjax.linen.BatchNorm of the model is in training mode: pass what puts it "
-                f"there, for example train=True; got settings {settings}."
-            )
+        moments, frozen = _moments(*static, variables, arguments, dict(rngs or {}), index)
         if estimate is None:
+            _check_layers(_paths(variables.get("batch_stats", {})), moments, frozen, settings)
             estimate = start_estimate(moments, estimator)
         estimate = add(estimate, moments)
     if estimate is None:
@@ -102,17 +99,78 @@ def recalibrate(
     return {**variables, "batch_stats": _replace(variables.get("batch_stats", {}), population)}
 
 
+class _Static:
+    """A model for `jax.jit` to know again, by the values of its fields where they have no hash."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._key = _key(model)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self._key == other._key
+
+
+def _key(value: Any) -> Hashable:
+    """The same for equal values; an object of its own for what cannot be compared."""
+    try:
+        hash(value)
+    except TypeError:
+        pass
+    else:
+        return value
+    if isinstance(value, nn.Module):
+        names = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
+        return type(value), *(_key(getattr(value, name)) for name in names)
+    if isinstance(value, list | tuple | set):
+        return type(value), *map(_key, value)
+    if isinstance(value, Mapping):
+        return type(value), *((_key(name), _key(entry)) for name, entry in value.items())
+    return object()
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _moments(
-    model: nn.Module,
+    static: _Static,
     settings: tuple[tuple[str, Hashable], ...],
     variables: Variables,
     arguments: tuple[Any, ...],
     rngs: dict[str, jax.Array],
     index: jax.Array,
-) -> Any:
+) -> tuple[Any, dict[str, None]]:
     rngs = {name: jax.random.fold_in(key, index) for name, key in rngs.items()}
-    return batch_moments(model, variables, *arguments, rngs=rngs, **dict(settings))
+    return moments_and_frozen(static.model, variables, *arguments, rngs=rngs, **dict(settings))
+
+
+def _check_layers(
+    layers: list[str], moments: Any, frozen: Iterable[str], settings: Mapping[str, Any]
+) -> None:
+    """Every layer must have moments or be frozen, and one at least have moments."""
+    seen = _paths(moments)
+    missing = sorted({*layers} - {*seen, *frozen})
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(layers)} layers in batch_stats cannot be recalibrated: "
+            f"{', '.join(path or '(top)' for path in missing)}. Each must be a "
+            "bnjax.linen.BatchNorm, be called in this pass, and have batch_stats mutable (under "
+            f"nn.scan and nn.vmap: in variable_axes); got settings {settings}."
+        )
+    if not seen:
+        what = "the model has no BatchNorm" if not frozen else "all layers use their statistics"
+        raise ValueError(
+            f"no bnjax.linen.BatchNorm of the model is in training mode ({what}): pass what puts "
+            f"it there, for example train=True; got settings {settings}."
+        )
+
+
+def _paths(tree: Any, path: tuple[str, ...] = ()) -> list[str]:
+    """Of the layers in a tree of statistics or `Moments`."""
+    if isinstance(tree, Moments) or {"mean", "var"} <= {*tree}:
+        return ["/".join(path)]
+    nodes = ((key, node) for key, node in tree.items() if isinstance(node, Mapping | Moments))
+    return [name for key, node in nodes for name in _paths(node, (*path, key))]
 
 
 _add = jax.jit(add_batch, static_argnames=("estimator", "running_var"))

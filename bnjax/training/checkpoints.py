@@ -52,7 +52,7 @@ from bnjax.training.manifests import (
     with_digests,
     write_manifest,
 )
-from bnjax.training.stored_arrays import check_arrays, read_arrays, write_arrays
+from bnjax.training.stored_arrays import as_written, check_arrays, read_arrays, write_arrays
 
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
@@ -407,7 +407,9 @@ def _read_leaves(folder: Path, manifest: Mapping[str, Any], target: PyTree) -> l
         form = jax.ShapeDtypeStruct(like.shape, like.dtype)
         if is_key(like):
             form = jax.eval_shape(jax.random.key_data, form)
-        array = on_disk[path] if path in on_disk else np.empty(form.shape, form.dtype)
+        array = np.empty(form.shape, form.dtype)
+        if path in on_disk:
+            array = as_written(on_disk[path], form.dtype)
         if not (
             isinstance(array, np.ndarray)
             and (array.shape, array.dtype) == (form.shape, form.dtype)

@@ -11,20 +11,22 @@ import numpy as np
 
 from bnjax.training.manifests import DamageError, one_line, sha256
 
+_STORED_AS_BYTES = ("uint2", "uint4", "float8_e4m3")  # TensorStore does not know them
+
 
 def write_arrays(folder: Path, arrays: Iterable[np.ndarray]) -> None:
     """Writes arrays into `folder`/arrays; those without elements are left out."""
     import orbax.checkpoint as ocp
 
     # Orbax refuses arrays without elements; reading makes them from their shape.
-    stored = [array for array in arrays if array.size]
+    stored = [_as_stored(array) for array in arrays if array.size]
     with _plain(folder) as plain, _orbax_checkpointer() as checkpointer:
         checkpointer.save(plain / "arrays", args=ocp.args.StandardSave(stored))
 
 
 def check_arrays(folder: Path, arrays: Iterable[np.ndarray]) -> None:
     """Raises DamageError unless the arrays on disk are those that were to be written."""
-    wanted = [array for array in arrays if array.size]
+    wanted = [_as_stored(array) for array in arrays if array.size]
     found = read_arrays(folder)
     if not (
         len(found) == len(wanted)
@@ -45,6 +47,16 @@ def read_arrays(folder: Path) -> list[np.ndarray]:
             return checkpointer.restore(plain / "arrays")
     except Exception as error:  # what Orbax raises on broken files is not specified
         raise DamageError(f"Orbax cannot read arrays/: {one_line(error)}") from error
+
+
+def as_written(array: Any, dtype: np.dtype) -> Any:
+    """What was read, in the dtype that was written where that is stored as bytes."""
+    stored = isinstance(array, np.ndarray) and array.dtype == np.uint8
+    return array.view(dtype) if stored and dtype.name in _STORED_AS_BYTES else array
+
+
+def _as_stored(array: np.ndarray) -> np.ndarray:
+    return array.view(np.uint8) if array.dtype.name in _STORED_AS_BYTES else array
 
 
 @contextmanager

@@ -43,6 +43,8 @@ def test_other_dtypes_come_back_bitwise(tmp_path):
         "a": {
             "bfloat16": jnp.array([1.5, -0.0, jnp.nan], jnp.bfloat16),
             "float16": np.array([[6e-8, 65504]], np.float16),
+            "float8_e4m3fn": jnp.array([1.5, -0.0, jnp.nan], jnp.float8_e4m3fn),
+            "float8_e5m2": jnp.array([1.5, jnp.inf], jnp.float8_e5m2),
             "nan": np.array([0x7FC0BEEF], np.uint32).view(np.float32),
             "transposed": np.arange(6.0).reshape(2, 3).T,
         },
@@ -63,6 +65,12 @@ BAD = {
     "number": ({"a": 3.0}, r"variables\['a'\] must be an array, got <class 'float'>"),
     "key": ({"a": jax.random.key(0)}, r"variables\['a'\] is of dtype key<fry>"),
     "empty": ({"a": {}}, "holds no array"),
+    "float8": (
+        {"a": jnp.ones(2, jnp.float8_e4m3b11fnuz)},
+        r"\['a'\] is of dtype float8_e4m3b11fnuz",
+    ),
+    "int4": ({"a": jnp.ones(2, jnp.int4)}, r"variables\['a'\] is of dtype int4, which safetensors"),
+    "complex": ({"a": np.ones(2, complex)}, r"variables\['a'\] is of dtype complex128"),
 }
 
 

@@ -202,6 +202,20 @@ ARCHIVES = {
         r"names torch\._utils\._rebuild_qtensor",
     ),
     "stack": (b"R", {}, "damaged or truncated"),
+    "empty": (made_weights.dictionary({}), {}, "holds no tensor"),
+    "memo": (b"}r" + (1 << 28).to_bytes(4, "little"), {}, "asks for place 268435456 of its memo"),
+    "array": (b"\x96" + (1 << 33).to_bytes(8, "little") + b"a", {}, "damaged or truncated"),
+    "hash": (
+        b"})" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60)) + b"Ns",
+        {},
+        "more values than its length explains",
+    ),
+    "dup": (b"})" + b"2\x86" * 60 + b"Ns", {}, "duplicates values"),
+    "rank": (
+        made_weights.dictionary({"a": made_weights.tensor(ONE[:1, :1], "0", shape=(1,) * 99)}),
+        {"0": ONE[:1, :1]},
+        "is damaged or truncated .* dimension",
+    ),
 }
 
 
@@ -211,6 +225,30 @@ def test_odd_archives_are_refused(name, tmp_path):
     path = made_weights.archive(tmp_path / "a.pth", made_weights.program(value), arrays)
     with pytest.raises(ValueError, match=message):
         load(path)
+
+
+def test_compressed_and_overlong_archives_are_refused(tmp_path):
+    """torch stores: a megabyte could be two gigabytes."""
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", made_weights.program(b"}"))
+        file.writestr("archive/data/0", bytes(1 << 20))
+    with pytest.raises(ValueError, match="has compressed members"):
+        load(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_a_prefix_of_all_names_is_left_out(prefix, state, tmp_path):
+    path = made_weights.save(tmp_path / "a.pth", {prefix + name: x for name, x in state.items()})
+    found = load(path)
+    np.testing.assert_array_equal(found.variables["params"]["logits"]["bias"], state["fc.bias"])
+    assert f"begin with '{prefix}'" in found.notes[0]
+
+
+def test_the_list_of_wrong_names_is_short(state, tmp_path):
+    path = made_weights.save(tmp_path / "a.pth", {f"{name}.x": x for name, x in state.items()})
+    with pytest.raises(ValueError, match=r"287 of 287 arrays are missing(.|\n)*and 267 more") as e:
+        load(path)
+    assert len(str(e.value)) < 4000
 
 
 def test_files_of_another_kind_are_refused(tmp_path, state):

@@ -15,6 +15,15 @@ from bnjax.extras import extra
 
 Arrays = dict[str, np.ndarray]
 
+_DAMAGES = (  # what h5py raises, or returns and we stumble over, where a file is damaged
+    OSError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    UnicodeError,
+    MemoryError,
+)
 _WEIGHTS = {  # of a layer, by how many there are
     "conv2d": {1: ("kernel",), 2: ("kernel", "bias")},
     "dense": {1: ("kernel",), 2: ("kernel", "bias")},
@@ -44,7 +53,7 @@ def read_keras(path: Path) -> Arrays:
                 return _read_by_order(path, group)
             if "layers" in group:
                 return _read_by_name(path, group["layers"])
-    except (OSError, KeyError, RuntimeError) as error:
+    except _DAMAGES as error:
         raise ValueError(
             f"{path} is not a readable HDF5 file, or is damaged or truncated: {error}."
         ) from error

@@ -58,8 +58,9 @@ def load_pretrained(
 
     Where the source's network differs from ours in arrays, they are converted and `notes` says so:
     a scale of one where it has none, a convolution's bias taken from the running mean, side heads
-    left out if the model has none. Where it differs in settings (epsilon, the border of average
-    pools, ...), the model must have the source's. Files of torch are read without torch, and
+    left out if the model has none, a prefix that all names have (`module.`) left out. Where it
+    differs in settings (epsilon, the border of average pools, ...), the model must have the
+    source's. Files of torch are read without torch, and
     nothing that their pickles name is run.
 
     Args:
@@ -79,7 +80,7 @@ def load_pretrained(
         FileNotFoundError: if there is no such file.
         ImportError: for Keras files without h5py.
         ValueError: if the model's settings are not those of the source; for another ending, a file
-            that is damaged or of another network (all missing, left-over and misshapen arrays are
+            that is damaged or of another network (missing, left-over and misshapen arrays are
             listed), values that are not finite, negative variances, or another number of classes.
     """
     found = find_source(source, model)
@@ -87,10 +88,12 @@ def load_pretrained(
         raise ValueError(
             f"class_offset must be 0 or more, and 0 with new_classifier, got {class_offset}."
         )
-    arrays = _read(Path(path), found)
+    arrays, prefix = _without_prefix(_read(Path(path), found), found)
     outline = _outline(model, found.preprocessing.size)
     _check_settings(model, found, outline)
     used, notes = _match(path, arrays, found, outline, new_classifier is not None)
+    if prefix:
+        notes.insert(0, f"the file's names begin with {prefix!r}, which is left out.")
     leaves = _convert(path, arrays, used, outline, class_offset)
     if class_offset:
         notes.append(f"the first {class_offset} of the file's classes are left out.")
@@ -180,6 +183,25 @@ def _read(path: Path, source: Source) -> dict[str, np.ndarray]:
     return source.formats[path.suffix](path)
 
 
+def _without_prefix(
+    arrays: dict[str, np.ndarray], source: Source
+) -> tuple[dict[str, np.ndarray], str]:
+    """Under the source's names, without what wrappers (`module.`, `_orig_mod.`) put before all."""
+    known = {entry.name for entry in source.entries()}
+    prefix = ""
+    while arrays and not known & arrays.keys():
+        first = {name.partition(".")[0] for name in arrays}
+        if len(first) != 1 or not all("." in name for name in arrays):
+            break
+        prefix += f"{first.pop()}."
+        arrays = {name.partition(".")[2]: array for name, array in arrays.items()}
+    return arrays, prefix
+
+
+def _first(lines: list[str], limit: int = 20) -> list[str]:
+    return lines[:limit] + [f"and {len(lines) - limit} more"] * (len(lines) > limit)
+
+
 def _match(
     path: str | Path,
     arrays: Mapping[str, np.ndarray],
@@ -203,8 +225,8 @@ def _match(
     known = {entry.name for entry in entries}
     unknown = [name for name in arrays if name not in known]
     if missing or unknown:
-        lines = [f"missing: {name}" for name in missing]
-        lines += [f"left over: {name}, of shape {arrays[name].shape}" for name in unknown]
+        lines = _first([f"missing: {name}" for name in missing])
+        lines += _first([f"left over: {name}, of shape {arrays[name].shape}" for name in unknown])
         heads = [entry for entry in used if is_auxiliary(entry.path[1])]
         if missing and {*missing} <= {entry.name for entry in heads}:
             lines.append("The file has no side heads: leave the model's out by `auxiliary`.")

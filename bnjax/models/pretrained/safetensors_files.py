@@ -7,9 +7,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+
+_DTYPES = {  # of the format, as names of JAX's
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
 
 
 class Saved(NamedTuple):
@@ -36,13 +56,14 @@ def save_safetensors(
     `batch_stats/conv_1a/norm/var`. Layouts are Flax's: kernels `[h, w, in, out]` and `[in, out]`.
 
     Args:
-        variables: nested dictionaries of arrays, of any dtype that JAX has down to 8 bits.
+        variables: nested dictionaries of arrays, of a dtype that the format has: not of 4 bits,
+            of the float8 types `float8_e4m3fn` and `float8_e5m2`.
         path: of the new file; ends in `.safetensors`. An existing file is replaced.
         metadata: text by name, kept in the file.
 
     Raises:
         ValueError: for another ending, names with a slash, nothing to save, leaves that are no
-            arrays, or metadata that is not text.
+            arrays or of a dtype that the format lacks, or metadata that is not text.
         OSError: if the file cannot be written.
     """
     from safetensors import SafetensorError  # late, as every reader of files here
@@ -65,6 +86,11 @@ def save_safetensors(
             raise ValueError(
                 f"variables{jax.tree_util.keystr(keys)} is of dtype {leaf.dtype}, which no file "
                 "holds: give jax.random.key_data of it."
+            )
+        if leaf.dtype.name not in _DTYPES.values():
+            raise ValueError(
+                f"variables{jax.tree_util.keystr(keys)} is of dtype {leaf.dtype}, which "
+                f"safetensors files do not hold; they hold {', '.join(_DTYPES.values())}."
             )
         arrays["/".join(map(str, names))] = np.array(leaf, order="C")
     if not arrays:
@@ -110,14 +136,24 @@ def read_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged or not of safetensors.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, deserialize, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
         with safe_open(path, framework="np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return arrays, file.metadata() or {}
+            metadata = file.metadata() or {}
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        unknown = [f"{name} of {kind}" for name, kind in kinds.items() if kind not in _DTYPES]
+        if unknown:
+            raise ValueError(f"{path} holds {', '.join(unknown[:20])}: types that we cannot read.")
+        # The tensors of safe_open cannot be float8: NumPy's names are looked up for them.
+        return {
+            name: np.frombuffer(entry["data"], jnp.dtype(_DTYPES[entry["dtype"]])).reshape(
+                entry["shape"]
+            )
+            for name, entry in deserialize(path.read_bytes())
+        }, metadata
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged, truncated, or not of safetensors: {error}."

@@ -4,14 +4,17 @@ A pickle is a program. Here it can make dictionaries, lists, numbers, strings an
 tensors; whatever else it names, the file is refused. torch itself is not needed.
 """
 
+import io
 import math
 import pickle
+import pickletools
+import reprlib
 import struct
 import zipfile
 import zlib
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,11 +73,13 @@ def read_torch(path: Path) -> Arrays:
         saved = saved["state_dict"]
     if not isinstance(saved, dict):
         raise ValueError(f"{path} holds a {type(saved).__name__}: save the model's state_dict().")
+    if not saved:
+        raise ValueError(f"{path} holds no tensor: save the model's state_dict().")
     for name, value in saved.items():
         if not (isinstance(name, str) and isinstance(value, _Tensor)):
             raise ValueError(
-                f"{path} holds {name!r} of type {type(value).__name__} among its tensors: save the "
-                "model's state_dict() alone."
+                f"{path} holds {reprlib.repr(name)} of type {type(value).__name__} among its "
+                "tensors: save the model's state_dict() alone."
             )
     return {name: _array(path, name, tensor, contents) for name, tensor in saved.items()}
 
@@ -90,13 +95,20 @@ def _read_archive(path: Path, file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
                     f"{path} is an archive, but not of torch.save (a TorchScript file?): save the "
                     "model's state_dict()."
                 )
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError(
+                    f"{path} has compressed members, which torch.save never writes: save the "
+                    "model's state_dict() with torch."
+                )
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                raise _damaged(path, "its members are longer than the file")
             top = pickles[0].removesuffix("data.pkl")
             order = f"{top}byteorder"
             if order in names and archive.read(order) != b"little":
                 raise ValueError(f"{path} was written on a big-endian machine: save it on another.")
             storages: dict[str, _Storage] = {}
-            with archive.open(pickles[0]) as pickled:
-                saved = _load(path, pickled, storages)
+            saved = _load(path, io.BytesIO(archive.read(pickles[0])), storages)
             contents = {}
             for key, storage in storages.items():
                 name = f"{top}data/{key}"
@@ -105,7 +117,7 @@ def _read_archive(path: Path, file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
                 if archive.getinfo(name).file_size != _bytes(storage):
                     raise _damaged(path, f"storage {key!r} is not of {storage.size} values")
                 contents[key] = archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise _damaged(path, error) from error
     return saved, contents
 
@@ -139,6 +151,7 @@ def _bytes(storage: _Storage) -> int:
 def _load(path: Path, file: Any, storages: dict[str, _Storage]) -> Any:
     """One pickle; adds the storages that it refers to."""
     try:
+        _check_size(file)
         return _Unpickler(path, file, storages).load()
     except _RefusedError as error:
         raise ValueError(str(error)) from None
@@ -150,6 +163,63 @@ def _load(path: Path, file: Any, storages: dict[str, _Storage]) -> Any:
 
 class _RefusedError(Exception):
     pass
+
+
+def _check_size(file: BinaryIO) -> None:
+    """Raises ValueError for a pickle that asks for more memory or time than its length explains.
+
+    It counts what each value on the pickle's stack is made of: tuples of one tuple twice, again and
+    again, would take ages to hash. (pickle itself makes room for any index of its memo, and for any
+    length that a string claims.)
+    """
+    start = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    bounded = cast(BinaryIO, _Bounded(file, end))
+    stack: list[int | None] = []  # None is a mark
+    memo: dict[int, int] = {}
+    for code, argument, position in pickletools.genops(bounded):
+        limit = position if position is not None else end
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            index = len(memo) if argument is None else int(argument)
+            if index > limit - start or not stack:
+                raise ValueError(f"its pickle asks for place {index} of its memo")
+            memo[index] = stack[-1] or 0
+            continue
+        if code.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[int(argument or 0)])
+            continue
+        if code.name == "DUP":
+            raise ValueError("its pickle duplicates values, which torch.save never does")
+        weight = 1
+        if pickletools.markobject in code.stack_before:
+            while stack and (value := stack.pop()) is not None:
+                weight += value
+            taken = code.stack_before.index(pickletools.markobject)
+        else:
+            taken = len(code.stack_before)
+        for _ in range(taken):
+            weight += stack.pop() or 0
+        if weight > 100 * (end - start):  # torch.save may refer to a tuple several times
+            raise ValueError("its pickle asks for more values than its length explains")
+        if code.name == "MARK":
+            stack.append(None)
+        elif code.stack_after:
+            stack.append(weight)
+    file.seek(start)
+
+
+class _Bounded:
+    """A file that is never asked for more than it has: read would make room for it."""
+
+    def __init__(self, file: BinaryIO, end: int) -> None:
+        self._file = file
+        self._end = end
+        self.readline = file.readline
+        self.tell = file.tell
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, self._end - self._file.tell()))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -173,7 +243,7 @@ class _Unpickler(pickle.Unpickler):
         word, dtype, key, _, count, *view = pid
         if word not in ("storage", b"storage") or dtype not in _STORAGES.values() or any(view):
             raise _RefusedError(
-                f"{self._path} refers to {pid!r:.80}: save it again with new torch."
+                f"{self._path} refers to {reprlib.repr(pid)}: save it again with new torch."
             )
         storage = _Storage(str(key), dtype, int(count))
         if self._storages.setdefault(storage.key, storage) != storage:
@@ -208,7 +278,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 def _array(path: Path, name: str, tensor: _Tensor, contents: dict[str, bytes]) -> np.ndarray:
-    """A copy of the part of its storage that a tensor views."""
+    """The part of its storage that a tensor views: no copy, or many could view one storage."""
     dtype = jnp.dtype(tensor.storage.dtype)
     size = math.prod(tensor.shape)
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
@@ -216,7 +286,10 @@ def _array(path: Path, name: str, tensor: _Tensor, contents: dict[str, bytes]) -
         raise _damaged(path, f"{name} of shape {tensor.shape} is larger than its storage")
     values = np.frombuffer(contents[tensor.storage.key], dtype)[tensor.offset :]
     strides = [step * dtype.itemsize for step in tensor.strides]
-    return np.lib.stride_tricks.as_strided(values, tensor.shape, strides).copy()
+    try:
+        return np.lib.stride_tricks.as_strided(values, tensor.shape, strides, writeable=False)
+    except (ValueError, OverflowError) as error:
+        raise _damaged(path, f"{name} of shape {tensor.shape}: {error}") from error
 
 
 def _damaged(path: Path, why: object) -> ValueError:
