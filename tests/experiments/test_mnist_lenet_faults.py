@@ -43,19 +43,19 @@ def mixed(dataset, tmp_path_factory):
 
 def test_a_run_that_diverges_ends_with_step_and_layer(dataset, tmp_path):
     """Red where NaN ends as a result of 10 %."""
-    task = main_task(replace(CONFIG, learning_rate=1e38), "mlp", [0, 1])
+    task = main_task(replace(CONFIG, weight_std=3e37), "mlp", [0, 1])
     complete(task, dataset, tmp_path)
     for seed in (0, 1):
         record, log = read_result(tmp_path / f"mlp-s{seed}")
         fault = record["final"]["diverged"]
-        assert (fault["step"], fault["what"]) == (1, "update")
+        assert (fault["step"], fault["what"]) == (1, "gradient")
         assert fault["layer"].startswith("dense")
         assert record["final"]["test_population"] is None
         assert [entry["step"] for entry in log] == [0]
     summary = summarize(tmp_path)
     assert summary["arms"] == {}
     line = divergence_text(summary).splitlines()[1]
-    assert line.startswith("- 3x100 sigmoid, seed 1, learning rate 1e+38, reached infinity at step")
+    assert line.startswith("- 3x100 sigmoid, seed 1, learning rate 0.1, reached infinity at step 1")
 
 
 def test_members_that_stay_finite_are_as_without_the_others(dataset, mixed, tmp_path):
