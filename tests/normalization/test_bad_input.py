@@ -240,7 +240,7 @@ def test_an_epsilon_of_float64():
 
 @BOTH
 def test_complex_numbers(call):
-    with pytest.raises(ValueError, match="x must be real, got complex64: .*x.imag"):
+    with pytest.raises(ValueError, match=r"x must be real, got complex64: .*x\.imag"):
         call(X.astype("complex64"))
 
 
