@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from bnjax.normalization.fused import Activation
@@ -69,7 +68,7 @@ def split_axes(x: jax.Array, axis: int | Sequence[int]) -> tuple[tuple[int, ...]
 
 def check_array(name: str, value: Any) -> None:
     """Raises ValueError unless it is an array of JAX or NumPy."""
-    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+    if not (hasattr(value, "dtype") and hasattr(value, "astype")):
         raise ValueError(
             f"{name} must be an array, got {type(value).__name__}: use jnp.asarray({name})."
         )
@@ -182,7 +181,7 @@ def check_activation(activation: str | None) -> None:
 def check_decay(decay: float | jax.Array) -> None:
     """Raises ValueError unless it is in [0, 1); of a traced one the shape and type are known."""
     traced = isinstance(decay, jax.core.Tracer)
-    scalar = isinstance(decay, jax.Array | np.ndarray) and decay.shape == ()
+    scalar = hasattr(decay, "dtype") and jnp.shape(decay) == ()
     if scalar:
         number = jnp.issubdtype(decay.dtype, jnp.floating) or decay.dtype == jnp.int32
     else:
