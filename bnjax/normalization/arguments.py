@@ -1,8 +1,9 @@
 """Arguments, checked while tracing: every error names the value and the remedy."""
 
 import operator
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.typing import DTypeLike
 
 from bnjax.normalization.fused import Activation
 from bnjax.normalization.groups import Groups
-from bnjax.normalization.moments import batch_size
+from bnjax.normalization.moments import batch_size, precision
 from bnjax.normalization.versions import varying_axes
 
 Params = dict[str, jax.Array]
@@ -29,9 +30,12 @@ def feature_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
     """`axis` as sorted non-negative numbers.
 
     Raises:
-        ValueError: if one is out of range or given twice.
+        ValueError: if one is no integer, out of range or given twice.
     """
-    given = tuple(axis) if isinstance(axis, Sequence) else (operator.index(axis),)
+    try:
+        given = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
+    except TypeError as error:
+        raise ValueError(f"axis must be an integer or several, got {axis!r}.") from error
     if not given or any(not -ndim <= a < ndim for a in given):
         raise ValueError(f"axis={axis} does not name axes of x, which has rank {ndim}.")
     axes = tuple(sorted(a % ndim for a in given))
@@ -42,6 +46,12 @@ def feature_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
 
 def split_axes(x: jax.Array, axis: int | Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes to average over, and the features' shape."""
+    check_array("x", x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"x must be real, got {x.dtype}: normalize x.real and x.imag, each with features of "
+            "its own, for example stacked on an axis before the features."
+        )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x must be floating, got {x.dtype}: convert it first, for example x.astype(float32)."
@@ -56,10 +66,31 @@ def split_axes(x: jax.Array, axis: int | Sequence[int]) -> tuple[tuple[int, ...]
     return axes, tuple(x.shape[a] for a in features)
 
 
+def check_array(name: str, value: Any) -> None:
+    """Raises ValueError unless it is an array of JAX or NumPy."""
+    if not (hasattr(value, "dtype") and hasattr(value, "astype")):
+        raise ValueError(
+            f"{name} must be an array, got {type(value).__name__}: use jnp.asarray({name})."
+        )
+
+
+def check_shape(shape: int | Sequence[int]) -> None:
+    """Raises ValueError unless it is a number of features, or their shape."""
+    try:
+        sizes = tuple(map(operator.index, shape if isinstance(shape, Sequence) else (shape,)))
+    except TypeError as error:
+        raise ValueError(f"shape must be an integer or several, got {shape!r}.") from error
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"shape must not be negative, got {shape!r}.")
+
+
 def check_values(
     x: jax.Array, axes: tuple[int, ...], axis: int | Sequence[int], groups: Groups
 ) -> None:
-    """Raises ValueError if a group leaves one value per feature."""
+    """Raises ValueError if a group leaves no value, or one, per feature.
+
+    Sizes that are symbols (`jax.export.symbolic_shape`) stay open: nothing is known of them.
+    """
     values = batch_size(x.shape, axes, groups.axis_name, groups.axis_index_groups)
     where = ""
     if groups.size is not None:
@@ -67,6 +98,13 @@ def check_values(
         smallest = examples % groups.size or groups.size
         values = values // examples * smallest
         where = f" in the group of {smallest} that batch={groups.size} makes"
+    if not isinstance(values, int):
+        return
+    if values == 0:
+        raise ValueError(
+            f"x of shape {x.shape} with feature axis {axis} has no values to normalize by: leave "
+            "out empty batches."
+        )
     if values < 2:
         raise ValueError(
             f"x of shape {x.shape} with feature axis {axis} leaves one value per feature{where}: "
@@ -96,12 +134,17 @@ def check_features(
     name: str, tree: dict[str, jax.Array], features: tuple[int, ...], allowed: set[str]
 ) -> None:
     """Raises ValueError unless the tree has these keys alone, of the features' shape."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(
+            f"{name} must be a dict of arrays, got {type(tree).__name__}: make it with init_{name}."
+        )
     if not set(tree) <= allowed:
         raise ValueError(
             f"{name} has the keys {sorted(tree)}, expected {sorted(allowed)}: "
             f"make it with init_{name}."
         )
     for key in tree:
+        check_array(f"{name}[{key!r}]", tree[key])
         if jnp.shape(tree[key]) != features:
             raise ValueError(
                 f"{name}[{key!r}] has shape {jnp.shape(tree[key])}, but x has features of "
@@ -109,10 +152,16 @@ def check_features(
             )
 
 
-def check_epsilon(epsilon: float) -> None:
-    """Raises ValueError unless epsilon is positive."""
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be > 0, got {epsilon}: constant features divide by it.")
+def check_epsilon(epsilon: float, dtype: DTypeLike = jnp.float32) -> None:
+    """Raises ValueError unless epsilon is a normal positive number where `dtype` is computed."""
+    if isinstance(epsilon, bool) or not isinstance(epsilon, Real):
+        raise ValueError(f"epsilon must be a number known while tracing, got {epsilon!r}.")
+    limits = jnp.finfo(precision(dtype))
+    if not float(limits.tiny) <= epsilon <= float(limits.max):
+        raise ValueError(
+            f"epsilon must be > 0, got {epsilon}: constant features divide by its root, which "
+            f"{limits.dtype} knows from {limits.tiny:.4g} to {limits.max:.4g}."
+        )
 
 
 def check_dtype(dtype: DTypeLike) -> None:
@@ -129,13 +178,26 @@ def check_activation(activation: str | None) -> None:
         check_choice("activation", activation, Activation)
 
 
-def check_update(decay: float, averaging: str, running_var: str) -> None:
-    """Raises ValueError unless these can be arguments of `update_stats`."""
-    if not 0 <= decay < 1:
+def check_decay(decay: float | jax.Array) -> None:
+    """Raises ValueError unless it is in [0, 1); of a traced one the shape and type are known."""
+    traced = isinstance(decay, jax.core.Tracer)
+    scalar = hasattr(decay, "dtype") and jnp.shape(decay) == ()
+    if scalar:
+        number = jnp.issubdtype(decay.dtype, jnp.floating) or decay.dtype == jnp.int32
+    else:
+        number = isinstance(decay, Real) and not isinstance(decay, bool)
+    if not number:
+        raise ValueError(f"decay must be a number, got {decay!r}.")
+    if not traced and not 0 <= decay < 1:
         raise ValueError(
             f"decay must be in [0, 1), got {decay}: it is the fraction kept; "
             "torch's momentum m is decay = 1 - m."
         )
+
+
+def check_update(decay: float | jax.Array, averaging: str, running_var: str) -> None:
+    """Raises ValueError unless these can be arguments of `update_stats`."""
+    check_decay(decay)
     check_choice("averaging", averaging, Averaging)
     check_choice("running_var", running_var, RunningVar)
 
@@ -152,7 +214,7 @@ def check_count(stats: Stats, averaging: str) -> None:
 def check_choice(name: str, value: str, choices: object) -> None:
     """Raises ValueError unless `value` is one of the `Literal` type `choices`."""
     allowed = choices.__args__  # type: ignore[attr-defined]
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 
 
@@ -160,6 +222,7 @@ def full_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
     """The mask in the shape of `x`."""
     if mask is None:
         return None
+    check_array("mask", mask)
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask must be bool, got {mask.dtype}: use mask.astype(bool).")
     fits = mask.ndim == x.ndim and all(

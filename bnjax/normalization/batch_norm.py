@@ -26,6 +26,7 @@ from bnjax.normalization.arguments import (
     check_epsilon,
     check_features,
     check_index_groups,
+    check_shape,
     check_stats,
     check_update,
     check_values,
@@ -52,6 +53,7 @@ def init_params(
     dtype: DTypeLike = jnp.float32,
 ) -> Params:
     """Scale (gamma) one and bias (beta) zero, for features of the given shape."""
+    check_shape(shape)
     params = {}
     if use_scale:
         params["scale"] = jnp.ones(shape, dtype)
@@ -66,8 +68,13 @@ def init_stats(
     averaging: Averaging = "ema",
     dtype: DTypeLike = jnp.float32,
 ) -> Stats:
-    """Mean zero and variance one; a count of zero where `averaging` needs one."""
+    """Mean zero and variance one; a count of zero where `averaging` needs one.
+
+    Mean and variance are at least float32, whatever `dtype`: narrower averages stick.
+    """
+    check_shape(shape)
     check_choice("averaging", averaging, Averaging)
+    dtype = precision(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
     if averaging != "ema":
         stats["count"] = jnp.zeros(shape, jnp.int32)
@@ -80,7 +87,7 @@ def normalize_batch(
     stats: Stats,
     *,
     axis: int | Sequence[int] = -1,
-    decay: float = 0.99,
+    decay: float | jax.Array = 0.99,
     epsilon: float = 1e-5,
     averaging: Averaging = "ema",
     running_var: RunningVar = "unbiased",
@@ -102,8 +109,8 @@ def normalize_batch(
         axis: the feature axes; moments average over all others. -1 is one feature per channel,
             over examples and positions (section 3.2); (1, 2, 3) is one per pixel and channel,
             over examples alone.
-        decay: fraction of the old statistics kept by an update, in [0, 1). torch's momentum m is
-            decay = 1 - m.
+        decay: fraction of the old statistics kept by an update, in [0, 1); may be traced.
+            torch's momentum m is decay = 1 - m.
         epsilon: added to the variance; > 0.
         averaging: `"ema"`; `"ema_debiased"`, which forgets the initial values at once; or
             `"cumulative"`, the mean over all updates (Algorithm 2), which ignores `decay`.
@@ -128,7 +135,10 @@ def normalize_batch(
         dtype: of `y`; that of `x` by default. Inside, at least float32.
 
     Returns:
-        `y`, of the shape of `x`, and the new statistics, of the structure and dtypes of the old.
+        `y`, of the shape of `x`, and the new statistics, of the structure and dtypes of the old;
+        but at least float32: rounded to a narrower type, an average sticks where an update is less
+        than half a unit in its last place. (To carry old narrow ones through `lax.scan`, widen
+        them before.)
 
     Raises:
         ValueError: while tracing, for a bad argument, or a batch of one value per feature.
@@ -173,7 +183,7 @@ def batch_transform(
     """
     axes, features = split_axes(x, axis)
     check_features("params", params, features, allowed={"scale", "bias"})
-    check_epsilon(epsilon)
+    check_epsilon(epsilon, x.dtype)
     check_choice("impl", impl, Impl)
     check_activation(activation)
     check_dtype(dtype or x.dtype)
@@ -216,7 +226,7 @@ def normalize_population(
     axes, features = split_axes(x, axis)
     check_features("params", params, features, allowed={"scale", "bias"})
     check_stats(stats, features)
-    check_epsilon(epsilon)
+    check_epsilon(epsilon, x.dtype)
     check_activation(activation)
     check_dtype(dtype or x.dtype)
     mean, var = (stats[key].astype(precision(x.dtype)) for key in ("mean", "var"))
@@ -228,7 +238,7 @@ def update_stats(
     stats: Stats,
     moments: Moments,
     *,
-    decay: float = 0.99,
+    decay: float | jax.Array = 0.99,
     averaging: Averaging = "ema",
     running_var: RunningVar = "unbiased",
 ) -> Stats:
@@ -237,7 +247,7 @@ def update_stats(
     The weight of the new batch is 1 - decay for `"ema"`; 1/t at update t for `"cumulative"`; and
     (1 - decay)/(1 - decay^t) for `"ema_debiased"`, which equals the zero-initialized average
     divided by 1 - decay^t. The last two are one at the first update. Features without a value
-    (count zero) keep their statistics.
+    (count zero) keep their statistics. What is narrower than float32 comes back as float32.
 
     Raises:
         ValueError: for a bad `decay` or choice, or if `stats` lacks the count that is needed.
@@ -258,11 +268,14 @@ def update_stats(
     weight = jnp.where(size > 0, jnp.asarray(weight, mean.dtype), 0)
     for key, value in (("mean", mean), ("var", var)):
         old = stats[key].astype(value.dtype)
-        new[key] = ((1 - weight) * old + weight * value).astype(stats[key].dtype)
+        new[key] = ((1 - weight) * old + weight * value).astype(precision(stats[key].dtype))
     return new
 
 
-def _debiased_weight(decay: float, updates: jax.Array) -> jax.Array:
+def _debiased_weight(decay: float | jax.Array, updates: jax.Array) -> jax.Array:
     """(1 - decay)/(1 - decay^updates), without the cancellation of a decay close to one."""
-    log = jnp.asarray(math.log(decay) if decay else -math.inf, updates.dtype)
+    if isinstance(decay, jax.Array):
+        log = jnp.log(decay.astype(updates.dtype))
+    else:
+        log = jnp.asarray(math.log(decay) if decay else -math.inf, updates.dtype)
     return jnp.expm1(log) / jnp.expm1(log * updates)

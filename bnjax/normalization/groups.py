@@ -1,5 +1,6 @@
 """What "the batch" is: all examples, those of one device, or groups of k ("ghost batches")."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -59,6 +60,11 @@ def choose_groups(
         return Groups(None, None, None, axis_name)
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch must be 'all', 'device' or examples per group, got {batch!r}.")
+    if not isinstance(examples, int):
+        raise ValueError(
+            f"batch={batch} needs a known number of examples, got {examples}: export with "
+            "batch='all', or with a fixed batch size."
+        )
     if axis_name is None:
         return Groups(batch if batch < examples else None, None, None, None)
     devices = lax.axis_size(axis_name)
@@ -100,6 +106,16 @@ def _normalize_apart(
     normalize: Normalize, x: jax.Array, mask: jax.Array | None, size: int, axis: int
 ) -> tuple[jax.Array, Moments]:
     whole = x.shape[axis] - x.shape[axis] % size
+    kind = jax.typeof(x).sharding
+    parts = _explicit_parts(kind, axis)
+    if parts > 1 and (whole < x.shape[axis] or whole // size % parts):
+        # Explicit types know no group that lies on several devices: these get all examples.
+        everywhere = jax.sharding.NamedSharding(kind.mesh, _without(kind.spec, axis))
+        x = jax.sharding.reshard(x, everywhere)
+        if mask is not None:
+            mask = jax.sharding.reshard(mask, everywhere)
+        y, moments = _normalize_apart(normalize, x, mask, size, axis)
+        return jax.sharding.reshard(y, kind), moments
     arrays = [x] if mask is None else [x, mask]
 
     def apart(x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, Moments]:
@@ -119,6 +135,19 @@ def _normalize_apart(
             lambda many, one: jnp.concatenate([many, one[None]]), moments, moments_rest
         )
     return y, moments
+
+
+def _explicit_parts(kind: jax.sharding.NamedSharding, axis: int) -> int:
+    """Into how many parts an explicit sharding divides the axis."""
+    name = kind.spec[axis] if axis < len(kind.spec) else None
+    if not isinstance(name, str | tuple):
+        return 1
+    names = (name,) if isinstance(name, str) else name
+    return math.prod(kind.mesh.shape[name] for name in names)
+
+
+def _without(spec: jax.sharding.PartitionSpec, axis: int) -> jax.sharding.PartitionSpec:
+    return jax.sharding.PartitionSpec(*(None if i == axis else s for i, s in enumerate(spec)))
 
 
 def _shards_of_mesh(examples: int) -> int:

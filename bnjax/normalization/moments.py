@@ -188,9 +188,22 @@ def from_all_devices(
 ) -> jax.Array:
     """The arrays of all devices that share a batch, on a leading axis."""
     names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
+    if not isinstance(names, str) and axis_index_groups is None:
+        manual = jax.sharding.get_abstract_mesh().manual_axes
+        apart = [name for name in names if name not in manual]
+        if len(names) > 1 and apart:  # `vmap` has no gather over several axes at once
+            for name in apart:
+                values = _join(values, from_all_devices(values, name), joined=name != apart[0])
+            rest = tuple(name for name in names if name in manual)
+            return _join(values, from_all_devices(values, rest), joined=True) if rest else values
     if axis_index_groups is None and varying_axes(values):
         return gather_invariant(values, names)  # every device has them all, and the types say so
     return lax.all_gather(values, names, axis_index_groups=axis_index_groups)
+
+
+def _join(before: jax.Array, gathered: jax.Array, *, joined: bool) -> jax.Array:
+    """One leading axis of devices, where `before` had one already if `joined`."""
+    return gathered.reshape(-1, *before.shape[1:]) if joined else gathered
 
 
 def unbiased(var: jax.Array, size: jax.Array) -> jax.Array:

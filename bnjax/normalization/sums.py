@@ -40,6 +40,8 @@ def pair_of_sums(
         return first.sum(axes), second.sum(axes)
 
     x = arrays[0]
+    if not all(isinstance(n, int) for n in x.shape):  # symbols of `jax.export`: cut by no number
+        return plain(*arrays)
     if x.size < _SMALL or not (_have_few_rows(arrays, axes) or len(slices_of(x, axes)) > 1):
         return plain(*arrays)
     return lax.platform_dependent(*arrays, cpu=partial(_sliced, terms, axes), default=plain)
@@ -81,6 +83,8 @@ def _fold(x: jax.Array, axis: int) -> jax.Array:
 def slices_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     """Equal slices of `x` along the first of `axes` but the examples' that divides; or `x`."""
     for axis in axes[1:]:
+        if not isinstance(x.shape[axis], int):
+            continue
         number = next((n for n in _SLICES if x.shape[axis] % n == 0), 1)
         if number > 1:
             length = x.shape[axis] // number

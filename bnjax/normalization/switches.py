@@ -47,7 +47,7 @@ def normalize(
     use_running_average: bool,
     update_statistics: bool,
     axis: int | Sequence[int],
-    decay: float,
+    decay: float | jax.Array,
     epsilon: float,
     averaging: Averaging,
     running_var: RunningVar,

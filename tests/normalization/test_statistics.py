@@ -134,13 +134,13 @@ def test_each_feature_counts_its_own_updates(averaging):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("averaging", AVERAGING)
 def test_structure_and_dtypes_stay(averaging, dtype):
-    """So that statistics can be the carry of a scan."""
+    """So that statistics can be the carry of a scan; narrow ones are made as float32."""
     stats = bnjax.init_stats((2, 3), averaging=averaging, dtype=dtype)
     x = jnp.ones((4, 2, 3)).at[0].set(3.0).astype(jnp.bfloat16)
     _, new = train(x, {}, stats, axis=(1, 2), averaging=averaging)
     described = [jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (stats, new)]
     assert described[0] == described[1]
-    assert new["mean"].dtype == dtype
+    assert new["mean"].dtype == jnp.float32
     assert float(new["mean"][0, 0]) > 0
 
 
@@ -196,3 +196,32 @@ def test_training_statistics_of_another_average_keep_their_count():
     stats = bnjax.init_stats(3, averaging="cumulative")
     _, new = train(batches()[0], {}, stats, averaging="ema")
     assert set(new) == set(stats)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("decay", [0.99, 0.999])
+def test_narrow_statistics_do_not_stick(dtype, decay):
+    """In bfloat16 an average with decay 0.999 would stop at a mean of 2.8."""
+    x = jnp.asarray(np.random.default_rng(0).normal(10, 3, (512, 4)), "float32")
+    start = jax.tree.map(lambda a: a.astype(dtype), bnjax.init_stats(4))
+    step = jax.jit(lambda stats: bnjax.normalize_batch(x, {}, stats, decay=decay)[1])
+    stats = step(start)
+    for _ in range(int(8 / (1 - decay)) - 1):
+        stats = step(stats)
+    assert stats["mean"].dtype == stats["var"].dtype == jnp.float32
+    true = np.asarray(x, np.float64)
+    np.testing.assert_allclose(stats["mean"], true.mean(0), rtol=1e-3)
+    np.testing.assert_allclose(stats["var"], true.var(0, ddof=1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("averaging", ["ema", "ema_debiased", "cumulative"])
+def test_a_traced_decay(averaging):
+    x = jnp.asarray(np.random.default_rng(0).normal(1, 2, (16, 4)), "float32")
+    stats = bnjax.init_stats(4, averaging=averaging)
+
+    @jax.jit
+    def update(decay):
+        return bnjax.normalize_batch(x, {}, stats, decay=decay, averaging=averaging)[1]
+
+    expected = bnjax.normalize_batch(x, {}, stats, decay=0.9, averaging=averaging)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), update(0.9), expected)
