@@ -14,6 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bnjax.normalization.apart import apart
+from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments, batch_moments, precision
 from bnjax.normalization.sums import pair_of_sums
 from bnjax.normalization.versions import as_varying, varying_axes
@@ -252,10 +253,10 @@ def _gradients(
             total = _sum_over(missing.difference(transform.names), shared[row])
         else:
             total = _sum_over(missing, local[row])
-        return total.astype(parameter.dtype)
+        return divided_like(total.astype(parameter.dtype), parameter)
 
     dx = _sum_over(_missing_axes(x, dx), dx)
-    return dx.astype(x.dtype), gradient(1, scale), gradient(0, bias)
+    return divided_like(dx.astype(x.dtype), x), gradient(1, scale), gradient(0, bias)
 
 
 _gradients_on_cpu = apart(_gradients, static_argnames=("transform", "on_cpu"))
