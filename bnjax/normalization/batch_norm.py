@@ -132,7 +132,7 @@ def normalize_batch(
         axis_index_groups: groups of devices along `axis_name`, each a batch of its own; JAX knows
             them in `pmap` and in `shard_map(check_vma=False)`.
         impl: `"fused"` has its reverse mode in closed form; `"autodiff"` is the plain definition,
-            for forward mode and Hessian-vector products.
+            for forward mode (`jax.jvp`, `jax.jacfwd`), where `"fused"` is a TypeError of JAX.
         dtype: of `y`; that of `x` by default. Inside, at least float32.
 
     Returns:

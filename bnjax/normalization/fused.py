@@ -138,7 +138,6 @@ def _definition(
     return transform.output(x, moments.mean, rstd, scale, bias), moments, rstd
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalize_fused(
     x: jax.Array,
     scale: jax.Array | None,
@@ -147,6 +146,22 @@ def normalize_fused(
     transform: Transform,
 ) -> tuple[jax.Array, Moments]:
     """The same values; reverse mode by the closed form."""
+    try:
+        return _normalize(x, scale, bias, mask, transform)
+    except TypeError as error:
+        if "custom_vjp" in str(error):  # JAX's, of `jvp`; under `jit` it comes when compiling
+            error.add_note("Batch normalization has a forward mode with impl='autodiff'.")
+        raise
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _normalize(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    transform: Transform,
+) -> tuple[jax.Array, Moments]:
     return _forward(x, scale, bias, mask, transform)[0]
 
 
@@ -313,4 +328,4 @@ def _sum_over(names: frozenset[str], value: jax.Array) -> jax.Array:
     return lax.psum(value, tuple(sorted(names))) if names else value
 
 
-normalize_fused.defvjp(_forward, _backward)
+_normalize.defvjp(_forward, _backward)
