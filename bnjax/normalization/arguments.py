@@ -113,13 +113,23 @@ def check_values(
         )
 
 
-def check_index_groups(x: jax.Array, groups: Groups) -> None:
-    """Raises ValueError where JAX cannot divide a mapped axis into groups of devices."""
-    if groups.axis_index_groups is not None and varying_axes(x):
+def check_mapped_axes(x: jax.Array, groups: Groups) -> None:
+    """Raises ValueError where JAX's types of what varies know no sum over such devices."""
+    if not varying_axes(x):
+        return
+    if groups.axis_index_groups is not None:
         raise ValueError(
             f"groups of devices {groups.axis_index_groups} along {groups.axis_name!r} (from "
             "axis_index_groups, or batch=k of several devices) are unknown to shard_map with "
             "check_vma=True: use check_vma=False or pmap."
+        )
+    names = groups.axis_name or groups.pooled_over or ()
+    of_vmap = {names} if isinstance(names, str) else set(names)
+    of_vmap -= set(jax.sharding.get_abstract_mesh().manual_axes)
+    if of_vmap:
+        raise ValueError(
+            f"axis_name={names!r} has {sorted(of_vmap)} from vmap, which shard_map with "
+            "check_vma=True does not know: use check_vma=False."
         )
 
 

@@ -25,7 +25,7 @@ from bnjax.normalization.arguments import (
     check_dtype,
     check_epsilon,
     check_features,
-    check_index_groups,
+    check_mapped_axes,
     check_shape,
     check_stats,
     check_update,
@@ -42,6 +42,7 @@ from bnjax.normalization.fused import (
     normalize_fused,
 )
 from bnjax.normalization.groups import BatchChoice, choose_groups, normalize_groups
+from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments, precision, unbiased
 
 
@@ -131,7 +132,7 @@ def normalize_batch(
         axis_index_groups: groups of devices along `axis_name`, each a batch of its own; JAX knows
             them in `pmap` and in `shard_map(check_vma=False)`.
         impl: `"fused"` has its reverse mode in closed form; `"autodiff"` is the plain definition,
-            for forward mode and Hessian-vector products.
+            for forward mode (`jax.jvp`, `jax.jacfwd`), where `"fused"` is a TypeError of JAX.
         dtype: of `y`; that of `x` by default. Inside, at least float32.
 
     Returns:
@@ -191,7 +192,7 @@ def batch_transform(
     name = axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
     groups = choose_groups(batch, x.shape[axes[0]], name, axis_index_groups)
     check_values(x, axes, axis, groups)
-    check_index_groups(x, groups)
+    check_mapped_axes(x, groups)
     transform = Transform(
         axes,
         groups.axis_name,
@@ -268,7 +269,8 @@ def update_stats(
     weight = jnp.where(size > 0, jnp.asarray(weight, mean.dtype), 0)
     for key, value in (("mean", mean), ("var", var)):
         old = stats[key].astype(value.dtype)
-        new[key] = ((1 - weight) * old + weight * value).astype(precision(stats[key].dtype))
+        moved = (1 - weight) * old + weight * value
+        new[key] = divided_like(moved.astype(precision(stats[key].dtype)), stats[key])
     return new
 
 

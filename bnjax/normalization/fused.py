@@ -14,6 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bnjax.normalization.apart import apart
+from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments, batch_moments, precision
 from bnjax.normalization.sums import pair_of_sums
 from bnjax.normalization.versions import as_varying, varying_axes
@@ -137,7 +138,6 @@ def _definition(
     return transform.output(x, moments.mean, rstd, scale, bias), moments, rstd
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalize_fused(
     x: jax.Array,
     scale: jax.Array | None,
@@ -146,6 +146,22 @@ def normalize_fused(
     transform: Transform,
 ) -> tuple[jax.Array, Moments]:
     """The same values; reverse mode by the closed form."""
+    try:
+        return _normalize(x, scale, bias, mask, transform)
+    except TypeError as error:
+        if "custom_vjp" in str(error):  # JAX's, of `jvp`; under `jit` it comes when compiling
+            error.add_note("Batch normalization has a forward mode with impl='autodiff'.")
+        raise
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _normalize(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    transform: Transform,
+) -> tuple[jax.Array, Moments]:
     return _forward(x, scale, bias, mask, transform)[0]
 
 
@@ -252,10 +268,10 @@ def _gradients(
             total = _sum_over(missing.difference(transform.names), shared[row])
         else:
             total = _sum_over(missing, local[row])
-        return total.astype(parameter.dtype)
+        return divided_like(total.astype(parameter.dtype), parameter)
 
     dx = _sum_over(_missing_axes(x, dx), dx)
-    return dx.astype(x.dtype), gradient(1, scale), gradient(0, bias)
+    return divided_like(dx.astype(x.dtype), x), gradient(1, scale), gradient(0, bias)
 
 
 _gradients_on_cpu = apart(_gradients, static_argnames=("transform", "on_cpu"))
@@ -312,4 +328,4 @@ def _sum_over(names: frozenset[str], value: jax.Array) -> jax.Array:
     return lax.psum(value, tuple(sorted(names))) if names else value
 
 
-normalize_fused.defvjp(_forward, _backward)
+_normalize.defvjp(_forward, _backward)

@@ -1,6 +1,5 @@
 """What "the batch" is: all examples, those of one device, or groups of k ("ghost batches")."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bnjax.normalization.meshes import explicit_parts, shards_in_sight, undivided
 from bnjax.normalization.moments import Moments, pool
 
 BatchChoice = Literal["all", "device"] | int
@@ -47,7 +47,7 @@ def choose_groups(
     check_axis_index_groups(axis_index_groups, axis_name)
     index_groups = None if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
     if batch == "all":
-        shards = _shards_of_mesh(examples) if axis_name is None else 1
+        shards = shards_in_sight(examples) if axis_name is None else 1
         return Groups(None, axis_name, index_groups, None, shards)
     if index_groups is not None:
         raise ValueError(f"batch={batch!r} and axis_index_groups both choose the batch: give one.")
@@ -106,16 +106,12 @@ def _normalize_apart(
     normalize: Normalize, x: jax.Array, mask: jax.Array | None, size: int, axis: int
 ) -> tuple[jax.Array, Moments]:
     whole = x.shape[axis] - x.shape[axis] % size
-    kind = jax.typeof(x).sharding
-    parts = _explicit_parts(kind, axis)
+    parts = explicit_parts(x, axis)
     if parts > 1 and (whole < x.shape[axis] or whole // size % parts):
         # Explicit types know no group that lies on several devices: these get all examples.
-        everywhere = jax.sharding.NamedSharding(kind.mesh, _without(kind.spec, axis))
-        x = jax.sharding.reshard(x, everywhere)
-        if mask is not None:
-            mask = jax.sharding.reshard(mask, everywhere)
-        y, moments = _normalize_apart(normalize, x, mask, size, axis)
-        return jax.sharding.reshard(y, kind), moments
+        everywhere = (None if a is None else undivided(a, axis) for a in (x, mask))
+        y, moments = _normalize_apart(normalize, *everywhere, size, axis)
+        return jax.sharding.reshard(y, jax.typeof(x).sharding), moments
     arrays = [x] if mask is None else [x, mask]
 
     def apart(x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, Moments]:
@@ -135,27 +131,6 @@ def _normalize_apart(
             lambda many, one: jnp.concatenate([many, one[None]]), moments, moments_rest
         )
     return y, moments
-
-
-def _explicit_parts(kind: jax.sharding.NamedSharding, axis: int) -> int:
-    """Into how many parts an explicit sharding divides the axis."""
-    name = kind.spec[axis] if axis < len(kind.spec) else None
-    if not isinstance(name, str | tuple):
-        return 1
-    names = (name,) if isinstance(name, str) else name
-    return math.prod(kind.mesh.shape[name] for name in names)
-
-
-def _without(spec: jax.sharding.PartitionSpec, axis: int) -> jax.sharding.PartitionSpec:
-    return jax.sharding.PartitionSpec(*(None if i == axis else s for i, s in enumerate(spec)))
-
-
-def _shards_of_mesh(examples: int) -> int:
-    """Into how many parts `jit` may divide the examples, as far as `jax.set_mesh` tells."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or set(mesh.axis_types) != {jax.sharding.AxisType.Auto}:
-        return 1
-    return mesh.size if examples % mesh.size == 0 else 1
 
 
 def check_axis_index_groups(

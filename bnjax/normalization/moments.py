@@ -187,23 +187,19 @@ def from_all_devices(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> jax.Array:
     """The arrays of all devices that share a batch, on a leading axis."""
-    names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
-    if not isinstance(names, str) and axis_index_groups is None:
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    steps = [names]
+    if axis_index_groups is None and len(names) > 1:  # `vmap` gathers over one axis at a time
         manual = jax.sharding.get_abstract_mesh().manual_axes
-        apart = [name for name in names if name not in manual]
-        if len(names) > 1 and apart:  # `vmap` has no gather over several axes at once
-            for name in apart:
-                values = _join(values, from_all_devices(values, name), joined=name != apart[0])
-            rest = tuple(name for name in names if name in manual)
-            return _join(values, from_all_devices(values, rest), joined=True) if rest else values
-    if axis_index_groups is None and varying_axes(values):
-        return gather_invariant(values, names)  # every device has them all, and the types say so
-    return lax.all_gather(values, names, axis_index_groups=axis_index_groups)
-
-
-def _join(before: jax.Array, gathered: jax.Array, *, joined: bool) -> jax.Array:
-    """One leading axis of devices, where `before` had one already if `joined`."""
-    return gathered.reshape(-1, *before.shape[1:]) if joined else gathered
+        together = tuple(name for name in names if name in manual)
+        steps = [(name,) for name in names if name not in manual] + [together] * bool(together)
+    shape = values.shape
+    for step in steps:
+        if axis_index_groups is None and varying_axes(values):
+            values = gather_invariant(values, step)  # every device has them all: the types say so
+        else:
+            values = lax.all_gather(values, step, axis_index_groups=axis_index_groups)
+    return values.reshape(-1, *shape)
 
 
 def unbiased(var: jax.Array, size: jax.Array) -> jax.Array:

@@ -6,6 +6,8 @@ from functools import partial
 import jax
 from jax import lax
 
+from bnjax.normalization.meshes import explicit_parts
+
 Terms = Callable[..., tuple[jax.Array, jax.Array]]
 
 _SMALL = 1 << 16
@@ -40,7 +42,7 @@ def pair_of_sums(
         return first.sum(axes), second.sum(axes)
 
     x = arrays[0]
-    if not all(isinstance(n, int) for n in x.shape):  # symbols of `jax.export`: cut by no number
+    if not (isinstance(x.size, int) and all(_may_be_cut(x, axis) for axis in axes[1:])):
         return plain(*arrays)
     if x.size < _SMALL or not (_have_few_rows(arrays, axes) or len(slices_of(x, axes)) > 1):
         return plain(*arrays)
@@ -83,7 +85,7 @@ def _fold(x: jax.Array, axis: int) -> jax.Array:
 def slices_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     """Equal slices of `x` along the first of `axes` but the examples' that divides; or `x`."""
     for axis in axes[1:]:
-        if not isinstance(x.shape[axis], int):
+        if not _may_be_cut(x, axis):
             continue
         number = next((n for n in _SLICES if x.shape[axis] % n == 0), 1)
         if number > 1:
@@ -91,3 +93,8 @@ def slices_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
             starts = range(0, x.shape[axis], length)
             return [lax.slice_in_dim(x, i, i + length, axis=axis) for i in starts]
     return [x]
+
+
+def _may_be_cut(x: jax.Array, axis: int) -> bool:
+    """Not of a size that is a symbol of `jax.export`, nor divided by the type of `x`."""
+    return isinstance(x.shape[axis], int) and explicit_parts(x, axis) == 1

@@ -79,7 +79,7 @@ def init_whitening_stats(
         groups: number of blocks of neighbouring features, each whitened by itself; 1 is all
             together, `features` is batch normalization.
         averaging: as in `whiten_batch`.
-        dtype: of mean and covariance.
+        dtype: of mean and covariance; float32 if it is narrower, for narrower averages stick.
 
     Returns:
         `mean` `[features]`, `cov` `[groups, c, c]` with c = features / groups, and perhaps `count`.
@@ -88,6 +88,7 @@ def init_whitening_stats(
         ValueError: if the features do not divide into the groups, or `averaging` is unknown.
     """
     check_update(0, averaging, "unbiased")
+    dtype = precision(dtype)
     width = _group_width(features, groups)
     cov = jnp.broadcast_to(jnp.eye(width, dtype=dtype)[None], (groups, width, width))
     stats = {"mean": jnp.zeros(features, dtype), "cov": cov}
@@ -140,7 +141,8 @@ def whiten_batch(
         dtype: of `y`; that of `x` by default. Inside, at least float32.
 
     Returns:
-        `y`, of the shape of `x`, and the new statistics, of the structure and dtypes of the old.
+        `y`, of the shape of `x`, and the new statistics, of the structure and dtypes of the old,
+        but at least float32.
 
     Raises:
         ValueError: while tracing, for a bad argument, a batch of one vector, or a `"pca"` of fewer

@@ -126,10 +126,11 @@ def test_autodiff_has_forward_mode(x64):
 
 
 def test_fused_has_no_forward_mode():
-    """It says so, rather than differentiate something else."""
+    """It says so, rather than differentiate something else, and what has one."""
     case = cases.make("dense")
-    with pytest.raises(TypeError, match=r"forward-mode autodiff .* custom_vjp"):
+    with pytest.raises(TypeError, match=r"forward-mode autodiff .* custom_vjp") as error:
         jax.jvp(lambda x: loss(x, case.params, case.weights), (case.x,), (case.x,))
+    assert any("impl='autodiff'" in note for note in error.value.__notes__)
 
 
 @pytest.mark.parametrize("mask", ["none", "nan"])
