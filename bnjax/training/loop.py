@@ -246,12 +246,12 @@ def _signals() -> Iterator[list[int]]:
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if hangup in received:  # what is still being written outlives the next one
+            signal.signal(hangup, signal.SIG_IGN)
 
     def handle(number: int, frame: Any) -> None:
         received.append(number)
         restore()
-        if number == hangup:
-            signal.signal(number, signal.SIG_IGN)
 
     for number in numbers:
         signal.signal(number, handle)
