@@ -153,7 +153,7 @@ class BatchNorm(nnx.Module):
         Args:
             x: floating, rank 2 or more.
             use_running_average: overrides the attribute.
-            mask: bool, of the rank of `x`, sizes equal or one: what counts in the batch's moments.
+            mask: bool, broadcast to `x` by NumPy's rules: what counts in the batch's moments.
             update_statistics: overrides the attribute.
 
         Returns:

@@ -13,6 +13,7 @@ from bnjax.normalization.arguments import (
     Params,
     RunningVar,
     Stats,
+    broadcast_mask,
     check_count,
     check_dtype,
     check_stats,
@@ -74,7 +75,7 @@ def normalize(
         running_var: what the statistics hold.
         activation: applied last.
         batch: what is normalized together.
-        mask: what counts in the batch's moments.
+        mask: what counts in the batch's moments; broadcasts to `x` by NumPy's rules.
         axis_name: mapped axes whose devices share the batch.
         axis_index_groups: groups of devices.
         impl: of the batch's transform.
@@ -85,6 +86,7 @@ def normalize(
     """
     check_update(decay, averaging, running_var)
     check_dtype(dtype)
+    mask = broadcast_mask(mask, x)
     if update_statistics:
         check_stats(stats, split_axes(x, axis)[1])
         check_count(stats, averaging)
