@@ -89,9 +89,11 @@ class BatchNorm(nn.Module):
         """Normalizes `x`.
 
         Args:
-            x: floating, rank 2 or more.
+            x: floating, or complex: then the mean is complex, the variance E|x - mean|^2, and the
+                backward pass JAX's own. Of rank 1 (features alone), it is one example of the batch
+                that `axis_name` holds.
             use_running_average: overrides the attribute, which must then be None.
-            mask: bool, broadcast to `x` by NumPy's rules: what counts in the batch's moments.
+            mask: bool or integer, broadcast to `x` by NumPy's rules: what counts in the moments.
             update_statistics: overrides the attribute, which must then be None.
 
         Returns:

@@ -459,8 +459,6 @@ def test_errors_at_initialization_name_the_layer():
         Net((("axis", 7),)).init(KEY, jnp.ones((2, 5)), use_running_average=False)
     with pytest.raises(ValueError, match=r"BatchNorm at block/norm: averaging must be one of"):
         Net((("averaging", "mean"),)).init(KEY, jnp.ones((2, 5)), use_running_average=False)
-    with pytest.raises(ValueError, match=r"BatchNorm at \(top\): x must have an axis"):
-        BatchNorm(use_running_average=False).init(KEY, jnp.ones(5))
 
 
 def test_integers_are_refused(promotion):

@@ -140,3 +140,158 @@ def test_masks_that_do_not_broadcast_are_refused(shape):
     layer = BatchNorm(use_running_average=False)
     with pytest.raises(ValueError, match=r"\(top\): mask of shape .* does not broadcast to x"):
         layer.apply(layer.init(KEY, x), x, mask=jnp.ones(shape, bool), mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("as_mask", [jnp.asarray, np.asarray])
+def test_masks_of_zeros_and_ones(as_mask):
+    x, mask = inputs((6, 5)), as_mask([[1], [1], [0], [1], [1], [0]])
+    ours, theirs = pair()
+    variables = theirs.init(KEY, x, False)
+    results = [
+        layer.apply(variables, x, False, mask=mask, mutable=True) for layer in (ours, theirs)
+    ]
+    assert_trees_close(results[0], jax.tree.map(np.float64, results[1]), CLOSE)
+    with pytest.raises(ValueError, match="mask must be bool, got float32"):
+        ours.apply(variables, x, False, mask=jnp.ones((6, 1)), mutable=True)
+
+
+# --- one example of a mapped batch ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((5,), -1), ((2, 3), (0, 1))])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_example_under_vmap_is_flaxs(shape, axis, masked):
+    """Training and evaluation, where the mapped axis alone holds the batch."""
+    xs = inputs((6, *shape))
+    masks = jnp.ones(xs.shape, bool).at[1:3].set(not masked)
+    settings = {"axis": axis, "axis_name": "data", "momentum": 0.5}
+    variables = BatchNorm(**settings).init(KEY, xs[0], True)
+
+    def run(layer):
+        def each(x, mask):
+            y, updates = layer.apply(variables, x, False, mask=mask, mutable=["batch_stats"])
+            return y, updates, layer.apply(variables | updates, x, True)
+
+        return jax.vmap(each, axis_name="data")(xs, masks)
+
+    ours, theirs = BatchNorm(**settings), nn.BatchNorm(use_fast_variance=False, **settings)
+    (y, updates, evaluated), expected = run(ours), run(theirs)
+    features = tuple(range(1, xs.ndim))
+    of_float64 = reference.forward(xs, None, None, axis=features, mask=masks)
+    assert_close(y, of_float64.y, CLOSE)
+    if not masked:  # Flax divides by the number of devices, whatever they have masked
+        assert_trees_close((y, updates, evaluated), jax.tree.map(np.float64, expected), CLOSE)
+    assert_close(
+        updates["batch_stats"]["mean"], np.broadcast_to(of_float64.mean / 2, xs.shape), CLOSE
+    )
+
+
+def test_initialization_by_one_example():
+    """Without a mapped axis: normalized by the initial statistics, where Flax's output is zero."""
+    x = inputs((5,))
+    ours, theirs = (layer.init_with_output(KEY, x, False) for layer in pair(axis_name="data"))
+    assert_close(ours[0], reference.population(x[None], None, None, 0, 1)[0], CLOSE)
+    jax.tree.map(np.testing.assert_array_equal, ours[1], theirs[1])
+
+
+def test_one_example_alone_is_no_batch():
+    x = inputs((5,))
+    layer = BatchNorm(use_running_average=False)
+    with pytest.raises(ValueError, match=r"\(top\): .*leaves one value per feature"):
+        layer.apply(layer.init(KEY, x), x, mutable=["batch_stats"])
+
+
+# --- complex numbers --------------------------------------------------------------------------
+
+
+def complex_inputs(shape) -> jax.Array:
+    """Of unequal parts, which are correlated."""
+    real = inputs(shape)
+    return jax.lax.complex(real, 0.3 * real + inputs(shape, seed=5))
+
+
+def complex_moments(x, mask=True):
+    """E x and E|x - E x|^2 over all axes but the last, in complex128."""
+    x, keep = np.asarray(x, np.complex128), np.broadcast_to(mask, x.shape)
+    axes, count = tuple(range(x.ndim - 1)), np.broadcast_to(mask, x.shape).sum((0, 1))
+    mean = np.where(keep, x, 0).sum(axes) / count
+    return mean, np.where(keep, np.abs(x - mean) ** 2, 0).sum(axes) / count
+
+
+def assert_complex_close(actual, desired, tolerance=CLOSE):
+    for part in ("real", "imag"):
+        ours, theirs = (jax.tree.map(lambda a, p=part: getattr(a, p), t) for t in (actual, desired))
+        jax.tree.map(lambda a, b: assert_close(a, b, tolerance), ours, theirs)
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.complex64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_complex_inputs_are_flaxs(param_dtype, masked, promotion):
+    """Output, statistics, evaluation and gradients."""
+    x = complex_inputs((6, 4, 5))
+    mask = jnp.arange(6)[:, None, None] < 4 if masked else None
+    weights = complex_inputs(x.shape)[::-1]
+    ours, theirs = pair(momentum=0.5, param_dtype=param_dtype)
+    start = theirs.init(KEY, x, False)
+    start["params"]["scale"] *= jnp.asarray(
+        1 + 2j if param_dtype == jnp.complex64 else 3, param_dtype
+    )
+
+    def run(layer):
+        def f(params, x):
+            y, updates = layer.apply(
+                start | {"params": params}, x, False, mask=mask, mutable=["batch_stats"]
+            )
+            return (weights * y).sum().real, (y, updates)
+
+        grads, (y, updates) = jax.grad(f, argnums=(0, 1), has_aux=True)(start["params"], x)
+        return y, updates, grads, layer.apply(start | updates, x, True)
+
+    results, expected = run(ours), run(theirs)
+    assert jax.tree.map(lambda a: a.dtype, results) == jax.tree.map(lambda a: a.dtype, expected)
+    assert_complex_close(results, expected, {"rtol": 1e-5, "atol": 1e-5})
+    mean, var = complex_moments(x, True if mask is None else mask)
+    stats = results[1]["batch_stats"]
+    assert_complex_close(stats, {"mean": mean / 2, "var": 0.5 + var / 2})
+    y = (np.asarray(x, np.complex128) - mean) / np.sqrt(var + 1e-5)
+    assert_complex_close(results[0], y * np.asarray(start["params"]["scale"], np.complex128))
+    initialized = [layer.init_with_output(KEY, x, False, mask=mask) for layer in (ours, theirs)]
+    assert_complex_close(*initialized)
+
+
+def test_complex_inputs_over_devices_and_groups():
+    """At an offset, where Flax's E|x|^2 - |E x|^2 is lost; the same numbers on any devices."""
+    x = complex_inputs((8, 4, 5)) + (300 - 200j)
+    mean, var = complex_moments(x)
+    layer = BatchNorm(use_running_average=False, axis_name="data", momentum=0.0, dtype=x.dtype)
+    variables = layer.init(KEY, x[0])
+    y, updates = jax.vmap(
+        lambda x: layer.apply(variables, x, mutable=["batch_stats"]), axis_name="data"
+    )(x)
+    near = {"rtol": 1e-4, "atol": 1e-4}
+    assert_complex_close(y, (np.asarray(x, np.complex128) - mean) / np.sqrt(var + 1e-5), near)
+    assert_complex_close(updates["batch_stats"]["mean"][0], mean, near)
+    assert_close(updates["batch_stats"]["var"][0], var, near)
+    grouped = BatchNorm(use_running_average=False, batch=4, dtype=x.dtype)
+    apart = [grouped.apply(variables, part, mutable=["batch_stats"])[0] for part in (x[:4], x[4:])]
+    whole = grouped.apply(variables, x, mutable=["batch_stats"])[0]
+    assert_complex_close(whole, jnp.concatenate(apart), near)
+
+
+def test_real_inputs_of_a_complex_layer(promotion):
+    """What is real stays real where no complex number forms it, and none is cut."""
+    x = inputs((6, 4, 5))
+    layer = BatchNorm()
+    start = layer.init(KEY, x, False)
+    _, trained = layer.apply(start, complex_inputs(x.shape), False, mutable=["batch_stats"])
+    y, again = layer.apply(start | trained, x, False, mutable=["batch_stats"])
+    assert y.dtype == jnp.float32
+    assert_close(y, reference.forward(x, None, None).y, CLOSE)
+    imaginary = np.float64(trained["batch_stats"]["mean"].imag)
+    assert_close(again["batch_stats"]["mean"].imag, 0.99 * imaginary, CLOSE)
+    with pytest.raises(ValueError, match="dtype must be complex where x, scale, bias or the mean"):
+        layer.apply(start | trained, x, True)
+    converted = BatchNorm(dtype=jnp.complex64).apply(start | trained, x, True)
+    assert converted.dtype == jnp.complex64
+    with pytest.raises(ValueError, match="activation must be None for complex x, got 'relu'"):
+        BatchNorm(activation="relu").init(KEY, complex_inputs(x.shape), True)

@@ -237,10 +237,12 @@ def full_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
 
 
 def broadcast_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
-    """The mask in the shape of `x`, by NumPy's rules: of shape (features,), it masks features."""
+    """The mask in the shape of `x`, by NumPy's rules; integers are taken for zeros and ones."""
     if mask is None:
         return None
     check_array("mask", mask)
+    if jnp.issubdtype(mask.dtype, jnp.integer):
+        mask = mask.astype(bool)
     try:
         return jnp.broadcast_to(mask, x.shape)
     except ValueError as error:
