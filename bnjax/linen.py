@@ -27,6 +27,9 @@ class BatchNorm(nn.Module):
     initialization moves no statistics, and what it is given is the whole batch: mapped axes need
     not exist. (One value per feature is normalized by the initial statistics there.)
 
+    Statistics narrower than float32 come back as float32, for narrow ones stick: widen them before
+    a loop that carries them (`nn.scan`), which keeps dtypes.
+
     Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
     Whether scale and bias are trained and decayed is for the optimizer to say.
 

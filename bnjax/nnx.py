@@ -27,6 +27,9 @@ class BatchNorm(nnx.Module):
     leak NaN, a batch of one value per feature raises, the backward pass is the closed form, and a
     narrow `dtype` rounds the output alone, neither `x` nor the statistics before.
 
+    Statistics narrower than float32 become float32 in the first update, for narrow ones stick: widen
+    them before a loop that carries them (`nnx.scan`), which keeps dtypes.
+
     Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
     Whether scale and bias are trained and decayed is for the optimizer to say.
 
@@ -87,9 +90,10 @@ class BatchNorm(nnx.Module):
             axis_name: mapped axes whose devices share the batch.
             axis_index_groups: groups of devices that share a batch each.
             use_fast_variance: without effect, for Flax's sake: the variance is always exact.
-            promote_dtype: called as by Flax, `promote_dtype((x, mean, var, scale, bias), dtype=dtype)`
-                with None for what is missing: its results normalize, and the statistics that are
-                kept stay as they are. Flax's own is not called: here it sets the output's type.
+            promote_dtype: one's own is called as by Flax, on `(x, mean, var, scale, bias)`, None
+                where one is missing, and `dtype=dtype`. What it returns normalizes; the statistics
+                that are kept and moved are those from before. Flax's own is not called: here,
+                `dtype` sets the type of the output alone.
             rngs: keys for the initializers, from its stream `params`.
             bias_metadata: of the `nnx.Param` of the bias, such as its sharding.
             scale_metadata: of the `nnx.Param` of the scale.
@@ -216,9 +220,7 @@ class BatchNorm(nnx.Module):
             }
         dtype = self.dtype
         if dtype is None:  # as Flax: unlike in Linen, the statistics take part
-            dtype = jnp.result_type(
-                x, normalizing["mean"], normalizing["var"], *params.values()
-            )
+            dtype = jnp.result_type(x, normalizing["mean"], normalizing["var"], *params.values())
         y, new, _ = normalize(
             x,
             params,

@@ -142,6 +142,7 @@ def test_masks_that_do_not_broadcast_are_refused(shape):
         layer.apply(layer.init(KEY, x), x, mask=jnp.ones(shape, bool), mutable=["batch_stats"])
 
 
+@pytest.mark.filterwarnings("ignore:jnp.mean. where must be None")  # of Flax 0.11
 @pytest.mark.parametrize("as_mask", [jnp.asarray, np.asarray])
 def test_masks_of_zeros_and_ones(as_mask):
     x, mask = inputs((6, 5)), as_mask([[1], [1], [0], [1], [1], [0]])
@@ -295,3 +296,69 @@ def test_real_inputs_of_a_complex_layer(promotion):
     assert converted.dtype == jnp.complex64
     with pytest.raises(ValueError, match="activation must be None for complex x, got 'relu'"):
         BatchNorm(activation="relu").init(KEY, complex_inputs(x.shape), True)
+
+
+# --- the constructor's arguments --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("averaging", ["ema", "ema_debiased"])
+def test_momentum_may_be_traced(averaging):
+    """An argument of the jitted step: one program for every momentum."""
+    x = inputs((6, 5))
+    variables = BatchNorm(averaging=averaging).init(KEY, x, True)
+
+    @jax.jit
+    def train(momentum):
+        layer = BatchNorm(momentum=momentum, averaging=averaging)
+        return layer.apply(variables, x, False, mutable=["batch_stats"])
+
+    for momentum in (0.0, 0.7):
+        known = BatchNorm(momentum=momentum, averaging=averaging)
+        expected = known.apply(variables, x, False, mutable=["batch_stats"])
+        results = train(jnp.float32(momentum))
+        assert_trees_close(results, jax.tree.map(np.float64, expected), CLOSE)
+    assert train._cache_size() == 1
+    initialized = jax.jit(lambda m: BatchNorm(momentum=m).init(KEY, x, False))(0.7)
+    jax.tree.map(np.testing.assert_array_equal, initialized["batch_stats"], bnjax.init_stats(5))
+
+
+# --- narrow statistics ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_statistics_move_at_float32(dtype, promotion):
+    """Cast by hand, with all else: kept narrow, they stick where an update is below half a unit."""
+    xs = [1 + inputs((64, 5), seed) / 8 for seed in range(100)]
+    layer = BatchNorm(use_running_average=False, momentum=0.999)
+    variables = jax.tree.map(lambda a: a.astype(dtype), layer.init(KEY, xs[0]))
+    train = jax.jit(lambda variables, x: layer.apply(variables, x, mutable=["batch_stats"])[1])
+    for x in xs:
+        variables = variables | train(variables, x)
+    stats = variables["batch_stats"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype(jnp.float32)}
+    batches = [reference.forward(x, None, None) for x in xs]
+    tolerance = {"rtol": 1e-5, "atol": 1e-6}
+    mean = reference.ema([batch.mean for batch in batches], np.zeros(5), 0.999)
+    assert_close(stats["mean"], mean, tolerance)
+    var = reference.ema([batch.var for batch in batches], np.ones(5), 0.999)
+    assert_close(stats["var"], var, tolerance)
+
+
+def test_loops_that_carry_narrow_statistics_are_refused():
+    """By Flax's layer as by ours: `lax.scan` carries one dtype. They are widened before."""
+    xs = jnp.stack([inputs((6, 5))] * 2)
+
+    class Step(nn.Module):
+        layer: type
+
+        @nn.compact
+        def __call__(self, carry, x):
+            return carry, self.layer(use_running_average=False, dtype=jnp.float32, name="norm")(x)
+
+    for layer in (BatchNorm, nn.BatchNorm):
+        scan = nn.scan(Step, variable_broadcast="params", variable_carry="batch_stats")(layer)
+        variables = Step(layer).init(KEY, (), xs[0])
+        stats = jax.tree.map(lambda a: a.astype(jnp.bfloat16), variables["batch_stats"])
+        with pytest.raises(TypeError, match=r"bfloat16.* float32"):
+            scan.apply(variables | {"batch_stats": stats}, (), xs, mutable=["batch_stats"])
+        scan.apply(variables, (), xs, mutable=["batch_stats"])
