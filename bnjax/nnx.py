@@ -27,8 +27,8 @@ class BatchNorm(nnx.Module):
     leak NaN, a batch of one value per feature raises, the backward pass is the closed form, and a
     narrow `dtype` rounds the output alone, neither `x` nor the statistics before.
 
-    Statistics narrower than float32 become float32 in the first update, for narrow ones stick: widen
-    them before a loop that carries them (`nnx.scan`), which keeps dtypes.
+    Statistics narrower than float32 become float32 in the first update, for narrow ones stick:
+    widen them before a loop that carries them (`nnx.scan`), which keeps dtypes.
 
     Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
     Whether scale and bias are trained and decayed is for the optimizer to say.
@@ -242,18 +242,14 @@ class BatchNorm(nnx.Module):
             dtype=dtype,
         )
         for key, value in (new or {}).items():
-            _set(getattr(self, key), value)
+            variable = getattr(self, key)
+            if value.dtype != stats[key].dtype and hasattr(variable, "set_value"):
+                variable.set_value(value)  # Flax 0.12 casts what `[...]` is given
+            else:
+                variable[...] = value
         return y
 
     def _variables(self, *names: str) -> dict[str, jax.Array]:
         """The arrays of those variables that exist."""
         found = {name: getattr(self, name, None) for name in names}
         return {name: variable[...] for name, variable in found.items() if variable is not None}
-
-
-def _set(variable: nnx.BatchStat[jax.Array], value: jax.Array) -> None:
-    """Replaces the value, whose dtype may widen."""
-    if variable.dtype != value.dtype and hasattr(variable, "set_value"):
-        variable.set_value(value)  # Flax 0.12 casts what `[...]` is given
-    else:
-        variable[...] = value

@@ -344,7 +344,7 @@ def test_narrow_statistics_move_at_float32(dtype, promotion):
     assert_close(stats["var"], var, tolerance)
 
 
-def test_loops_that_carry_narrow_statistics_are_refused():
+def test_loops_that_carry_narrow_statistics_are_refused(promotion):
     """By Flax's layer as by ours: `lax.scan` carries one dtype. They are widened before."""
     xs = jnp.stack([inputs((6, 5))] * 2)
 

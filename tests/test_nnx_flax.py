@@ -11,6 +11,7 @@ import reference
 from flax import nnx
 from tolerances import assert_close, assert_trees_close
 
+from bnjax import linen
 from bnjax.nnx import BatchNorm
 
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}
@@ -268,3 +269,38 @@ def test_loops_that_carry_narrow_statistics_are_refused():
     with pytest.raises(TypeError, match=r"bfloat16.* float32"):
         train(layer, xs)
     train(narrow(layer, jnp.float32), xs)
+
+
+# --- variables of other kinds -----------------------------------------------------------------
+
+
+@pytest.mark.skipif(not FLAX_12, reason="Flax 0.12 has kinds of variables")
+@pytest.mark.parametrize("kind", ["ref", "hijax"])
+def test_variables_that_change_in_place(kind):
+    """Under plain `jax.jit`; Flax's layer knows references alone."""
+    x = inputs((6, 5))
+    with nnx.var_defaults(**{kind: True}):
+        layer = BatchNorm(5, momentum=0.5, rngs=nnx.Rngs(0))
+    y = jax.jit(lambda layer, x: layer(x))(layer, x)
+    batch = reference.forward(x, None, None)
+    assert_close(y, batch.y, CLOSE)
+    assert_close(layer.mean[...], batch.mean / 2, CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.float16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_adapters_agree(dtype, param_dtype, masked, promotion):
+    """To the bit, with a mask of features too."""
+    x = inputs((10, 5))
+    mask = np.array([True, False, True, False, True]) if masked else None
+    settings = {"dtype": dtype, "param_dtype": param_dtype}
+    layer = BatchNorm(5, rngs=nnx.Rngs(0), **settings)
+    other = linen.BatchNorm(use_running_average=False, **settings)
+    expected, _ = other.apply(
+        other.init(jax.random.key(0), x), x, mask=mask, mutable=["batch_stats"]
+    )
+    y = layer(x, mask=mask)
+    assert y.dtype == expected.dtype == dtype
+    np.testing.assert_array_equal(y, expected)
+    assert np.isfinite(y).all()
