@@ -322,6 +322,11 @@ def test_momentum_may_be_traced(averaging):
     jax.tree.map(np.testing.assert_array_equal, initialized["batch_stats"], bnjax.init_stats(5))
 
 
+def test_an_axis_named_twice_is_refused():
+    with pytest.raises(ValueError, match=r"axis=\(-1, 1\) names an axis twice, for x of rank 2"):
+        BatchNorm(axis=(-1, 1)).init(KEY, inputs((6, 5)), False)
+
+
 # --- narrow statistics ------------------------------------------------------------------------
 
 
