@@ -12,7 +12,7 @@ from bnjax.normalization import arguments
 from bnjax.normalization.batch_norm import init_stats
 from bnjax.normalization.fused import Activation
 from bnjax.normalization.groups import BatchChoice
-from bnjax.normalization.moments import Moments
+from bnjax.normalization.moments import Moments, batch_size
 from bnjax.normalization.switches import normalize
 
 Variables = Any
@@ -24,7 +24,11 @@ class BatchNorm(nn.Module):
     With the defaults, parameters and `batch_stats` are Flax's leaf for leaf: existing checkpoints
     load. What differs: moments are exact at any offset, masks cannot leak NaN, a batch of one
     value per feature raises, and the backward pass is the closed form. As in Flax,
-    initialization moves no statistics; its output is normalized by the initial ones.
+    initialization moves no statistics, and what it is given is the whole batch: mapped axes need
+    not exist. (One value per feature is normalized by the initial statistics there.)
+
+    Statistics narrower than float32 come back as float32, for narrow ones stick: widen them before
+    a loop that carries them (`nn.scan`), which keeps dtypes.
 
     Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
     Whether scale and bias are trained and decayed is for the optimizer to say.
@@ -88,9 +92,11 @@ class BatchNorm(nn.Module):
         """Normalizes `x`.
 
         Args:
-            x: floating, rank 2 or more.
+            x: floating, or complex: then the mean is complex, the variance E|x - mean|^2, and the
+                backward pass JAX's own. Of rank 1 (features alone), it is one example of the batch
+                that `axis_name` holds.
             use_running_average: overrides the attribute, which must then be None.
-            mask: bool, of the rank of `x`, sizes equal or one: what counts in the batch's moments.
+            mask: bool or integer, broadcast to `x` by NumPy's rules: what counts in the moments.
             update_statistics: overrides the attribute, which must then be None.
 
         Returns:
@@ -120,6 +126,10 @@ class BatchNorm(nn.Module):
         running, update = self._switches(use_running_average, update_statistics)
         axes = arguments.feature_axes(x.ndim, self.axis)
         shape = tuple(x.shape[a] for a in axes)
+        initializing = self.is_initializing()
+        if initializing:
+            values = batch_size(x.shape, [a for a in range(x.ndim) if a not in axes])
+            running = running or (isinstance(values, int) and values < 2)
         params = {}
         if self.use_scale:
             params["scale"] = self.param("scale", self.scale_init, shape, self.param_dtype)
@@ -133,7 +143,7 @@ class BatchNorm(nn.Module):
         variables = {
             key: self.variable("batch_stats", key, lambda value=value: value)
             for key, value in initial.items()
-            if self.is_initializing() or update or (running and key != "count")
+            if initializing or update or (running and key != "count")
         }
         y, stats, moments = normalize(
             x,
@@ -147,10 +157,10 @@ class BatchNorm(nn.Module):
             averaging=self.averaging,
             running_var=self.running_var,
             activation=self.activation,
-            batch=self.batch,
+            batch="all" if initializing else self.batch,
             mask=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            axis_name=None if initializing else self.axis_name,
+            axis_index_groups=None if initializing else self.axis_index_groups,
             impl=self.impl,
             dtype=jnp.result_type(x, *params.values()) if self.dtype is None else self.dtype,
         )
@@ -174,7 +184,7 @@ class BatchNorm(nn.Module):
         if update_statistics is not None:
             update = nn.merge_param("update_statistics", update, update_statistics)
         if self.is_initializing():
-            return True, False
+            return running, False
         return running, not running if update is None else update
 
 

@@ -27,6 +27,9 @@ class BatchNorm(nnx.Module):
     leak NaN, a batch of one value per feature raises, the backward pass is the closed form, and a
     narrow `dtype` rounds the output alone, neither `x` nor the statistics before.
 
+    Statistics narrower than float32 become float32 in the first update, for narrow ones stick:
+    widen them before a loop that carries them (`nnx.scan`), which keeps dtypes.
+
     Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
     Whether scale and bias are trained and decayed is for the optimizer to say.
 
@@ -87,7 +90,10 @@ class BatchNorm(nnx.Module):
             axis_name: mapped axes whose devices share the batch.
             axis_index_groups: groups of devices that share a batch each.
             use_fast_variance: without effect, for Flax's sake: the variance is always exact.
-            promote_dtype: only Flax's own, which sets the type of the output.
+            promote_dtype: one's own is called as by Flax, on `(x, mean, var, scale, bias)`, None
+                where one is missing, and `dtype=dtype`. What it returns normalizes; the statistics
+                that are kept and moved are those from before. Flax's own is not called: here,
+                `dtype` sets the type of the output alone.
             rngs: keys for the initializers, from its stream `params`.
             bias_metadata: of the `nnx.Param` of the bias, such as its sharding.
             scale_metadata: of the `nnx.Param` of the scale.
@@ -101,13 +107,8 @@ class BatchNorm(nnx.Module):
                 True: always; where the statistics normalize, the batch moves them afterwards.
 
         Raises:
-            ValueError: for a choice that does not exist, or a `promote_dtype` of one's own.
+            ValueError: for a choice that does not exist.
         """
-        if promote_dtype is not dtypes.promote_dtype:
-            raise ValueError(
-                f"promote_dtype={promote_dtype} is refused: it would round inputs and statistics "
-                "before they are used. `dtype` sets the type of the output; convert x beforehand."
-            )
         arguments.check_update(momentum, averaging, running_var)
         shape = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
         for key, value in init_stats(shape, averaging=averaging).items():
@@ -151,9 +152,11 @@ class BatchNorm(nnx.Module):
         """Normalizes `x`, and moves the statistics in place.
 
         Args:
-            x: floating, rank 2 or more.
+            x: floating, or complex: then the mean is complex, the variance E|x - mean|^2, and the
+                backward pass JAX's own. Of rank 1 (features alone), it is one example of the batch
+                that `axis_name` holds.
             use_running_average: overrides the attribute.
-            mask: bool, of the rank of `x`, sizes equal or one: what counts in the batch's moments.
+            mask: bool or integer, broadcast to `x` by NumPy's rules: what counts in the moments.
             update_statistics: overrides the attribute.
 
         Returns:
@@ -205,13 +208,24 @@ class BatchNorm(nnx.Module):
         update = self.update_statistics if update_statistics is None else update_statistics
         params = self._variables("scale", "bias")
         stats = self._variables("mean", "var", "count")
+        normalizing = stats
+        if self.promote_dtype is not dtypes.promote_dtype:
+            given = (stats["mean"], stats["var"], params.get("scale"), params.get("bias"))
+            x, mean, var, *promoted = self.promote_dtype((x, *given), dtype=self.dtype)
+            normalizing = {"mean": mean, "var": var}
+            params = {
+                key: value
+                for key, value in zip(("scale", "bias"), promoted, strict=True)
+                if value is not None
+            }
         dtype = self.dtype
         if dtype is None:  # as Flax: unlike in Linen, the statistics take part
-            dtype = jnp.result_type(x, stats["mean"], stats["var"], *params.values())
+            dtype = jnp.result_type(x, normalizing["mean"], normalizing["var"], *params.values())
         y, new, _ = normalize(
             x,
             params,
             stats,
+            normalizing=normalizing,
             use_running_average=running,
             update_statistics=not running if update is None else update,
             axis=self.axis,
@@ -228,7 +242,11 @@ class BatchNorm(nnx.Module):
             dtype=dtype,
         )
         for key, value in (new or {}).items():
-            getattr(self, key)[...] = value
+            variable = getattr(self, key)
+            if value.dtype != stats[key].dtype and hasattr(variable, "set_value"):
+                variable.set_value(value)  # Flax 0.12 casts what `[...]` is given
+            else:
+                variable[...] = value
         return y
 
     def _variables(self, *names: str) -> dict[str, jax.Array]:

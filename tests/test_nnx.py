@@ -371,7 +371,6 @@ def test_errors_name_the_layer(settings, shape, message):
         ({"momentum": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
         ({"averaging": "mean"}, "averaging must be one of"),
         ({"running_var": "sample"}, "running_var must be one of"),
-        ({"promote_dtype": lambda arrays, dtype: arrays}, "promote_dtype=.* is refused"),
     ],
 )
 def test_the_constructor_refuses(settings, message):

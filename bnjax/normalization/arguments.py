@@ -244,3 +244,19 @@ def full_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
             "rank and sizes, or ones; for one flag per example, reshape it to (examples, 1, ...)."
         )
     return jnp.broadcast_to(mask, x.shape)
+
+
+def broadcast_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
+    """The mask in the shape of `x`, by NumPy's rules; integers are taken for zeros and ones."""
+    if mask is None:
+        return None
+    check_array("mask", mask)
+    if jnp.issubdtype(mask.dtype, jnp.integer):
+        mask = mask.astype(bool)
+    try:
+        return jnp.broadcast_to(mask, x.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"mask of shape {mask.shape} does not broadcast to x of shape {x.shape}: for one flag "
+            "per example, reshape it to (examples, 1, ...)."
+        ) from error
