@@ -20,7 +20,7 @@ from bnjax.normalization.arguments import (
     check_choice,
     check_epsilon,
     check_features,
-    check_index_groups,
+    check_mapped_axes,
     check_stats,
     check_values,
     feature_axes,
@@ -52,7 +52,7 @@ def batch_transform(
     name = axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
     groups = choose_groups(batch, x.shape[axes[0]], name, axis_index_groups)
     check_values(x, axes, axis, groups)
-    check_index_groups(x, groups)
+    check_mapped_axes(x, groups)
     transform = Transform(
         axes, groups.axis_name, groups.axis_index_groups, groups.shards, epsilon, None, dtype
     )

@@ -109,8 +109,8 @@ def _normalize_apart(
     parts = explicit_parts(x, axis)
     if parts > 1 and (whole < x.shape[axis] or whole // size % parts):
         # Explicit types know no group that lies on several devices: these get all examples.
-        everywhere = (None if a is None else undivided(a, axis) for a in (x, mask))
-        y, moments = _normalize_apart(normalize, *everywhere, size, axis)
+        whole_mask = None if mask is None else undivided(mask, axis)
+        y, moments = _normalize_apart(normalize, undivided(x, axis), whole_mask, size, axis)
         return jax.sharding.reshard(y, jax.typeof(x).sharding), moments
     arrays = [x] if mask is None else [x, mask]
 
