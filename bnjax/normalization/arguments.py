@@ -181,9 +181,9 @@ def check_activation(activation: str | None) -> None:
 def check_decay(decay: float | jax.Array) -> None:
     """Raises ValueError unless it is in [0, 1); of a traced one the shape and type are known."""
     traced = isinstance(decay, jax.core.Tracer)
-    scalar = hasattr(decay, "dtype") and jnp.shape(decay) == ()
-    if scalar:
-        number = jnp.issubdtype(decay.dtype, jnp.floating) or decay.dtype == jnp.int32
+    dtype = getattr(decay, "dtype", None)
+    if dtype is not None and jnp.shape(decay) == ():
+        number = jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.int32
     else:
         number = isinstance(decay, Real) and not isinstance(decay, bool)
     if not number:
