@@ -209,18 +209,18 @@ class BatchNorm(nnx.Module):
         params = self._variables("scale", "bias")
         stats = self._variables("mean", "var", "count")
         normalizing = stats
+        sources: tuple[jax.Array, ...] = (
+            stats["mean"],
+            stats["var"],
+        )  # as Flax: unlike in Linen, these take part
         if self.promote_dtype is not dtypes.promote_dtype:
             given = (stats["mean"], stats["var"], params.get("scale"), params.get("bias"))
-            x, mean, var, *promoted = self.promote_dtype((x, *given), dtype=self.dtype)
-            normalizing = {"mean": mean, "var": var}
-            params = {
-                key: value
-                for key, value in zip(("scale", "bias"), promoted, strict=True)
-                if value is not None
-            }
+            x, mean, var, scale, bias = self.promote_dtype((x, *given), dtype=self.dtype)
+            normalizing, sources = {"mean": mean, "var": var}, ()
+            params = {key: p for key, p in (("scale", scale), ("bias", bias)) if p is not None}
         dtype = self.dtype
-        if dtype is None:  # as Flax: unlike in Linen, the statistics take part
-            dtype = jnp.result_type(x, normalizing["mean"], normalizing["var"], *params.values())
+        if dtype is None:
+            dtype = jnp.result_type(x, *sources, *params.values())
         y, new, _ = normalize(
             x,
             params,

@@ -176,6 +176,19 @@ def test_promotion_of_ones_own_is_called_as_flaxs(settings, running, promotion):
     assert_trees_close(stats_of(ours), jax.tree.map(np.float64, stats_of(theirs)), CLOSE)
 
 
+@pytest.mark.skipif(not FLAX_12, reason="Flax 0.11's layer has no promote_dtype")
+def test_promotion_of_ones_own_sets_the_output(promotion):
+    """By `x`, scale and bias as it returns them; the statistics take no part then."""
+
+    def promote(arrays, *, dtype=None):
+        x, mean, var, scale, _ = arrays
+        return x.astype(jnp.bfloat16), mean, var, scale.astype(jnp.bfloat16), None
+
+    ours, theirs = (layer(inputs((16, 5))) for layer in pair(promote_dtype=promote))
+    assert ours.dtype == theirs.dtype == jnp.bfloat16
+    assert_close(ours, np.float64(theirs), {"rtol": 2.0**-7, "atol": 2e-6})
+
+
 def test_promotion_leaves_the_statistics_that_are_kept():
     """What normalizes is rounded; what the batch then moves is not."""
 
