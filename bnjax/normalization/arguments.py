@@ -176,6 +176,10 @@ def check_epsilon(epsilon: float, dtype: DTypeLike = jnp.float32) -> None:
 
 def check_dtype(dtype: DTypeLike) -> None:
     """Raises ValueError unless the output's type is floating."""
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype must be floating, got {dtype!r}, which is no type.") from error
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"dtype must be floating, got {jnp.dtype(dtype)}: it is the type of the output."

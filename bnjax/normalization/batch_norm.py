@@ -189,6 +189,8 @@ def batch_transform(
     check_activation(activation)
     check_dtype(dtype or x.dtype)
     mask = full_mask(mask, x)
+    if axis_name is not None and not isinstance(axis_name, str | Sequence):
+        raise ValueError(f"axis_name must be a name or several, got {axis_name!r}.")
     name = axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
     groups = choose_groups(batch, x.shape[axes[0]], name, axis_index_groups)
     check_values(x, axes, axis, groups)

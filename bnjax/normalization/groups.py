@@ -117,19 +117,28 @@ def _normalize_apart(
     def apart(x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, Moments]:
         return normalize(x, mask)
 
+    left_over = x.shape[axis] - whole
+
+    def padded(a: jax.Array, length: int) -> jax.Array:
+        padding = [(0, length - n if i == axis else 0) for i, n in enumerate(a.shape)]
+        return jnp.pad(a, padding)
+
     def split(a: jax.Array) -> jax.Array:
-        a = lax.slice_in_dim(a, 0, whole, axis=axis)
-        return a.reshape(*a.shape[:axis], -1, size, *a.shape[axis + 1 :])
+        if left_over:  # cut after the reshape: before, XLA of JAX 0.7 mixes up devices
+            a = padded(a, whole + size)
+        a = a.reshape(*a.shape[:axis], -1, size, *a.shape[axis + 1 :])
+        return lax.slice_in_dim(a, 0, whole // size, axis=axis)
 
     y, moments = jax.vmap(apart, in_axes=axis, out_axes=(axis, 0))(*map(split, arrays))
-    y = y.reshape(*x.shape[:axis], whole, *x.shape[axis + 1 :])
-    if whole < x.shape[axis]:
+    if left_over:
         rest = [lax.slice_in_dim(a, whole, a.shape[axis], axis=axis) for a in arrays]
         y_rest, moments_rest = apart(*rest)
-        y = jnp.concatenate([y, y_rest], axis)
+        y = jnp.concatenate([y, jnp.expand_dims(padded(y_rest, size), axis)], axis)
         moments = jax.tree.map(
             lambda many, one: jnp.concatenate([many, one[None]]), moments, moments_rest
         )
+    y = y.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+    y = lax.slice_in_dim(y, 0, x.shape[axis], axis=axis)
     return y, moments
 
 

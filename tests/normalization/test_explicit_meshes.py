@@ -83,7 +83,8 @@ def test_images_on_a_mesh_of_two_axes(types, spec, batch, shape):
     expected = jax.jit(lambda *a: layer(*a, batch=batch))(*divided, *whole)
     mesh = mesh_of((4, 2), types)
     actual = on_mesh(divided, whole, mesh, spec, batch=batch)
-    assert_trees_close(actual, jax.tree.map(np.float64, expected), PARALLEL)
+    sums = PARALLEL if shape == SMALL else {"rtol": 1e-5, "atol": 1e-3}  # of 16,384 terms
+    assert_trees_close(actual, jax.tree.map(np.float64, expected), sums)
     given = jax.device_put(divided[0], NamedSharding(mesh, spec))
     for array in (actual[0], actual[2]):  # y and dx
         assert array.sharding.is_equivalent_to(given.sharding, array.ndim)
