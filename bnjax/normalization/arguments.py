@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from bnjax.normalization.fused import Activation
 from bnjax.normalization.groups import Groups
-from bnjax.normalization.moments import batch_size, precision
+from bnjax.normalization.moments import Moments, batch_size, precision
 from bnjax.normalization.versions import varying_axes
 
 Params = dict[str, jax.Array]
@@ -33,7 +33,7 @@ def feature_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
         ValueError: if one is no integer, out of range or given twice.
     """
     try:
-        given = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
+        given = _indices(axis)
     except TypeError as error:
         raise ValueError(f"axis must be an integer or several, got {axis!r}.") from error
     if not given or any(not -ndim <= a < ndim for a in given):
@@ -74,10 +74,18 @@ def check_array(name: str, value: Any) -> None:
         )
 
 
+def _indices(given: int | Sequence[int]) -> tuple[int, ...]:
+    """Integers, one or several; TypeError for anything else, booleans among it."""
+    several = tuple(given) if isinstance(given, Sequence) else (given,)
+    if any(isinstance(one, bool) for one in several):
+        raise TypeError
+    return tuple(map(operator.index, several))
+
+
 def check_shape(shape: int | Sequence[int]) -> None:
     """Raises ValueError unless it is a number of features, or their shape."""
     try:
-        sizes = tuple(map(operator.index, shape if isinstance(shape, Sequence) else (shape,)))
+        sizes = _indices(shape)
     except TypeError as error:
         raise ValueError(f"shape must be an integer or several, got {shape!r}.") from error
     if any(size < 0 for size in sizes):
@@ -140,6 +148,18 @@ def check_stats(stats: Stats, features: tuple[int, ...]) -> None:
         raise ValueError(f"stats has the keys {sorted(stats)}: make it with init_stats.")
 
 
+def check_moments(stats: Stats, moments: Moments) -> None:
+    """Raises ValueError unless these are moments of the features that the statistics are of."""
+    if not isinstance(moments, Moments):
+        raise ValueError(
+            f"moments must be Moments, got {type(moments).__name__}: take those that batch_moments "
+            "or batch_transform returns."
+        )
+    for name, value in moments._asdict().items():
+        check_array(f"moments.{name}", value)
+    check_stats(stats, moments.mean.shape)
+
+
 def check_features(
     name: str, tree: dict[str, jax.Array], features: tuple[int, ...], allowed: set[str]
 ) -> None:
@@ -177,13 +197,13 @@ def check_epsilon(epsilon: float, dtype: DTypeLike = jnp.float32) -> None:
 def check_dtype(dtype: DTypeLike) -> None:
     """Raises ValueError unless the output's type is floating."""
     try:
+        if hasattr(dtype, "astype") and not isinstance(dtype, type):
+            raise TypeError  # an array, whose own type would be taken
         dtype = jnp.dtype(dtype)
     except TypeError as error:
         raise ValueError(f"dtype must be floating, got {dtype!r}, which is no type.") from error
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"dtype must be floating, got {jnp.dtype(dtype)}: it is the type of the output."
-        )
+        raise ValueError(f"dtype must be floating, got {dtype}: means, scales and outputs are.")
 
 
 def check_activation(activation: str | None) -> None:

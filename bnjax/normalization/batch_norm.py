@@ -26,6 +26,7 @@ from bnjax.normalization.arguments import (
     check_epsilon,
     check_features,
     check_mapped_axes,
+    check_moments,
     check_shape,
     check_stats,
     check_update,
@@ -55,6 +56,7 @@ def init_params(
 ) -> Params:
     """Scale (gamma) one and bias (beta) zero, for features of the given shape."""
     check_shape(shape)
+    check_dtype(dtype)
     params = {}
     if use_scale:
         params["scale"] = jnp.ones(shape, dtype)
@@ -75,6 +77,7 @@ def init_stats(
     """
     check_shape(shape)
     check_choice("averaging", averaging, Averaging)
+    check_dtype(dtype)
     dtype = precision(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
     if averaging != "ema":
@@ -187,7 +190,8 @@ def batch_transform(
     check_epsilon(epsilon, x.dtype)
     check_choice("impl", impl, Impl)
     check_activation(activation)
-    check_dtype(dtype or x.dtype)
+    dtype = x.dtype if dtype is None else dtype
+    check_dtype(dtype)
     mask = full_mask(mask, x)
     if axis_name is not None and not isinstance(axis_name, str | Sequence):
         raise ValueError(f"axis_name must be a name or several, got {axis_name!r}.")
@@ -202,7 +206,7 @@ def batch_transform(
         groups.shards,
         epsilon,
         activation,
-        jnp.dtype(dtype or x.dtype),
+        jnp.dtype(dtype),
     )
     normalize = normalize_fused if impl == "fused" else normalize_autodiff
     scale, bias = params.get("scale"), params.get("bias")
@@ -231,10 +235,11 @@ def normalize_population(
     check_stats(stats, features)
     check_epsilon(epsilon, x.dtype)
     check_activation(activation)
-    check_dtype(dtype or x.dtype)
+    dtype = x.dtype if dtype is None else dtype
+    check_dtype(dtype)
     mean, var = (stats[key].astype(precision(x.dtype)) for key in ("mean", "var"))
     y = affine(x, mean, lax.rsqrt(var + epsilon), params.get("scale"), params.get("bias"), axes)
-    return activate(y, activation).astype(dtype or x.dtype)
+    return activate(y, activation).astype(dtype)
 
 
 def update_stats(
@@ -256,6 +261,7 @@ def update_stats(
         ValueError: for a bad `decay` or choice, or if `stats` lacks the count that is needed.
     """
     check_update(decay, averaging, running_var)
+    check_moments(stats, moments)
     check_count(stats, averaging)
     moments = jax.tree.map(lax.stop_gradient, moments)
     mean, var, size = moments

@@ -195,7 +195,8 @@ def whitening_transform(
     width = _group_width(features, groups)
     check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon)
-    check_dtype(dtype or x.dtype)
+    dtype = x.dtype if dtype is None else dtype
+    check_dtype(dtype)
     vectors = _batch_vectors(x, axis, axis_name, axis_index_groups)
     if method == "pca" and vectors < width:
         raise ValueError(
@@ -206,7 +207,7 @@ def whitening_transform(
     batch, centred = _covariance(x, axis, groups, mask, axis_name, axis_index_groups)
     matrix = whitening_matrix(batch.cov, method=method, epsilon=epsilon)
     y = _from_rows(_affine(centred, matrix, params), x, axis)
-    return y.astype(dtype or x.dtype), jax.tree.map(lax.stop_gradient, batch)
+    return y.astype(dtype), jax.tree.map(lax.stop_gradient, batch)
 
 
 def whiten_population(
@@ -227,12 +228,13 @@ def whiten_population(
     groups = _check_stats(stats, features)
     check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon)
-    check_dtype(dtype or x.dtype)
+    dtype = x.dtype if dtype is None else dtype
+    check_dtype(dtype)
     mean, cov = (stats[key].astype(precision(x.dtype)) for key in ("mean", "cov"))
     matrix = whitening_matrix(cov, method=method, epsilon=epsilon)
     centred = _rows(x, axis).astype(mean.dtype) - mean[None]
     y = _affine(centred.reshape(-1, groups, features // groups), matrix, params)
-    return _from_rows(y, x, axis).astype(dtype or x.dtype)
+    return _from_rows(y, x, axis).astype(dtype)
 
 
 def batch_covariance(
