@@ -47,8 +47,8 @@ def recalibrate(
     step is compiled for each shape of a batch, and kept for the next call with an equal model.
 
     On several devices: place each batch sharded by examples, and the variables replicated. Layers
-    then share the batch as one, and the statistics are those of one device; `axis_name` of the
-    layers must be None. Under `pmap` or `shard_map`, see `bnjax.population_stats`.
+    then share the batch as one, whatever their `axis_name`, and the statistics are those of one
+    device. Under `pmap` or `shard_map`, see `bnjax.population_stats`.
 
     Args:
         model: contains `BatchNorm` layers, which `nn.scan`, `nn.vmap` and the like may lift.
