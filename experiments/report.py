@@ -35,6 +35,8 @@ ROOT = Path(__file__).parent.parent
 MNIST = ROOT / "experiments" / "mnist_lenet"
 IMAGENET = ROOT / "experiments" / "imagenet_inception"
 LONG = IMAGENET / "results" / "long" / "bn_x5-s0"
+CONTROLS = ("recipe_x5", "inception_x5", "wide", "wide/inception_x5", "wide/inception_x30")
+"""Folders of further runs, each with a table."""
 FIGURES = {
     MNIST / "results": mnist_figures.draw,
     IMAGENET / "results": imagenet_figures.draw,
@@ -91,10 +93,11 @@ def documents() -> Iterator[tuple[Path, str]]:
     summary = imagenet_summary.summarize(IMAGENET / "results")
     yield IMAGENET / "results" / "summary.json", json.dumps(summary, indent=1) + "\n"
     imagenet = _imagenet_blocks(summary)
-    for name in ("inception_x5", "wide", "wide/inception_x5", "wide/inception_x30"):
+    for name in CONTROLS:
         summary = imagenet_summary.summarize(IMAGENET / "results" / name)
         yield IMAGENET / "results" / name / "summary.json", json.dumps(summary, indent=1) + "\n"
         imagenet[f"imagenet_{name.replace('/', '_')}"] = imagenet_table.arms_table(summary)
+    imagenet |= _imagenet_differences()
     yield IMAGENET / "README.md", _filled(IMAGENET / "README.md", imagenet)
     speed = {
         f"{name}_benchmark": benchmark.table(_result(BENCHMARKS, name))
@@ -142,6 +145,27 @@ def _imagenet_blocks(summary: dict[str, Any]) -> dict[str, str]:
         "imagenet_memory": imagenet_table.memory_text(read_result(LONG).record),
         "imagenet_evaluation": evaluation_table.table(_result(IMAGENET, "evaluation")),
     }
+
+
+def _imagenet_differences() -> dict[str, str]:
+    """Every comparison of best accuracies, with its interval."""
+
+    def runs(name: str) -> dict[str, imagenet_summary.Runs]:
+        return imagenet_summary.load_runs(IMAGENET / "results" / name)
+
+    narrow, wide = runs(""), runs("wide")
+    pairs = {
+        "differences": [(arm, narrow["inception"]) for arm in list(narrow.values())[1:]],
+        "wide_differences": [(arm, wide["inception"]) for arm in list(wide.values())[1:]],
+        "control_differences": [
+            (narrow["bn_x5"], runs(name)["inception"]) for name in ("recipe_x5", "inception_x5")
+        ],
+        "wide_control_differences": [
+            (wide[arm], runs(f"wide/inception_{arm.removeprefix('bn_')}")["inception"])
+            for arm in ("bn_x5", "bn_x30")
+        ],
+    }
+    return {f"imagenet_{name}": imagenet_table.differences_text(of) for name, of in pairs.items()}
 
 
 def _filled(path: Path, blocks: dict[str, str]) -> str:

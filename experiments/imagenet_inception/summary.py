@@ -73,6 +73,12 @@ def summarize(out: Path) -> dict[str, Any]:
     return {"arms": {arm: _arm(group, runs.get(REFERENCE)) for arm, group in runs.items()}}
 
 
+def best_accuracy(group: Runs) -> dict[int, float]:
+    """The best of each run's evaluations, by seed."""
+    best = [float(values.max()) for values in group.accuracy]
+    return dict(zip(group.seeds, best, strict=True))
+
+
 def match_steps(group: Runs, reference: Runs) -> dict[int, int | None]:
     """By seed, the first evaluated step at which a run is as good as the reference's best.
 

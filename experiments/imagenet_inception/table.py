@@ -1,8 +1,11 @@
 """Figure 3 of the paper, with its numbers beside ours, in Markdown."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
+from experiments.differences import difference_line, paired
+from experiments.imagenet_inception.summary import Runs, best_accuracy
 
 NAMES = {
     "inception": "Inception",
@@ -29,6 +32,18 @@ def arms_table(summary: dict[str, Any]) -> str:
     heads += ["best accuracy, %", "final, %", "final by Algorithm 2, %"]
     heads += ["paper: steps to 72.2 %", "times fewer", "best, %"]
     return table(heads, [_row(name, arm) for name, arm in summary["arms"].items()])
+
+
+def differences_text(pairs: Iterable[tuple[Runs, Runs]]) -> str:
+    """The best accuracy of each pair's first arm minus that of its second, a line each."""
+    return "\n".join(
+        difference_line(
+            label(first.arm, first.changed),
+            label(second.arm, second.changed),
+            paired(best_accuracy(first), best_accuracy(second)),
+        )
+        for first, second in pairs
+    )
 
 
 def label(arm: str, changed: dict[str, Any]) -> str:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from bnjax.evidence.records import making_sense
 from bnjax.evidence.statistics import accuracy, spread, steps_to, times
+from experiments.differences import paired
 from experiments.finished import Result, read_result, runs_below
 from experiments.mnist_lenet.config import ARMS
 
@@ -171,22 +171,11 @@ def _arm(group: Runs) -> dict[str, Any]:
 
 def _difference(plain: Runs, normalized: Runs) -> dict[str, Any]:
     """Final accuracy with normalization minus without, paired by seed, with a 95 % interval."""
-    seeds = sorted({*plain.seeds} & {*normalized.seeds})
-    change = np.array(
-        [
-            normalized.accuracy[normalized.seeds.index(s), -1]
-            - plain.accuracy[plain.seeds.index(s), -1]
-            for s in seeds
-        ]
-    )
-    difference = {"arms": [normalized.arm, plain.arm], "seeds": len(seeds)} | spread(change)
-    if len(seeds) > 1:
-        half = stats.t.ppf(0.975, len(seeds) - 1) * change.std(ddof=1) / np.sqrt(len(seeds))
-        difference["confidence_95"] = [
-            round(float(change.mean() - half), 6),
-            round(float(change.mean() + half), 6),
-        ]
-    return difference
+    last = [
+        dict(zip(arm.seeds, map(float, arm.accuracy[:, -1]), strict=True))
+        for arm in (normalized, plain)
+    ]
+    return {"arms": [normalized.arm, plain.arm]} | paired(*last)
 
 
 def _path_lengths(group: Runs, key: str = "p50") -> np.ndarray:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
+from experiments.differences import difference_line
 from experiments.mnist_lenet.summary import SETTLED, TARGETS
 
 _NAMES = {
@@ -34,16 +35,11 @@ def arms_table(summary: dict[str, Any]) -> str:
 
 def differences_text(summary: dict[str, Any]) -> str:
     """The paired differences, a line each."""
-    lines = []
-    for difference in summary["differences"]:
-        normalized, plain = (_NAMES[arm] for arm in difference["arms"])
-        text = f"{normalized} minus {plain}: {100 * difference['mean']:+.2f} points"
-        if "confidence_95" in difference:
-            low, high = (100 * bound for bound in difference["confidence_95"])
-            text += f", 95 % confidence interval {low:+.2f} to {high:+.2f}"
-        seeds = difference["seeds"]
-        lines.append(f"- {text} ({f'{seeds} seeds, paired' if seeds > 1 else 'one seed'}).")
-    return "\n".join(lines)
+    return "\n".join(
+        difference_line(_NAMES[first], _NAMES[second], difference)
+        for difference in summary["differences"]
+        for first, second in (difference["arms"],)
+    )
 
 
 def drift_text(summary: dict[str, Any]) -> str:

@@ -1,0 +1,39 @@
+"""Two arms compared: the difference of an accuracy, paired by seed, with its 95 % interval."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bnjax.evidence.statistics import spread
+
+
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any]:
+    """The first accuracy minus the second, over the seeds that both have.
+
+    Args:
+        first: by seed, a fraction.
+        second: the same, of the arm that it is held against.
+
+    Returns:
+        `seeds`, `mean`, `sd` and, of two seeds or more, `confidence_95` by Student's t.
+    """
+    seeds = sorted({*first} & {*second})
+    change = np.array([first[seed] - second[seed] for seed in seeds])
+    difference: dict[str, Any] = {"seeds": len(seeds)} | spread(change)
+    if len(seeds) > 1:
+        half = stats.t.ppf(0.975, len(seeds) - 1) * change.std(ddof=1) / np.sqrt(len(seeds))
+        bounds = (change.mean() - half, change.mean() + half)
+        difference["confidence_95"] = [round(float(bound), 6) for bound in bounds]
+    return difference
+
+
+def difference_line(first: str, second: str, difference: Mapping[str, Any]) -> str:
+    """One difference in words, in points of a per cent."""
+    text = f"- {first} minus {second}: {100 * difference['mean']:+.2f} points"
+    if "confidence_95" in difference:
+        low, high = (100 * bound for bound in difference["confidence_95"])
+        text += f", 95 % confidence interval {low:+.2f} to {high:+.2f}"
+    seeds = difference["seeds"]
+    return f"{text} ({f'{seeds} seeds, paired' if seeds > 1 else 'one seed'})."
