@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from experiments.benchmarks.batch_norm_programs import (
 SHAPE = (6, 4, 3, 5)
 PRESENT = ("ours", "ours_autodiff", "flax", "flax_two_pass", "flax_nnx")  # the rest: tests/parity
 
+ROOT = Path(__file__).parents[2]
 TINY = (
     "--shapes 4x3x3x4 --dtypes bfloat16 --repeats 1 --turn-seconds 1e-4 --bandwidth-bytes 4096 "
     "--bandwidth-tries 1 --accuracy-shape 4x3x3x4"
@@ -46,7 +48,7 @@ def written(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmarks", "batch_norm", *TINY.split()],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,

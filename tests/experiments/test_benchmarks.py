@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,7 @@ import pytest
 
 from bnjax.data import load_dataset
 from bnjax.training.checkpoints import Checkpoints
+from bnjax.training.divergence import start_watch
 from bnjax.training.loop import Progress
 from bnjax.training.objectives import Metrics
 from bnjax.training.optimizers import sgd
@@ -34,6 +36,7 @@ from experiments.mnist_lenet.arms import make_model
 from experiments.mnist_lenet.config import Config as Setting
 from experiments.mnist_lenet.train import train
 
+ROOT = Path(__file__).parents[2]
 TINY = "--steps 4 --steps-per-dispatch 2 --seeds 1 --repeats 1 --matmul-size 64 --matmul-tries 1"
 
 
@@ -45,7 +48,7 @@ def written(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmarks", "mnist", *TINY.split(), "--out", "out"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
         check=False,
@@ -248,7 +251,7 @@ def _start(setting):
     state = TrainState(
         jnp.int32(0), params["params"], params["batch_stats"], sgd(0.1).init(params["params"])
     )
-    return Progress(state, Metrics.zero())
+    return Progress(start_watch(state), Metrics.zero())
 
 
 def _stacked(tree):

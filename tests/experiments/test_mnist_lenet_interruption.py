@@ -41,7 +41,7 @@ def running(out: Path, *, until):
 
 def first_bar(err: str) -> str:
     """Steps done when a progress bar was first drawn."""
-    return re.search(r"\| *([0-9.]+k?)/", err)[1]
+    return re.search(r"% *([0-9.]+k?)/", err)[1]
 
 
 @pytest.mark.slow
