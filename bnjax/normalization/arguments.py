@@ -149,7 +149,10 @@ def check_stats(stats: Stats, features: tuple[int, ...]) -> None:
 
 
 def check_moments(stats: Stats, moments: Moments) -> None:
-    """Raises ValueError unless these are moments of the features that the statistics are of."""
+    """Raises ValueError unless these are statistics and moments: arrays under their names.
+
+    Of any shape: whitening keeps covariances in the place of variances.
+    """
     if not isinstance(moments, Moments):
         raise ValueError(
             f"moments must be Moments, got {type(moments).__name__}: take those that batch_moments "
@@ -157,7 +160,10 @@ def check_moments(stats: Stats, moments: Moments) -> None:
         )
     for name, value in moments._asdict().items():
         check_array(f"moments.{name}", value)
-    check_stats(stats, moments.mean.shape)
+    if not isinstance(stats, Mapping) or not {"mean", "var"} <= set(stats):
+        raise ValueError(f"stats must be a dict with mean and var, got {stats!r}.")
+    for key in stats:
+        check_array(f"stats[{key!r}]", stats[key])
 
 
 def check_features(

@@ -61,7 +61,7 @@ def test_a_run_that_diverges_ends_with_step_and_layer(dataset, tmp_path):
 def test_members_that_stay_finite_are_as_without_the_others(dataset, mixed, tmp_path):
     assert read_record(mixed / "mlp_bn-s1")["final"]["diverged"]["step"] == 2
     assert [entry["step"] for entry in read_metrics(mixed / "mlp_bn-s1")] == [0]
-    complete(main_task(CONFIG, "mlp_bn", [0]), dataset, tmp_path)
+    complete(main_task(CONFIG, "mlp_bn", [0, 1]), dataset, tmp_path)
     (one, other) = ((out / "mlp_bn-s0" / "metrics.jsonl").read_bytes() for out in (mixed, tmp_path))
     assert one == other
 
