@@ -200,7 +200,8 @@ def test_who_waits_says_for_whom(monkeypatch, caplog):
     monkeypatch.setattr(roll_call, "_SILENCE_S", 0.1)
     assert "[2] did not come" in answers((3, 0), (3, 1), timeout_s=1)[0]
     (said,) = (record.getMessage() for record in caplog.records)
-    assert re.fullmatch(r"process 0 of 3 waits at 127.0.0.1:\d+ for \[(1, )?2\], 1 s at most\.", said)
+    waiting = r"process 0 of 3 waits at 127.0.0.1:\d+ for \[(1, )?2\], 1 s at most\."
+    assert re.fullmatch(waiting, said)
     caplog.clear()
     with pytest.raises(HostsError, match="did not answer"):
         call_roll(f"127.0.0.1:{free_port()}", 2, 1, timeout_s=1)
