@@ -288,11 +288,10 @@ def test_loops_that_carry_narrow_statistics_are_refused():
 
 
 @pytest.mark.skipif(not FLAX_12, reason="Flax 0.12 has kinds of variables")
-@pytest.mark.parametrize("kind", ["ref", "hijax"])
-def test_variables_that_change_in_place(kind):
-    """Under plain `jax.jit`; Flax's layer knows references alone."""
+def test_variables_that_change_in_place():
+    """References, under plain `jax.jit`."""
     x = inputs((6, 5))
-    with nnx.var_defaults(**{kind: True}):
+    with nnx.var_defaults(ref=True):
         layer = BatchNorm(5, momentum=0.5, rngs=nnx.Rngs(0))
     y = jax.jit(lambda layer, x: layer(x))(layer, x)
     batch = reference.forward(x, None, None)
