@@ -20,7 +20,7 @@ from bnjax.training.parallel import DataParallel, HostsError, initialize_hosts, 
 from bnjax.training.parallel.hosts import Meeting, find_meeting
 from bnjax.training.parallel.roll_call import call_roll
 
-WORKER = Path(__file__).parents[1] / "two_hosts.py"
+WORKER = Path(__file__).parents[1] / "support" / "two_hosts.py"
 
 
 def free_port():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bnjax.evidence.records import read_record
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = {
     "steps": 40,
     "steps_per_dispatch": 10,
