@@ -1,6 +1,5 @@
 """python -m experiments.verify RUN: trains a recorded run again and compares, number by number."""
 
-import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,13 @@ from bnjax.evidence.records import (
     making_sense,
     read_record,
 )
-from experiments.command_line import ending
-from experiments.finished import read_result
+from experiments.harness import found
+from experiments.harness.command_line import ending
+from experiments.harness.results import read_result
+from experiments.harness.runs import rerun, task_of
 
 TOLERANCE = 0.01
 """Largest difference of a test accuracy where bitwise equality cannot be asked for."""
-_EXPERIMENTS = ("imagenet_inception", "mnist_lenet")
 _MOST_DEVICES = 1_024
 """CPU devices that a record may ask for."""
 
@@ -97,10 +97,8 @@ def verify(
         parts = (record["environment"], *record.get("resumed_under", ()))
         lines = [line for part in parts for line in differences(_relevant(part), here)]
         name, data = record["experiment"], data or record["data"]["name"]
-        if name not in _EXPERIMENTS:
-            raise ValueError(f"experiment is {name!r:.80}")
-        experiment = importlib.import_module(f"experiments.{name}.runs")
-        experiment.task_of(record)  # whether it can be made
+        experiment = found.experiment(name)
+        task_of(experiment, record)  # whether it can be made
         length = record["identity"]["schedule"]["steps"]
     elsewhere = list(dict.fromkeys(lines))
     print(
@@ -109,7 +107,7 @@ def verify(
         file=sys.stderr,
         flush=True,
     )
-    entries, final = experiment.rerun(record, steps=steps, data=data, data_dir=data_dir)
+    entries, final = rerun(experiment, record, steps=steps, data=data, data_dir=data_dir)
     stored = {entry["step"]: entry for entry in log}
     pairs = [(stored[entry["step"]], entry) for entry in entries if entry["step"] in stored]
     what = f"{record['arm']}, seed {record['seed']}: {len(pairs)} evaluations to step "

@@ -27,14 +27,14 @@ class Curve(NamedTuple):
         color: of line and band.
         x: `[points]`.
         y: `[runs, points]`; NaN where a run has no such point.
-        dashed: whether the line is dashed.
+        line: its style, as matplotlib takes it.
     """
 
     label: str
     color: str
     x: np.ndarray
     y: np.ndarray
-    dashed: bool = False
+    line: str = "-"
 
 
 class Marker(NamedTuple):
@@ -81,8 +81,7 @@ def learning_curves(
     for curve in curves:
         y = 100 * curve.y
         mean, sd = y.mean(axis=0), y.std(axis=0, ddof=min(1, len(y) - 1))
-        style = "--" if curve.dashed else "-"
-        axes.plot(curve.x, mean, style, color=curve.color, label=curve.label, linewidth=1.5)
+        axes.plot(curve.x, mean, curve.line, color=curve.color, label=curve.label, linewidth=1.5)
         axes.fill_between(curve.x, mean - sd, mean + sd, color=curve.color, alpha=0.2, linewidth=0)
     axes.set_ylim(100 * lowest, 100 * highest)
     axes.set_xlim(0, max(1, *(curve.x[-1] for curve in curves)))
@@ -132,11 +131,10 @@ def by_learning_rate(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> N
     """
     for curve in curves:
         y = 100 * curve.y
-        style = "--" if curve.dashed else "-"
         axes.plot(
             curve.x,
             np.nanmean(y, axis=0),
-            style,
+            curve.line,
             color=curve.color,
             label=curve.label,
             linewidth=1.5,

@@ -18,18 +18,22 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
 
     Args:
         text: Markdown.
-        blocks: new content by name.
+        blocks: new content by name; names that the text does not have are left out.
 
     Raises:
-        ValueError: if a name has not exactly one pair of markers in the text.
+        ValueError: if the text has a name that there is no block for, or a name twice, or one that
+            does not end.
     """
-    for name, content in blocks.items():
+    begun, ended = (re.findall(rf"<!-- {word} (\S+) -->", text) for word in ("begin", "end"))
+    for name in begun:
+        if name not in blocks:
+            raise ValueError(f"there is nothing to fill the marker {name!r} with.")
+    if begun != ended or len(set(begun)) < len(begun):
+        raise ValueError(f"each marker must begin and end once, got begin {begun} and end {ended}.")
+    for name in begun:
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        found = pattern.findall(text)
-        if len(found) != 1:
-            raise ValueError(f"the text needs one pair of the markers {begin} and {end}.")
-        text = text.replace(found[0], f"{begin}\n{content}\n{end}")
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{blocks[name]}\n{end}{rest.partition(end)[2]}"
     return text
 
 

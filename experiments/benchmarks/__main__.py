@@ -21,7 +21,7 @@ from experiments.benchmarks import (
     networks_memory,
     train_step,
 )
-from experiments.command_line import ending, output_folder
+from experiments.harness.command_line import ending, output_folder
 
 _RESULTS = Path(__file__).parent / "results"
 

@@ -16,8 +16,12 @@ from bnjax.data import Dataset, Split
 from bnjax.data.batches import batch_indices
 from bnjax.data.images import binarize
 from bnjax.training.loop import Schedule
+from experiments.harness.arm import by_name
+from experiments.harness.compute import Compute
+from experiments.harness.experiment import Member, RunLog, Task
+from experiments.mnist_lenet.arms import ARMS
 from experiments.mnist_lenet.config import Config as Setting
-from experiments.mnist_lenet.train import Member, Task, train
+from experiments.mnist_lenet.train import train
 
 LAYERS = ("dense1", "dense2", "dense3", "logits")
 """Of dense layers, first to last; all but the last are normalized."""
@@ -57,15 +61,22 @@ def run_bnjax(task: Task, dataset: Dataset, description: str = "") -> Trained:
     counts what the program does between them for all members: order of examples, steps, metrics,
     and that last evaluation.
     """
-    logged: dict[int, list[float]] = {}
+    log = _Times()
+    outcomes = train(task, dataset, Compute(), log, description=description)
+    begin = log.times[task.schedule.steps_per_dispatch][-1]
+    end = log.times[task.schedule.steps][0]
+    return Trained(end - begin, tuple(outcome.final["test"]["correct"] for outcome in outcomes))
 
-    def log(position: int, entry: dict[str, Any]) -> None:
-        logged.setdefault(entry["step"], []).append(time.perf_counter())
 
-    outcomes = train(task, dataset, log, description=description)
-    begin = logged[task.schedule.steps_per_dispatch][-1]
-    end = logged[task.schedule.steps][0]
-    return Trained(end - begin, tuple(outcome["test"]["correct"] for outcome in outcomes))
+class _Times(RunLog):
+    """Keeps when each step was logged, once for each member."""
+
+    def __init__(self) -> None:
+        self.times: dict[int, list[float]] = {}
+
+    def log(self, position: int, entry: dict[str, Any]) -> None:
+        """Keeps the time."""
+        self.times.setdefault(entry["step"], []).append(time.perf_counter())
 
 
 def bnjax_task(setting: Setting, *, seeds: int, steps: int, steps_per_dispatch: int) -> Task:
@@ -84,7 +95,7 @@ def bnjax_task(setting: Setting, *, seeds: int, steps: int, steps_per_dispatch: 
         checkpoint_every=0,
     )
     members = tuple(Member(seed, setting.learning_rate) for seed in range(seeds))
-    return Task(setting, "mlp_bn", members, schedule, sweep=True)
+    return Task(setting, by_name(ARMS, "mlp_bn"), members, schedule, sweep=True)
 
 
 def run_loop(loop: Loop[Any], indices: np.ndarray, *, untimed: int) -> Trained:

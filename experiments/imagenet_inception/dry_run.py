@@ -31,10 +31,12 @@ from bnjax.training.topologies import (
     compiler_versions,
     find_topology,
 )
-from experiments.command_line import ending, output_folder, preset_in
+from experiments.harness.arm import by_name
+from experiments.harness.command_line import ending, output_folder, preset_in
+from experiments.harness.images.programs import training_program
+from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.config import PRESETS, Config
 from experiments.imagenet_inception.dry_run_table import table
-from experiments.imagenet_inception.programs import training_program
 from experiments.kept_rows import KeptRows
 
 SCHEMA = 1
@@ -175,7 +177,8 @@ def compile_step(
         ValueError: for a batch that they cannot share.
         DoesNotFitError: if the compiler refuses it for want of memory.
     """
-    program = training_program(config, arm, parallel, classes=_classes(config.data))
+    trained = by_name(ARMS, arm).changed_by(config)
+    program = training_program(config, trained, parallel, classes=_classes(config.data))
     scalars = (jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32))
     state = jax.eval_shape(program.init, *scalars)
     mesh = Mesh(np.array(parallel.devices), ("data",), axis_types=(AxisType.Auto,))

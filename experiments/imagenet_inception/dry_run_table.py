@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bnjax.evidence.tables import table as lines
-from experiments.imagenet_inception.table import NAMES, PAPER
+from experiments.harness.arm import by_name
+from experiments.imagenet_inception.arms import ARMS
 
 PAPER_BATCH = 32
 
@@ -31,7 +32,7 @@ def table(result: Result) -> str:
     for arm in dict.fromkeys(row["arm"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["arm"] == arm]
         timed = [row for row in rows if row.get("least_time")]
-        parts += [f"**{NAMES[arm]}**", _work_table(rows)]
+        parts += [f"**{by_name(ARMS, arm).label}**", _work_table(rows)]
         parts += [lines(_TIME, list(map(_time, timed)))] if timed else []
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in _notes(result))])
 
@@ -90,7 +91,8 @@ def _exchanged(row: Result) -> int:
 def _time(row: Result) -> list[str]:
     time = row["least_time"]
     rate = row["batch_size"] / time["seconds"]
-    steps, _ = PAPER.get(row["arm"], (None, None))
+    stated = by_name(ARMS, row["arm"]).paper.get("steps to 72.2 %")
+    steps = float(stated) if stated else None
     hours = [] if steps is None else [steps * time["seconds"], steps * PAPER_BATCH / rate]
     return [
         row["topology"],
@@ -127,7 +129,7 @@ def _notes(result: Result) -> Iterator[str]:
         yield "XLA's estimate is blank where it gave none, or none above zero."
     for row in rows:
         if row["refused"]:
-            yield f"{NAMES[row['arm']]}, {row['topology']}: {row['refused']}"
+            yield f"{by_name(ARMS, row['arm']).label}, {row['topology']}: {row['refused']}"
     if any(row["platform"] == "cuda" for row in rows):
         yield (
             "On GPUs XLA has no cost analysis without a device: FLOPs are those of products, bytes "

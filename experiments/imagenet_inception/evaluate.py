@@ -29,8 +29,8 @@ from bnjax.training.parallel import (
     initialize_hosts,
     is_first,
 )
-from experiments.command_line import ending, output_folder
-from experiments.imagenet_inception.ensembles import (
+from experiments.harness.command_line import ending, output_folder
+from experiments.harness.images.ensembles import (
     Crops,
     Statistics,
     Trained,
@@ -38,14 +38,14 @@ from experiments.imagenet_inception.ensembles import (
     plan,
     scores_of,
 )
+from experiments.harness.runs import task_of
+from experiments.harness.weights import load_weights
 from experiments.imagenet_inception.evaluation_table import table
-from experiments.imagenet_inception.runs import EXPERIMENT, task_of
-from experiments.imagenet_inception.weights import load_weights
+from experiments.imagenet_inception.experiment import EXPERIMENT
 
 SCHEMA = 1
 MOST_VIEWS = 1 << 20
 """In memory at once: of 224 pixels they take 158 GB."""
-_RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     records, runs, data = all_succeed(lambda: _read(arguments))
     described = [_described(record) for record in records]
     all_hosts_agree(described, "the runs")
-    groups = _groups([run.task.arm for run in runs], arguments.ensemble)
+    groups = _groups([run.task.arm.name for run in runs], arguments.ensemble)
     scores = scores_of(runs, groups, arguments.statistics)
     parallel = DataParallel(arguments.parallel)
     started = time.perf_counter()
@@ -152,7 +152,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
             )
     return {
         "schema": SCHEMA,
-        "experiment": EXPERIMENT,
+        "experiment": EXPERIMENT.name,
         "data": {
             "name": data.name,
             "sha256": data.sha256,
@@ -187,16 +187,16 @@ def _check(arguments: Arguments) -> None:
 def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], ImageData]:
     """Records, weights and data; all runs must see the same images in the same size."""
     if arguments.out is not None:
-        require_commit(arguments.out, _RESULTS)
+        require_commit(arguments.out, EXPERIMENT.results)
     records, runs = [], []
     for path in arguments.runs:
         record = read_record(path)
         with making_sense(path / "record.json"):
-            if record["experiment"] != EXPERIMENT:
+            if record["experiment"] != EXPERIMENT.name:
                 raise RecordError(
-                    f"{path} holds a run of {record['experiment']}, not of {EXPERIMENT}."
+                    f"{path} holds a run of {record['experiment']}, not of {EXPERIMENT.name}."
                 )
-            task = task_of(record)
+            task = task_of(EXPERIMENT, record)
         weights = load_weights(path, record)
         run = Trained(task, weights)
         lacks = run.normalized and "population_stats" not in weights

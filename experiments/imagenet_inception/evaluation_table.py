@@ -6,7 +6,8 @@ from typing import Any
 from bnjax.evidence.statistics import spread
 from bnjax.evidence.tables import percent
 from bnjax.evidence.tables import table as lines
-from experiments.imagenet_inception.table import NAMES
+from experiments.harness.arm import by_name
+from experiments.imagenet_inception.arms import ARMS
 
 _HEADS = (
     "model",
@@ -41,9 +42,9 @@ def _rows(result: Result) -> Iterator[list[str]]:
         key = (each["crops"], each["statistics"], len(each["runs"]), of)
         groups.setdefault(key, []).append(each)
     for (crops, kind, models, of), evaluations in groups.items():
-        name = NAMES[of[0]]
+        name = by_name(ARMS, of[0]).label
         if models > 1:
-            names = (NAMES[arm].removeprefix("ensemble, ") for arm in of)
+            names = (by_name(ARMS, arm).label.removeprefix("ensemble, ") for arm in of)
             name = f"ensemble of {', '.join(names)}"
         elif len(evaluations) > 1:
             name += f", mean of {len(evaluations)} seeds"
@@ -73,6 +74,6 @@ def _notes(result: Result) -> Iterator[str]:
     for run in result["runs"]:
         if run["diverged"]:
             yield (
-                f"{NAMES[run['arm']]}, seed {run['seed']}, diverged at step "
+                f"{by_name(ARMS, run['arm']).label}, seed {run['seed']}, diverged at step "
                 f"{run['diverged']['step']:,}: evaluated are the last finite weights."
             )

@@ -1,13 +1,22 @@
 """The networks that are compared."""
 
+from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
+import optax
 
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP, LeNet5, scaled_tanh
-from experiments.mnist_lenet.config import Config
+from bnjax.training.optimizers import sgd
+from experiments.harness.affects import nothing
+from experiments.harness.arm import Arm
+
+if TYPE_CHECKING:
+    from experiments.mnist_lenet.config import Config
 
 _ACTIVATIONS = {
     "tanh": nn.tanh,
@@ -17,28 +26,70 @@ _ACTIVATIONS = {
 }
 
 
-def make_model(config: Config, arm: str) -> nn.Module:
-    """The network of an arm; arms with `_bn` normalize every hidden layer."""
-    norm = None
-    if arm.endswith("_bn"):
-        norm = partial(
-            BatchNorm,
-            momentum=config.decay,
-            epsilon=config.epsilon,
-            averaging=config.averaging,
-            running_var=config.running_var,
+@dataclass(frozen=True, kw_only=True)
+class DigitsArm(Arm):
+    """A network of digits.
+
+    Attributes:
+        lenet: whether it is LeNet, and not the paper's perceptron.
+        normalized: whether every hidden layer has batch normalization.
+        short_label: in figures that show its pair alone.
+    """
+
+    lenet: bool = nothing(False)
+    normalized: bool = nothing(False)
+    short_label: str = nothing("")
+
+    def model(self, config: "Config") -> nn.Module:
+        """Returns the network."""
+        norm = None
+        if self.normalized:
+            norm = partial(
+                BatchNorm,
+                momentum=config.decay,
+                epsilon=config.epsilon,
+                averaging=config.averaging,
+                running_var=config.running_var,
+            )
+        if not self.lenet:
+            return MLP(norm=norm, kernel_init=nn.initializers.normal(config.weight_std))
+        return LeNet5(
+            norm=norm,
+            activation=_ACTIVATIONS[config.lenet_activation],
+            pool=config.lenet_pool,
+            convolution=config.convolution,
         )
-    if not config.is_lenet(arm):
-        return MLP(norm=norm, kernel_init=nn.initializers.normal(config.weight_std))
-    return LeNet5(
-        norm=norm,
-        activation=_ACTIVATIONS[config.lenet_activation],
-        pool=config.lenet_pool,
-        convolution=config.convolution,
-    )
+
+    def optimizer(self, rate: float | jax.Array) -> optax.GradientTransformation:
+        """Returns plain gradient descent; its rate lies in its state."""
+        return sgd(rate)
+
+    def last_preactivation(self, intermediates: dict) -> jax.Array:
+        """Returns the input `[n, units]` of the last hidden layer's nonlinearity."""
+        layer = "F6_activation" if self.lenet else "hidden3"
+        return intermediates[layer]["preactivation"][0]
 
 
-def last_preactivation(arm: str, intermediates: dict) -> jax.Array:
-    """The input `[n, units]` of the last hidden layer's nonlinearity."""
-    layer = "F6_activation" if arm.startswith("lenet") else "hidden3"
-    return intermediates[layer]["preactivation"][0]
+ARMS = (
+    DigitsArm(name="mlp", label="3x100 sigmoid", short_label="without BN", color=PLAIN, line="--"),
+    DigitsArm(
+        name="mlp_bn",
+        label="3x100 sigmoid, BN",
+        short_label="with BN",
+        color=NORMALIZED,
+        normalized=True,
+    ),
+    DigitsArm(
+        name="lenet", label="LeNet-5", short_label="LeNet-5", color=PLAIN, line="--", lenet=True
+    ),
+    DigitsArm(
+        name="lenet_bn",
+        label="LeNet-5, BN",
+        short_label="LeNet-5 with BN",
+        color=NORMALIZED,
+        lenet=True,
+        normalized=True,
+    ),
+)
+PAIRS = (("mlp", "mlp_bn"), ("lenet", "lenet_bn"))
+"""Arms that differ in normalization alone."""

@@ -1,15 +1,16 @@
 """Every number of the experiment, with its unit and, where the paper leaves it open, the reason."""
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Literal
 
 import tyro
 
 from bnjax.data import DATASETS
 from bnjax.training.loop import Schedule
-from experiments.bounds import check_fraction, check_positive, check_seeds
-
-ARMS = ("mlp", "mlp_bn", "lenet", "lenet_bn")
+from experiments.harness.affects import network, nothing, run, training, views
+from experiments.harness.arm import check_arms
+from experiments.harness.bounds import check_fraction, check_positive, check_seeds
+from experiments.mnist_lenet.arms import ARMS, DigitsArm
 
 
 @dataclass(frozen=True)
@@ -19,87 +20,85 @@ class Config:
     "Stated" fields are the paper's; "open" ones it leaves open.
     """
 
-    data: str = "mnist5k"
+    data: str = run("mnist5k")
     """Data set: mnist5k (packaged, 4,000 + 1,000 digits), mnist or fashion_mnist."""
-    arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(ARMS)}}} ...")] = ARMS
+    arms: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(arm.name for arm in ARMS)}}} ...")
+    ] = nothing(tuple(arm.name for arm in ARMS))
     """Networks to train: mlp, mlp_bn (the paper's pair), lenet, lenet_bn."""
-    seeds: int = 4
+    seeds: int = nothing(4)
     """Runs of each arm, with seeds 0, 1, ...; a seed sets weights and data order."""
-    lenet_max_seeds: int = 2
+    lenet_max_seeds: int = nothing(2)
     """At most so many runs of the LeNet arms, which cost far more."""
-    steps: int = 3_000
+    steps: int = nothing(3_000)
     """Training steps. Stated: 50,000."""
-    lenet_max_steps: int = 600
+    lenet_max_steps: int = nothing(600)
     """At most so many training steps of the LeNet arms."""
-    batch_size: int = 60
+    batch_size: int = training(60)
     """Examples per step. Stated: 60."""
-    learning_rate: float = 0.1
+    learning_rate: float = nothing(0.1)
     """Step size of plain gradient descent on the mean loss. Open: one value for both arms, at
     which both train; `sweep` shows each at its best."""
-    sweep: tuple[float, ...] = ()
+    sweep: tuple[float, ...] = nothing(())
     """Learning rates to train each arm at besides."""
-    sweep_seeds: int = 2
+    sweep_seeds: int = nothing(2)
     """Runs of each arm at each learning rate of the sweep."""
-    lenet_max_sweep_seeds: int = 1
+    lenet_max_sweep_seeds: int = nothing(1)
     """At most so many runs of the LeNet arms at each learning rate."""
-    lenet_max_sweep_steps: int = 1_000
+    lenet_max_sweep_steps: int = nothing(1_000)
     """At most so many training steps of the LeNet arms in the sweep."""
-    weight_std: float = 0.1
+    weight_std: float = network(0.1)
     """Standard deviation of the MLP's initial weights. Stated: small random Gaussian values;
     open: how small. Smaller ones lengthen the plateau of the arm without normalization."""
-    threshold: float = 0.5
+    threshold: float = views(0.5)
     """Fraction of full intensity above which a pixel is one. Stated: binary; open: where."""
-    decay: float = 0.99
+    decay: float = network(0.99)
     """Fraction of the running statistics kept per step, for the accuracy during training. Open.
     After training the paper's Algorithm 2 is evaluated too."""
-    averaging: Literal["ema", "ema_debiased", "cumulative"] = "ema_debiased"
+    averaging: Literal["ema", "ema_debiased", "cumulative"] = network("ema_debiased")
     """How running statistics average. Open: debiased, so that early accuracy is not an artefact."""
-    running_var: Literal["unbiased", "biased"] = "unbiased"
+    running_var: Literal["unbiased", "biased"] = network("unbiased")
     """Estimator of the running variance. Stated: unbiased (Algorithm 2)."""
-    epsilon: float = 1e-5
+    epsilon: float = network(1e-5)
     """Added to the variance. Stated: a constant; open: which."""
-    population_batches: int = 100
+    population_batches: int = run(100)
     """Training batches that Algorithm 2 averages over. Stated: multiple."""
-    lenet_activation: Literal["tanh", "scaled_tanh", "sigmoid", "relu"] = "tanh"
+    lenet_activation: Literal["tanh", "scaled_tanh", "sigmoid", "relu"] = network("tanh")
     """Nonlinearity of LeNet."""
-    lenet_pool: Literal["average", "max", "subsample"] = "average"
+    lenet_pool: Literal["average", "max", "subsample"] = network("average")
     """Pooling of LeNet."""
-    convolution: Literal["patches", "xla"] = "patches"
+    convolution: Literal["patches", "xla"] = network("patches")
     """How LeNet convolves: the same sums, in another order."""
-    probe_examples: int = 1_000
+    probe_examples: int = run(1_000)
     """Test examples, the first ones, over which the input percentiles of Figure 1(b, c) are
     taken, normalized by their own moments, as a batch in training is. Open: over which, and how
     normalized."""
-    eval_every: int = 100
+    eval_every: int = run(100)
     """Steps between evaluations on the whole test set, up to `dense_until`."""
-    dense_until: int = 2_000
+    dense_until: int = run(2_000)
     """Steps up to which evaluations are dense."""
-    sparse_eval_every: int = 500
+    sparse_eval_every: int = run(500)
     """Steps between evaluations after that."""
-    eval_batch: int = 500
+    eval_batch: int = run(500)
     """Test examples per batch of an evaluation."""
-    units_every: int = 100
+    units_every: int = run(100)
     """Steps between records of single units' percentiles (all three for seed 0, the median
     for the others)."""
-    steps_per_dispatch: int = 100
+    steps_per_dispatch: int = training(100)
     """Steps in one call of the compiled program."""
-    checkpoint_every: int = 5_000
+    checkpoint_every: int = run(5_000)
     """Steps between checkpoints."""
-    together: Literal["auto", "map", "vmap"] = "auto"
+    together: Literal["auto", "map", "vmap"] = training("auto")
     """Runs of one device: one after another (map) or together (vmap); auto: map on CPUs."""
 
     def __post_init__(self) -> None:
         _check(self)
 
-    def is_lenet(self, arm: str) -> bool:
-        """Whether an arm is a LeNet."""
-        return arm.startswith("lenet")
-
-    def schedule(self, arm: str, *, sweep: bool = False) -> Schedule:
-        """When an arm evaluates and saves."""
+    def schedule(self, arm: DigitsArm, *, sweep: bool = False) -> Schedule:
+        """Returns when an arm evaluates and saves."""
         most = self.lenet_max_sweep_steps if sweep else self.lenet_max_steps
         return Schedule(
-            steps=min(self.steps, most) if self.is_lenet(arm) else self.steps,
+            steps=min(self.steps, most) if arm.lenet else self.steps,
             steps_per_dispatch=self.steps_per_dispatch,
             eval_every=self.sparse_eval_every if sweep else self.eval_every,
             dense_until=self.dense_until,
@@ -107,27 +106,17 @@ class Config:
             checkpoint_every=self.checkpoint_every,
         )
 
-    def run_seeds(self, arm: str, *, sweep: bool = False) -> range:
-        """The seeds of an arm."""
+    def run_seeds(self, arm: DigitsArm, *, sweep: bool = False) -> range:
+        """Returns the seeds of an arm."""
         seeds = self.sweep_seeds if sweep else self.seeds
         most = self.lenet_max_sweep_seeds if sweep else self.lenet_max_seeds
-        return range(min(seeds, most) if self.is_lenet(arm) else seeds)
-
-    def identity(self) -> dict[str, Any]:
-        """What a run's numbers depend on, besides its arm, seed, learning rate and length."""
-        apart = {"arms", "seeds", "learning_rate", "steps"}
-        return {
-            key: value
-            for key, value in asdict(self).items()
-            if key not in apart and "max" not in key and "sweep" not in key
-        }
+        return range(min(seeds, most) if arm.lenet else seeds)
 
 
 def _check(config: Config) -> None:
-    _refuse_unknown("data", (config.data,), DATASETS)
-    _refuse_unknown("arms", config.arms, ARMS)
-    if not config.arms or len(set(config.arms)) < len(config.arms):
-        raise ValueError(f"arms must name one or more arms, each once, got {config.arms}.")
+    if config.data not in DATASETS:
+        raise ValueError(f"data: unknown {config.data!r}; choose from {', '.join(DATASETS)}.")
+    check_arms(config.arms, ARMS)
     for item in fields(config):
         value = getattr(config, item.name)
         least = {"checkpoint_every": 0, "dense_until": 0, "probe_examples": 2}.get(item.name, 1)
@@ -152,12 +141,6 @@ def _check(config: Config) -> None:
         check_seeds(name, getattr(config, name))
     for arm in ARMS:
         config.schedule(arm).check()
-
-
-def _refuse_unknown(name: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
-    for value in given:
-        if value not in known:
-            raise ValueError(f"{name}: unknown {value!r}; choose from {', '.join(known)}.")
 
 
 PRESETS = {

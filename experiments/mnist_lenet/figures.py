@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from bnjax.evidence.figures import (
-    NORMALIZED,
-    PLAIN,
     Curve,
     Percentiles,
     by_learning_rate,
@@ -15,21 +13,15 @@ from bnjax.evidence.figures import (
     percentile_paths,
     save,
 )
+from experiments.harness.arm import by_name
+from experiments.mnist_lenet.arms import ARMS, PAIRS
 from experiments.mnist_lenet.summary import (
-    PAIRS,
     SETTLED,
     Runs,
     load_runs,
     load_sweep,
     median_paths,
 )
-
-_LABELS = {
-    "mlp": "without BN",
-    "mlp_bn": "with BN",
-    "lenet": "LeNet-5",
-    "lenet_bn": "LeNet-5 with BN",
-}
 
 
 def draw(out: Path, to: Path | None = None) -> list[Path]:
@@ -63,16 +55,13 @@ def _figure1(plain: Runs, normalized: Runs, path: Path) -> Path:
     figure, (left, middle, right) = new_figure((4.2, 3.2, 3.2))
     learning_curves(
         left,
-        [
-            Curve(_LABELS[plain.arm], PLAIN, plain.steps, plain.accuracy, dashed=True),
-            Curve(_LABELS[normalized.arm], NORMALIZED, normalized.steps, normalized.accuracy),
-        ],
+        [_curve(group.arm, group.steps, group.accuracy) for group in (plain, normalized)],
         lowest=0.7 if plain.arm == "mlp" else 0.9,
     )
     left.set_title(f"(a) test accuracy, {len(plain.seeds)} seeds")
     panels = [
-        _percentiles(plain, "(b) without BN", PLAIN),
-        _percentiles(normalized, "(c) with BN", NORMALIZED),
+        _percentiles(plain, "(b) without BN"),
+        _percentiles(normalized, "(c) with BN"),
     ]
     for axes, panel in zip((middle, right), panels, strict=True):
         percentile_paths(axes, panel, limit=1.05 * _limit(panels))
@@ -80,11 +69,17 @@ def _figure1(plain: Runs, normalized: Runs, path: Path) -> Path:
     return save(figure, path)
 
 
-def _percentiles(group: Runs, title: str, color: str) -> Percentiles:
+def _curve(name: str, x: np.ndarray, accuracy: np.ndarray) -> Curve:
+    arm = by_name(ARMS, name)
+    return Curve(arm.short_label, str(arm.color), x, accuracy, arm.line)
+
+
+def _percentiles(group: Runs, title: str) -> Percentiles:
     entries = [entry for entry in group.metrics[0] if "units" in entry]
     unit = typical_unit(group)
     rows = [[entry["units"][key][unit] for entry in entries] for key in ("p15", "p50", "p85")]
     steps, medians = median_paths(group)
+    color = str(by_name(ARMS, group.arm).color)
     return Percentiles(title, color, steps, np.array(rows), medians[0].T)
 
 
@@ -101,8 +96,8 @@ def _sweep(sweep: dict[str, list[Runs]], path: Path) -> Path:
     for axes, pair in zip(panels, present, strict=True):
         longest = max(int(group.steps[-1]) for arm in pair for group in sweep[arm])
         curves = [
-            _by_rate(arm, color, groups)
-            for arm, color in zip(pair, (PLAIN, NORMALIZED), strict=True)
+            _by_rate(arm, groups)
+            for arm in pair
             if (groups := [group for group in sweep[arm] if group.steps[-1] == longest])
         ]
         by_learning_rate(axes, curves, lowest=0.9 if pair[0] == "mlp" else 0.96)
@@ -110,10 +105,10 @@ def _sweep(sweep: dict[str, list[Runs]], path: Path) -> Path:
     return save(figure, path)
 
 
-def _by_rate(arm: str, color: str, groups: list[Runs]) -> Curve:
+def _by_rate(arm: str, groups: list[Runs]) -> Curve:
     """NaN where a rate has fewer seeds than another."""
     accuracy = np.full((max(len(group.seeds) for group in groups), len(groups)), np.nan)
     for column, group in enumerate(groups):
         accuracy[: len(group.seeds), column] = group.accuracy[:, -1]
     rates = np.array([group.learning_rate for group in groups])
-    return Curve(_LABELS[arm], color, rates, accuracy, dashed=arm in ("mlp", "lenet"))
+    return _curve(arm, rates, accuracy)

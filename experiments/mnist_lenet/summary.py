@@ -7,13 +7,12 @@ import numpy as np
 
 from bnjax.evidence.records import making_sense
 from bnjax.evidence.statistics import accuracy, spread, steps_to, times
-from experiments.differences import paired
-from experiments.finished import Result, read_result, runs_below
-from experiments.mnist_lenet.config import ARMS
+from experiments.harness.differences import paired
+from experiments.harness.results import Result, read_result, runs_below
+from experiments.mnist_lenet.arms import ARMS, PAIRS
 
 TARGETS = (0.90, 0.95, 0.97, 0.975)
 """Test accuracies that the table times."""
-PAIRS = (("mlp", "mlp_bn"), ("lenet", "lenet_bn"))
 SETTLED = 1_000
 """Steps after which the path of a unit's median input is measured."""
 
@@ -88,13 +87,13 @@ def median_paths(group: Runs, key: str = "p50") -> tuple[np.ndarray, np.ndarray]
 
 def _results(out: Path) -> list[Result]:
     """The finished runs directly below `out`, by arm in the table's order, then seed."""
-    found = []
+    found, order = [], [arm.name for arm in ARMS]
     for folder, record in runs_below(out):
-        if record["arm"] in ARMS and record["finished"]:
+        if record["arm"] in order and record["finished"]:
             found.append(read_result(folder))
             with making_sense(folder):
                 _check_facts(found[-1])
-    return sorted(found, key=lambda run: (ARMS.index(run.record["arm"]), run.record["seed"]))
+    return sorted(found, key=lambda run: (order.index(run.record["arm"]), run.record["seed"]))
 
 
 def _check_facts(result: Result) -> None:

@@ -3,15 +3,11 @@
 from typing import Any
 
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
-from experiments.differences import difference_line
+from experiments.harness.differences import difference_line
+from experiments.mnist_lenet.arms import ARMS
 from experiments.mnist_lenet.summary import SETTLED, TARGETS
 
-_NAMES = {
-    "mlp": "3x100 sigmoid",
-    "mlp_bn": "3x100 sigmoid, BN",
-    "lenet": "LeNet-5",
-    "lenet_bn": "LeNet-5, BN",
-}
+_LABELS = {arm.name: arm.label for arm in ARMS}
 
 
 def arms_table(summary: dict[str, Any]) -> str:
@@ -23,7 +19,7 @@ def arms_table(summary: dict[str, Any]) -> str:
         population = arm.get("final_accuracy_algorithm_2")
         rows.append(
             [
-                _NAMES[name],
+                _LABELS[name],
                 str(arm["runs"]),
                 *times,
                 percent(arm["final_accuracy"]),
@@ -36,7 +32,7 @@ def arms_table(summary: dict[str, Any]) -> str:
 def differences_text(summary: dict[str, Any]) -> str:
     """The paired differences, a line each."""
     return "\n".join(
-        difference_line(_NAMES[first], _NAMES[second], difference)
+        difference_line(_LABELS[first], _LABELS[second], difference)
         for difference in summary["differences"]
         for first, second in (difference["arms"],)
     )
@@ -48,7 +44,7 @@ def drift_text(summary: dict[str, Any]) -> str:
     for name, arm in summary["arms"].items():
         if arm["median_path_length"]["mean"] is None:
             continue
-        line = f"- {_NAMES[name]}: {plain(arm['median_path_length'])}"
+        line = f"- {_LABELS[name]}: {plain(arm['median_path_length'])}"
         if "median_path_length_running" in arm:
             line += f"; by running statistics {plain(arm['median_path_length_running'])}"
         lines.append(f"{line}; from step {SETTLED:,} on.")
@@ -58,7 +54,7 @@ def drift_text(summary: dict[str, Any]) -> str:
 def divergence_text(summary: dict[str, Any]) -> str:
     """The runs that reached infinity, a line each; no table counts them. Empty if none did."""
     return "\n".join(
-        f"- {_NAMES[run['arm']]}, seed {run['seed']}, learning rate {run['learning_rate']:g}, "
+        f"- {_LABELS[run['arm']]}, seed {run['seed']}, learning rate {run['learning_rate']:g}, "
         + divergence(run)
         for run in summary.get("diverged", ())
     )
@@ -71,7 +67,7 @@ def sweep_table(summary: dict[str, Any]) -> str:
         return ""
     rates = sorted({entry["learning_rate"] for entries in sweep.values() for entry in entries})
     columns = {  # runs of another length are not compared with
-        f"{_NAMES[arm]} ({steps:,} steps)": [entry for entry in entries if entry["steps"] == steps]
+        f"{_LABELS[arm]} ({steps:,} steps)": [entry for entry in entries if entry["steps"] == steps]
         for arm, entries in sweep.items()
         for steps in sorted({entry["steps"] for entry in entries})
     }

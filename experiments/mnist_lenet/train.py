@@ -1,8 +1,7 @@
 """Trains the runs of one arm together and reports what they measure."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,56 +13,35 @@ from bnjax.data.images import binarize
 from bnjax.evidence.records import number, tree_sha256
 from bnjax.linen import batch_moments
 from bnjax.normalization import population_stats
-from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch
-from bnjax.training.loop import Program, Progress, Schedule, fit
+from bnjax.training.loop import Program, Progress, fit
 from bnjax.training.objectives import Metrics, check_labels
-from bnjax.training.optimizers import sgd
-from bnjax.training.parallel import Members, Together, default_together, member
+from bnjax.training.parallel import HostCheckpoints, Members, Together, default_together, member
 from bnjax.training.state import TrainState
 from bnjax.training.steps import make_eval_step, make_train_step, scan_steps
-from experiments.mnist_lenet.arms import last_preactivation, make_model
+from experiments.harness.compute import Compute
+from experiments.harness.experiment import Outcome, RunLog, Task
+from experiments.mnist_lenet.arms import DigitsArm
 from experiments.mnist_lenet.config import Config
 
 PERCENTILES = (15, 50, 85)
 """Of the input to the last hidden nonlinearity, as in Figure 1(b, c)."""
 
-Log = Callable[[int, dict[str, Any]], None]
-"""Called with a member's position and what it measured at an evaluation."""
 
-
-class Member(NamedTuple):
-    """One run among those that train together."""
-
-    seed: int
-    learning_rate: float
-
-
-class Task(NamedTuple):
-    """All that the numbers of some runs of one arm depend on, but the data."""
-
-    config: Config
-    arm: str
-    members: tuple[Member, ...]
-    schedule: Schedule
-    sweep: bool = False  # then single units are not logged
-
-    @property
-    def together(self) -> Together:
-        """How the runs of one device are computed."""
-        asked = self.config.together
-        return default_together() if asked == "auto" else asked
+def together(config: Config) -> Together:
+    """Returns how the runs of one device are computed."""
+    return default_together() if config.together == "auto" else config.together
 
 
 def train(
     task: Task,
-    dataset: Dataset,
-    log: Log,
+    data: Dataset,
+    compute: Compute,
+    log: RunLog,
     *,
-    begin: Callable[[int, list[int]], None] = lambda step, own: None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: HostCheckpoints | None = None,
     description: str = "",
-) -> list[dict[str, Any]]:
+) -> list[Outcome]:
     """Trains all members of a task, from the newest whole checkpoint on if there is one.
 
     A member that is not finite any more stays at its last finite state and logs nothing from then
@@ -71,31 +49,25 @@ def train(
 
     Args:
         task: what to train.
-        dataset: what to train and test on.
-        log: called for each member at each evaluation.
-        begin: called once, before training, with the step to begin or go on from, and with the
-            steps that each member has behind it, less for one that has diverged.
+        data: what to train and test on.
+        compute: the process.
+        log: takes down what is measured.
         checkpoints: where to save and restore; None for nowhere.
         description: shown on the progress bar.
 
     Returns:
-        What each member came to: metrics on the whole test set with the running statistics
-        (`test`) and with those of Algorithm 2 (`test_population`, None without normalization or
-        after a divergence), the SHA-256 of the final parameters and statistics, and `diverged`:
-        None, or where and how.
+        What each member came to.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint is saved if there is a place for it.
     """
-    for split in (dataset.train, dataset.test):
-        check_labels(split.labels, dataset.num_classes)
-    members = Members(len(task.members), together=task.together)
-    functions = _Functions(task, dataset.num_classes)
-    images, labels = members.share((dataset.train.images, dataset.train.labels))
-    test = members.share(
-        eval_batches(dataset.test.images, dataset.test.labels, task.config.eval_batch)
-    )
-    probe = members.share(dataset.test.images[: task.config.probe_examples])
+    for split in (data.train, data.test):
+        check_labels(split.labels, data.num_classes)
+    members = Members(len(task.members), together=together(task.config))
+    functions = _Functions(task, data.num_classes)
+    images, labels = members.share((data.train.images, data.train.labels))
+    test = members.share(eval_batches(data.test.images, data.test.labels, task.config.eval_batch))
+    probe = members.share(data.test.images[: task.config.probe_examples])
 
     init = members.compile(functions.init, per_member=2)
     run_steps = members.compile(functions.run, per_member=2, donate=True)
@@ -103,7 +75,7 @@ def train(
     finish = members.compile(functions.finish, per_member=2)
 
     def indices(first_step: int, steps: int) -> np.ndarray:
-        return _indices(task, len(dataset.train.labels), first_step, steps)
+        return _indices(task, len(data.train.labels), first_step, steps)
 
     def run(state: TrainState, chosen: np.ndarray) -> tuple[TrainState, Metrics]:
         state, metrics = run_steps(state, members.place(chosen), images, labels)
@@ -112,9 +84,10 @@ def train(
     def record(step: int, sums: Metrics, evaluation: dict[str, Any]) -> None:
         for i in range(members.count):
             if diverged[i] is None:
-                log(i, _entry(task, i, step, member(sums, i), member(evaluation, i)))
+                log.log(i, _entry(task, i, step, member(sums, i), member(evaluation, i)))
 
-    seeds, learning_rates = map(np.array, zip(*task.members, strict=True))
+    seeds = np.array([own.seed for own in task.members])
+    learning_rates = np.array([own.learning_rate for own in task.members])
     with np.errstate(over="ignore"):  # then the first step says so
         learning_rates = learning_rates.astype(np.float32)
     initial = init(members.place(seeds), members.place(learning_rates))
@@ -144,7 +117,7 @@ def train(
             raise _AllDiverged
 
     try:
-        begin(first_step, members.fetch(last.step).tolist())
+        log.begin(first_step, members.fetch(last.step).tolist())
         check(last)
         last = fit(
             Program(
@@ -167,7 +140,10 @@ def train(
     chosen = members.place(indices(0, task.config.population_batches))
     outcome = members.fetch(finish(last, chosen, images, test))
     final = members.fetch(last)
-    return [_final(member(outcome, i), member(final, i), diverged[i]) for i in range(members.count)]
+    return [
+        Outcome(_final(member(outcome, i), member(final, i), diverged[i]), {})
+        for i in range(members.count)
+    ]
 
 
 class _AllDiverged(Exception):
@@ -181,17 +157,18 @@ class _Functions:
         if classes != 10:
             raise ValueError(f"the networks have 10 classes, the data {classes}.")
         self._task = task
-        self._model = make_model(task.config, task.arm)
+        self._arm: DigitsArm = task.arm
+        self._model: Any = self._arm.model(task.config)
         self._prepare = partial(binarize, threshold=task.config.threshold)
         self._evaluate = make_eval_step(self._apply_eval, self._prepare)
-        tx = sgd(0.0)  # the learning rate in use is the one in the state
+        tx = self._arm.optimizer(0.0)  # the learning rate in use is the one in the state
         self.run = scan_steps(make_train_step(self._apply_train, tx), self._prepare)
 
     def init(self, seed: jax.Array, learning_rate: jax.Array) -> TrainState:
         """A member's state before the first step."""
         variables = self._model.init(jax.random.key(seed), jnp.zeros((1, 28, 28, 1)), train=False)
         params = variables["params"]
-        optimizer = sgd(learning_rate).init(params)
+        optimizer = self._arm.optimizer(learning_rate).init(params)
         stats = variables.get("batch_stats", {})
         return start_watch(TrainState(jnp.int32(0), params, stats, optimizer))
 
@@ -239,10 +216,10 @@ class _Functions:
             train=train,
             mutable=["intermediates", "batch_stats"],
         )
-        return last_preactivation(self._task.arm, kept["intermediates"])
+        return self._arm.last_preactivation(kept["intermediates"])
 
     def _apply_eval(self, variables: Any, images: jax.Array) -> jax.Array:
-        return self._model.apply(variables, images, train=False)  # type: ignore[return-value]
+        return self._model.apply(variables, images, train=False)
 
     def _apply_train(self, variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         logits, updates = self._model.apply(variables, images, train=True, mutable=["batch_stats"])

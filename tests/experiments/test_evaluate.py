@@ -27,7 +27,7 @@ from experiments.imagenet_inception.evaluate import Arguments, evaluate, main
 from experiments.imagenet_inception.evaluation_table import table
 from experiments.imagenet_inception.runs import complete, task_for
 from experiments.imagenet_inception.train import Means, Outcome
-from experiments.imagenet_inception.weights import FILE, digests
+from experiments.harness.weights import FILE, digests
 
 CONFIG = PRESETS["quick"]
 EPSILON, CLASSES, IMAGES = 1e-3, 10, 21

@@ -12,9 +12,9 @@ from test_imagenet_inception_summary import write_run as write_imagenet
 
 from bnjax.evidence.records import RecordError, read_record
 from bnjax.models import save_safetensors
-from experiments.finished import read_result
+from experiments.harness.results import read_result
 from experiments.imagenet_inception.summary import summarize as summarize_imagenet
-from experiments.imagenet_inception.weights import FILE
+from experiments.harness.weights import FILE
 from experiments.mnist_lenet.summary import summarize
 from experiments.report import IMAGENET, MNIST
 

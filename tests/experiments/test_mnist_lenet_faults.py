@@ -11,8 +11,8 @@ from bnjax.evidence.records import RecordError, read_metrics, read_record
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.locks import lock
 from bnjax.training.loop import Interrupted
-from experiments.finished import read_result
-from experiments.limits import check_population
+from experiments.harness.results import read_result
+from experiments.harness.bounds import check_population
 from experiments.mnist_lenet import runs as mnist_runs
 from experiments.mnist_lenet.config import Config
 from experiments.mnist_lenet.runs import check, complete, main_task

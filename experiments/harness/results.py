@@ -1,9 +1,12 @@
-"""What a finished run left, held against itself before any number of it counts."""
+"""What runs left, held against itself before any number of it counts."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bnjax.evidence.records import (
     RecordError,
@@ -13,7 +16,10 @@ from bnjax.evidence.records import (
     read_metrics,
     read_record,
 )
+from bnjax.evidence.statistics import accuracy
 from bnjax.training.loop import Schedule
+from experiments.harness.arm import Arm
+from experiments.harness.weights import check_weights
 
 
 class Result(NamedTuple):
@@ -21,6 +27,109 @@ class Result(NamedTuple):
 
     record: dict[str, Any]
     log: list[dict[str, Any]]
+
+
+class Runs(NamedTuple):
+    """The runs of an arm that were trained to their end.
+
+    Attributes:
+        arm: whose they are.
+        changed: settings by which the first run's arm is not the experiment's, by name.
+        seeds: int `[runs]`, ascending.
+        steps: each run's evaluated steps, `[evaluations]`.
+        accuracy: each run's accuracy on the test set, `[evaluations]`.
+        finals: what each run came to, `final` of its record.
+    """
+
+    arm: Arm
+    changed: dict[str, Any]
+    seeds: tuple[int, ...]
+    steps: list[np.ndarray]
+    accuracy: list[np.ndarray]
+    finals: list[dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """The arm's label, and what makes it another one than the experiment's."""
+        return ", ".join(
+            [self.arm.label, *(f"{name} {value}" for name, value in self.changed.items())]
+        )
+
+    def best(self) -> dict[int, float]:
+        """Returns the best accuracy of each run's evaluations, by seed."""
+        best = [float(values.max()) for values in self.accuracy]
+        return dict(zip(self.seeds, best, strict=True))
+
+
+def load_runs(arms: Sequence[Arm], out: Path) -> dict[str, Runs]:
+    """Reads the runs directly below `out` that were trained to their last step.
+
+    Args:
+        arms: of which to read runs, in the order of the result.
+        out: folder of runs.
+
+    Returns:
+        By arm; arms without a run are absent.
+
+    Raises:
+        RecordError: what a run left is damaged, or does not agree.
+    """
+    known = {arm.name: arm for arm in arms}
+    found: dict[str, list[_Found]] = {}
+    for folder, record in runs_below(out):
+        if record["arm"] not in known:
+            continue
+        if record["finished"]:
+            log = read_result(folder).log
+        elif (folder / "metrics.jsonl").exists():
+            log = read_log(folder, record)
+        else:
+            continue  # it was stopped before its first evaluation
+        final = _final(record, log)
+        if final is not None:
+            check_weights(folder, record)
+            with making_sense(folder / "record.json"):
+                changed = _changed(known[record["arm"]], record)
+            run = _Found(record["seed"], changed, log, final)
+            found.setdefault(record["arm"], []).append(run)
+    return {name: _runs(arm, found[name]) for name, arm in known.items() if name in found}
+
+
+class _Found(NamedTuple):
+    seed: int
+    changed: dict[str, Any]
+    log: list[dict[str, Any]]
+    final: dict[str, Any]
+
+
+def _runs(arm: Arm, found: list[_Found]) -> Runs:
+    found = sorted(found, key=lambda run: run.seed)
+    return Runs(
+        arm,
+        found[0].changed,
+        tuple(run.seed for run in found),
+        [np.array([entry["step"] for entry in run.log]) for run in found],
+        [np.array([accuracy(entry["test"]) for entry in run.log]) for run in found],
+        [run.final for run in found],
+    )
+
+
+def _changed(arm: Arm, record: dict[str, Any]) -> dict[str, Any]:
+    usual = json.loads(json.dumps(arm.settings()))
+    settings = record["identity"].get("settings", {})
+    return {name: value for name, value in settings.items() if value != usual[name]}
+
+
+def _final(record: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What a run came to; None for one that ended before its last step.
+
+    One that ended after it, but before Algorithm 2, came to its last evaluation.
+    """
+    if record["finished"]:
+        return record["final"]
+    if not log or log[-1]["step"] < record["identity"]["schedule"]["steps"]:
+        return None
+    return {"test": log[-1]["test"], "test_population": None, "diverged": None, "timing": None}
 
 
 def runs_below(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -16,23 +16,12 @@ from bnjax.data.stream import evaluation_batches
 from bnjax.progress import ProgressBar
 from bnjax.training.parallel import DataParallel
 from bnjax.training.predictions import Errors, count_errors, mean_prediction, predict
-from experiments.imagenet_inception.arms import Settings, make_model, settings_of
-from experiments.imagenet_inception.config import Task
+from experiments.harness import affects
+from experiments.harness.experiment import Task
 
 Tree = Any
 Crops = Literal[1, 10, 144]
 Statistics = Literal["running", "population"]
-
-_TRAINING = (
-    "learning_rate_factor",
-    "dropout",
-    "l2",
-    "decay_speed",
-    "shuffle",
-    "photometric",
-    "init_scale",
-)
-"""Settings that a network does not have any more when it is evaluated."""
 
 
 class Trained(NamedTuple):
@@ -178,10 +167,9 @@ class _Networks:
         positions: dict[tuple[int, Statistics | None], int] = {}
         for run, statistics in dict.fromkeys(each for s in scores for each in _members(runs, s)):
             task, weights = runs[run]
-            settings = settings_of(task.config, task.arm)
-            key = _architecture(task, settings)
+            key = _architecture(task)
             if key not in programs:
-                model = make_model(task.config, settings, classes=classes)
+                model = task.arm.model(task.config, classes=classes)
                 predictions = _predictions(model.apply, classes, size)
                 programs[key] = parallel.compile_eval(predictions)
             variables = parallel.replicate(_variables(weights, statistics))
@@ -239,7 +227,6 @@ def _variables(weights: dict[str, Tree], statistics: Statistics | None) -> dict[
     return {"params": weights["params"], "batch_stats": stats}
 
 
-def _architecture(task: Task, settings: Settings) -> str:
-    """What tells the programs of two runs apart, and perhaps a little more."""
-    plain = settings._replace(**{name: getattr(Settings(), name) for name in _TRAINING})
-    return json.dumps([plain, task.config.identity()])
+def _architecture(task: Task) -> str:
+    """What tells the programs of two runs apart."""
+    return json.dumps([affects.values(part, "network") for part in (task.arm, task.config)])

@@ -8,13 +8,12 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from bnjax.data.augmentation import Augmentation, evaluation_view, training_view
+from bnjax.data.augmentation import evaluation_view, training_view
 from bnjax.data.image_data import ImageData
 from bnjax.data.stream import Batch, Stream, evaluation_batches, training_batches
 from bnjax.training.parallel import DataParallel
-from experiments.imagenet_inception.arms import settings_of
-from experiments.imagenet_inception.config import Task
-from experiments.imagenet_inception.programs import batch_layout
+from experiments.harness.experiment import Task
+from experiments.harness.images.programs import batch_layout
 
 KEPT_BYTES = 256 * 2**20
 """Validation views are kept in memory if they are no more than this."""
@@ -32,7 +31,7 @@ class Feed:
     def __init__(
         self, task: Task, data: ImageData, parallel: DataParallel, *, axis: int, workers: int
     ) -> None:
-        self._config, self._settings = task.config, settings_of(task.config, task.arm)
+        self._config, self._arm = task.config, task.arm
         self._seed, self._data = task.seed, data
         self._parallel, self._axis, self._workers = parallel, axis, workers
         self._stream: Stream | None = None
@@ -92,20 +91,13 @@ class Feed:
                 yield whole.split(next(stream).images)
 
     def _training_stream(self, first_step: int, seed: int) -> Stream:
-        config, settings = self._config, self._settings
-        augmentation = Augmentation(
-            config.image_size,
-            config.crop,
-            mirror=config.mirror,
-            photometric=settings.photometric,
-        )
         return training_batches(
             self._data.train,
-            partial(training_view, augmentation=augmentation),
+            partial(training_view, augmentation=self._arm.augmentation(self._config)),
             seed=seed,
             first_step=first_step,
-            batch_size=config.batch_size,
-            shuffle=settings.shuffle,
+            batch_size=self._config.batch_size,
+            shuffle=self._arm.order(),
             workers=self._workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -1,9 +1,11 @@
-"""Bounds of the numbers in a configuration: those of the float32 that computes, and of patience."""
+"""Bounds of a configuration's numbers: those of the float32 that computes, and of patience."""
 
 import numpy as np
 
 MOST_SEEDS = 10_000
 """Runs of an arm."""
+PASSES = 100
+"""At most so many passes over the training set go into the statistics of Algorithm 2."""
 _FLOAT32 = np.finfo(np.float32)
 _LEAST, _MOST = float(_FLOAT32.tiny), float(_FLOAT32.max)
 _BELOW_1 = 1 - float(_FLOAT32.epsneg)
@@ -25,3 +27,13 @@ def check_seeds(name: str, value: int) -> None:
     """Raises ValueError for more seeds than anybody waits for."""
     if value > MOST_SEEDS:
         raise ValueError(f"{name} must be at most {MOST_SEEDS}, got {value}.")
+
+
+def check_population(batches: int, batch_size: int, examples: int) -> None:
+    """Raises ValueError if Algorithm 2 is to average over more than `PASSES` passes."""
+    most = PASSES * examples // batch_size
+    if batches > most:
+        raise ValueError(
+            f"population_batches must be at most {most:,}, {PASSES} passes over the {examples:,} "
+            f"training examples, got {batches:,}."
+        )

@@ -1,15 +1,14 @@
 """The functions of a run, and the same compiled; runs that differ in numbers alone share them."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bnjax.data.images import to_unit_range
-from bnjax.models.initialization import draw_kernels
 from bnjax.recalibration import recalibrate
 from bnjax.training.accumulation import make_accumulating_step
 from bnjax.training.averaging import Average, start_average, update_average
@@ -18,14 +17,8 @@ from bnjax.training.objectives import Metrics, classification_metrics
 from bnjax.training.parallel import DataParallel
 from bnjax.training.state import TrainState
 from bnjax.training.steps import make_loss, make_train_step, scan_batches
-from experiments.imagenet_inception.arms import (
-    Settings,
-    make_model,
-    make_objective,
-    make_optimizer,
-    settings_of,
-)
-from experiments.imagenet_inception.config import CHANGES, Config
+from experiments.harness import affects
+from experiments.harness.images.arm import ImageArm
 
 Tree = Any
 
@@ -60,18 +53,18 @@ class TrainingProgram(NamedTuple):
 
 
 def training_program(
-    config: Config, arm: str, parallel: DataParallel, *, classes: int = 1000
+    config: Any, arm: ImageArm, parallel: DataParallel, *, classes: int = 1000
 ) -> TrainingProgram:
-    """What trains an arm.
+    """Returns what trains an arm.
 
     Raises:
         ValueError: if the devices cannot share the batch.
     """
-    return _training_program(config, settings_of(config, arm), parallel, classes)
+    return _training_program(*_seen(config, arm), parallel, classes)
 
 
-def batch_layout(config: Config, steps: int) -> tuple[int, ...]:
-    """The axes of the labels of a dispatch; the last is of examples."""
+def batch_layout(config: Any, steps: int) -> tuple[int, ...]:
+    """Returns the shape of the labels of a dispatch; the last axis is of examples."""
     part = config.batch_size // config.micro_batches
     parts = (config.micro_batches,) if config.micro_batches > 1 else ()
     return (steps, *parts, part)
@@ -92,11 +85,9 @@ class Programs:
         evaluate: `(variables, Batch) -> Metrics`, by the running statistics.
     """
 
-    def __init__(
-        self, config: Config, settings: Settings, classes: int, parallel: DataParallel
-    ) -> None:
-        program = _training_program(config, settings, parallel, classes)
-        model = make_model(config, settings, classes=classes)
+    def __init__(self, config: Any, arm: ImageArm, classes: int, parallel: DataParallel) -> None:
+        program = _training_program(config, arm, parallel, classes)
+        model = arm.model(config, classes=classes)
 
         def evaluate(variables: Tree, batch: Any) -> Metrics:
             logits: Any = model.apply(variables, to_unit_range(batch.images), train=False)
@@ -116,52 +107,42 @@ class Programs:
         return recalibrate(self._model, variables, images, train=True, rngs={"dropout": key})
 
 
-def programs_of(config: Config, arm: str, parallel: DataParallel, *, classes: int) -> Programs:
-    """The compiled programs of an arm, those of an earlier call where only numbers differ."""
-    settings = settings_of(config, arm)._replace(learning_rate_factor=1.0)
-    default = Config()
-    same: dict[str, Any] = {name: getattr(default, name) for name in _DATA}
-    same |= dict.fromkeys(("eval_every", "sparse_eval_every"), config.steps_per_dispatch)
-    same |= {"checkpoint_every": 0}
-    return _programs(replace(config, **same), settings, parallel, classes)
+def programs_of(config: Any, arm: ImageArm, parallel: DataParallel, *, classes: int) -> Programs:
+    """Returns an arm's compiled programs, those of an earlier call where only numbers differ."""
+    seen, alike = _seen(config, arm)
+    return _programs(tuple(vars(seen).items()), alike, parallel, classes)
 
 
-_DATA = {*CHANGES, "data", "crop", "mirror", "centre", "arms", "seeds", "learning_rate"} | {
-    "steps",
-    "accelerated_steps",
-    "population_batches",
-    "eval_every",
-    "dense_until",
-    "sparse_eval_every",
-    "eval_batch",
-    "checkpoint_every",
-}
-"""Fields that no program depends on: they are in its arguments, its shapes, or not in it at all."""
+def _seen(config: Any, arm: ImageArm) -> tuple[SimpleNamespace, ImageArm]:
+    """What programs may depend on: a field that says otherwise is not there to be read."""
+    return SimpleNamespace(**affects.programs(config)), type(arm)(**affects.programs(arm))
 
 
 @lru_cache(maxsize=16)
-def _programs(config: Config, settings: Settings, parallel: DataParallel, classes: int) -> Programs:
-    return Programs(config, settings, classes, parallel)
+def _programs(
+    config: tuple[tuple[str, Any], ...], arm: ImageArm, parallel: DataParallel, classes: int
+) -> Programs:
+    return Programs(SimpleNamespace(**dict(config)), arm, classes, parallel)
 
 
 def _training_program(
-    config: Config, settings: Settings, parallel: DataParallel, classes: int
+    config: Any, arm: ImageArm, parallel: DataParallel, classes: int
 ) -> TrainingProgram:
     parallel.check_batch(config.batch_size // config.micro_batches)
     axis_name = parallel.axis_name
-    model = make_model(config, settings, classes=classes, axis_name=axis_name)
+    model = arm.model(config, classes=classes, axis_name=axis_name)
     layout = batch_layout(config, config.steps_per_dispatch)
     image = (config.image_size, config.image_size, 3)
     averaging = config.parameter_averaging
 
     def init(seed: jax.Array, learning_rate: jax.Array) -> State:
         key = jax.random.key(seed)
-        whole = make_model(config, settings, classes=classes)
+        whole = arm.model(config, classes=classes)
         variables = whole.init(key, jnp.zeros((1, *image)), train=False)
         params, stats = variables["params"], variables.get("batch_stats", {})
         kernels_key, dropout_key = (jax.random.fold_in(key, purpose) for purpose in (1, 2))
-        params = draw_kernels(params, kernels_key, scale=settings.init_scale)
-        opt_state = make_optimizer(config, settings, learning_rate).init(params)
+        params = arm.draw(params, kernels_key)
+        opt_state = arm.optimizer(config, learning_rate).init(params)
         train = TrainState(jnp.int32(0), params, stats, opt_state, key=dropout_key)
         average = None if averaging == "none" else start_average(_variables(train))
         return State(start_watch(train), average)
@@ -176,8 +157,8 @@ def _training_program(
         )
         return logits, updates.get("batch_stats", {})
 
-    tx = make_optimizer(config, settings, 0.0)  # the rate in use is the one in the state
-    objective = make_objective(config)
+    tx = arm.optimizer(config, 0.0)  # the rate in use is the one in the state
+    objective = arm.objective(config)
     if config.micro_batches == 1:
         train_step = make_train_step(apply, tx, objective, axis_name=axis_name)
     else:

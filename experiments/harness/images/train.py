@@ -1,11 +1,9 @@
 """Trains one run and reports what it measures."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,88 +16,49 @@ from bnjax.training.memory import Held, held
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import DataParallel, HostCheckpoints
 from bnjax.training.profiles import profiled
-from experiments.imagenet_inception.arms import first_learning_rate, settings_of
-from experiments.imagenet_inception.config import Task
-from experiments.imagenet_inception.feed import Feed
-from experiments.imagenet_inception.programs import (
-    Programs,
-    State,
-    programs_of,
-    variables_of,
-)
-from experiments.imagenet_inception.weights import digests
-
-Log = Callable[[dict[str, Any]], None]
-"""Called with what a run measured at an evaluation."""
-
-
-@dataclass(frozen=True)
-class Means:
-    """How a run is computed; its numbers depend on none of it, but for rounding.
-
-    Attributes:
-        parallel: devices, and how they share a batch.
-        workers: processes that make views; 0 for threads.
-        profile: folder for a profile of some dispatches, or None.
-    """
-
-    parallel: DataParallel
-    workers: int = 0
-    profile: Path | None = None
-
-
-class Outcome(NamedTuple):
-    """What a run came to.
-
-    Attributes:
-        final: metrics on the whole validation set by running statistics (`test`) and by Algorithm
-            2 (`test_population`, None without normalization or after a divergence), digests of
-            what was evaluated, and `diverged`: None, or where and how.
-        weights: what was evaluated, on the host: `params`, `batch_stats`, and, by Algorithm 2,
-            `population_stats`.
-        timing: seconds of training, without evaluations; share of them that waited for views;
-            images per second. From the second dispatch of this sitting on.
-        memory: bytes in use at each evaluation of this sitting: of the process (`host`) and of its
-            JAX arrays (`arrays`).
-    """
-
-    final: dict[str, Any]
-    weights: dict[str, Any]
-    timing: dict[str, float] | None
-    memory: dict[str, list[int | None]]
+from experiments.harness.experiment import Outcome, RunLog, Task
+from experiments.harness.images.compute import ImageCompute
+from experiments.harness.images.feed import Feed
+from experiments.harness.images.programs import Programs, State, programs_of, variables_of
+from experiments.harness.weights import digests
 
 
 def train(
     task: Task,
     data: ImageData,
-    means: Means,
-    log: Log,
+    compute: ImageCompute,
+    log: RunLog,
     *,
-    begin: Callable[[int], None] = lambda step: None,
     checkpoints: HostCheckpoints | None = None,
     description: str = "",
-) -> Outcome:
+) -> list[Outcome]:
     """Trains a run, from the newest whole checkpoint on if there is one.
 
     Args:
-        task: what to train.
+        task: the run.
         data: what to train and measure on.
-        means: devices and workers.
-        log: called at each evaluation.
-        begin: called once, before training, with the step to begin or go on from.
+        compute: devices and workers.
+        log: takes down what is measured.
         checkpoints: where to save and restore; None for nowhere.
         description: shown on the progress bar.
+
+    Returns:
+        What the run came to, alone in a list. Its weights are `params`, `batch_stats` and, by
+        Algorithm 2, `population_stats`. Its cost has `timing` from the second dispatch of this
+        sitting on: seconds of training, without evaluations; share of them that waited for views;
+        images per second. `memory` is bytes in use at each evaluation of this sitting: of the
+        process (`host`) and of its JAX arrays (`arrays`).
 
     Raises:
         ValueError: if the devices cannot share a batch.
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint is saved if there is a place for it.
     """
-    config, parallel = task.config, means.parallel
+    config, parallel = task.config, compute.devices
     parallel.check_batch(config.eval_batch)
     programs = programs_of(config, task.arm, parallel, classes=data.classes)
     progress, first_step = _start(task, programs, parallel, checkpoints)
-    begin(first_step)
-    feed = Feed(task, data, parallel, axis=programs.axis, workers=means.workers)
+    log.begin(first_step, [first_step])
+    feed = Feed(task, data, parallel, axis=programs.axis, workers=compute.workers)
     clock = _Clock(feed)
     memory: list[Held] = []
     last = progress.state
@@ -116,13 +75,13 @@ def train(
         clock.tick()
 
     def record(step: int, sums: Metrics, test: Metrics) -> None:
-        log({"step": step, "train": _json(sums), "test": _json(test)})
+        log.log(0, {"step": step, "train": _json(sums), "test": _json(test)})
         memory.append(held())
 
     with feed:
         diverged = None
         try:
-            with profiled(programs.train, means.profile) as step:
+            with profiled(programs.train, compute.profile) as step:
                 program = Program(
                     train=step,
                     evaluate=lambda state: evaluate(variables_of(state)),
@@ -155,14 +114,14 @@ def train(
             "host": [moment.host for moment in memory],
             "arrays": [moment.arrays for moment in memory],
         }
-        return Outcome(final, weights, timing, series)
+        return [Outcome(final, {"timing": timing, "memory": series}, weights)]
 
 
 def _start(
     task: Task, programs: Programs, parallel: DataParallel, checkpoints: HostCheckpoints | None
 ) -> tuple[Progress, int]:
     """The progress to go on from, and the steps behind it."""
-    rate = first_learning_rate(task.config, settings_of(task.config, task.arm))
+    rate = task.arm.first_rate(task.config)
     initial = programs.init(np.int32(task.seed), np.float32(rate))
     sums = jax.tree.map(np.asarray, Metrics.zero())
     if checkpoints is not None:
@@ -197,7 +156,7 @@ class _Clock:
         self._paused += time.perf_counter() - started
 
     def timing(self, images: int) -> dict[str, float] | None:
-        """As in `Outcome`, with the images of a dispatch; None for less than two."""
+        """What `train` says of it, with the images of a dispatch; None for less than two."""
         if self._started is None or not self._dispatches:
             return None
         seconds = time.perf_counter() - self._started - self._paused

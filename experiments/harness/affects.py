@@ -1,0 +1,85 @@
+"""What a field of a configuration or of an arm affects; identities and shared programs follow.
+
+@dataclass(frozen=True)
+class Config:
+    width: float = network(0.125)
+    seeds: int = nothing(1)
+"""
+
+from collections.abc import Callable
+from dataclasses import Field, field, fields
+from typing import Any, Literal, TypeVar, cast
+
+Affects = Literal["network", "training", "run", "views", "arm", "nothing"]
+T = TypeVar("T")
+
+
+def _affects(what: Affects) -> Callable[[T], T]:
+    def declare(default: T) -> T:
+        return cast(T, field(default=default, metadata={"affects": what}))
+
+    return declare
+
+
+def network(default: T) -> T:
+    """Declares a field that the network depends on, so that every program does."""
+    return _affects("network")(default)
+
+
+def training(default: T) -> T:
+    """Declares a field that only the program that trains depends on."""
+    return _affects("training")(default)
+
+
+def run(default: T) -> T:
+    """Declares a field that no program depends on, but the run's numbers or its log."""
+    return _affects("run")(default)
+
+
+def views(default: T) -> T:
+    """Declares a field that what the network sees of the data depends on."""
+    return _affects("views")(default)
+
+
+def arm(default: T) -> T:
+    """Declares a field that, unless it is None, takes the place of the arm's field of its name."""
+    return _affects("arm")(default)
+
+
+def nothing(default: T) -> T:
+    """Declares a field that does not tell a run from others of its arm, seed, length and data.
+
+    It says which runs there are, or what a record states by itself.
+    """
+    return _affects("nothing")(default)
+
+
+def affected(item: Field) -> Affects:
+    """Returns what a field affects.
+
+    Raises:
+        TypeError: if the field does not say it.
+    """
+    if "affects" not in item.metadata:
+        raise TypeError(f"{item.name} does not say what it affects: declare it with affects.py.")
+    return item.metadata["affects"]
+
+
+def names(record: Any, *kinds: Affects) -> list[str]:
+    """Returns the names of those fields of a dataclass that affect one of `kinds`."""
+    return [item.name for item in fields(record) if affected(item) in kinds]
+
+
+def values(record: Any, *kinds: Affects) -> dict[str, Any]:
+    """Returns the values of the same fields, by name."""
+    return {name: getattr(record, name) for name in names(record, *kinds)}
+
+
+def identity(record: Any) -> dict[str, Any]:
+    """Returns all values that a run's numbers depend on."""
+    return values(record, "network", "training", "run", "views")
+
+
+def programs(record: Any) -> dict[str, Any]:
+    """Returns the values that the compiled programs depend on: runs that agree share them."""
+    return values(record, "network", "training")

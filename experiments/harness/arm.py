@@ -1,0 +1,61 @@
+"""An arm: one of the networks that an experiment compares, in one record."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypeVar
+
+from experiments.harness import affects
+from experiments.harness.affects import nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What an experiment compares; experiments add its network, its optimizer, what it changes.
+
+    Attributes:
+        name: in commands, folders and records.
+        label: in tables and figures.
+        color: of its curve; None for an arm that figures leave out.
+        line: style of its curve, as matplotlib takes it.
+        paper: the paper's numbers, cells of a table by their heads.
+    """
+
+    name: str = nothing("")
+    label: str = nothing("")
+    color: str | None = nothing(None)
+    line: str = nothing("-")
+    paper: Mapping[str, str] = field(
+        default_factory=dict, compare=False, metadata={"affects": "nothing"}
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what tells it from other arms of its experiment, by name."""
+        return affects.identity(self)
+
+    def changed_by(self, config: Any) -> Self:
+        """Returns the arm with those settings that the configuration gives to all arms."""
+        given = affects.values(config, "arm")
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+Kind = TypeVar("Kind", bound=Arm)
+
+
+def by_name(arms: Sequence[Kind], name: str) -> Kind:
+    """Returns the arm of a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for arm in arms:
+        if arm.name == name:
+            return arm
+    raise ValueError(f"arms: unknown {name!r}; choose from {', '.join(arm.name for arm in arms)}.")
+
+
+def check_arms(given: tuple[str, ...], arms: Sequence[Arm]) -> None:
+    """Raises ValueError unless names are of arms, and each once."""
+    for name in given:
+        by_name(arms, name)
+    if not given or len(set(given)) < len(given):
+        raise ValueError(f"arms must name one or more arms, each once, got {given}.")

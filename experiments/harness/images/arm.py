@@ -1,0 +1,82 @@
+"""An arm that is a network of images, and how it trains."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from bnjax.data.augmentation import Augmentation
+from bnjax.data.order import Shuffle
+from bnjax.linen import BatchNorm
+from bnjax.training.objectives import Objective, classification_objective
+from bnjax.training.optimizers import make_optimizer, momentum_sgd
+from experiments.harness.arm import Arm
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageArm(Arm):
+    """A network of images; experiments give the network, and what else differs from this.
+
+    In `model`, `optimizer`, `objective` and `draw`, a configuration has those fields alone that
+    programs depend on, so that runs that differ in others share them.
+    """
+
+    def model(self, config: Any, *, classes: int, axis_name: str | None = None) -> nn.Module:
+        """Returns the network, called with `(images, train=...)`.
+
+        Args:
+            config: the configuration.
+            classes: number of logits.
+            axis_name: mapped axis of the devices that share a batch; None under jit.
+        """
+        raise NotImplementedError
+
+    def optimizer(self, config: Any, rate: float | jax.Array) -> optax.GradientTransformation:
+        """Returns what turns gradients into updates; `rate`, the first, lies in its state."""
+        return make_optimizer(momentum_sgd(rate, momentum=config.momentum))
+
+    def objective(self, config: Any) -> Objective:
+        """Returns what is minimized."""
+        return classification_objective(label_smoothing=config.label_smoothing)
+
+    def draw(self, params: Any, key: jax.Array) -> Any:
+        """Returns the initial parameters, by default the network's own, `params`."""
+        return params
+
+    def first_rate(self, config: Any) -> float:
+        """Returns the learning rate of the first update."""
+        return config.learning_rate
+
+    def steps(self, config: Any) -> int:
+        """Returns the length of a run."""
+        return config.steps
+
+    def augmentation(self, config: Any) -> Augmentation:
+        """Returns how training views are made."""
+        return Augmentation(config.image_size, config.crop, mirror=config.mirror)
+
+    def order(self) -> Shuffle:
+        """Returns how thoroughly examples are shuffled."""
+        return "within_shard"
+
+
+def batch_norm(config: Any, axis_name: str | None) -> Any:
+    """Returns batch normalization as a configuration has it, for networks that take a `norm`."""
+    return partial(
+        BatchNorm,
+        momentum=config.decay,
+        epsilon=config.epsilon,
+        averaging=config.averaging,
+        running_var=config.running_var,
+        batch=config.normalize_together,
+        axis_name=axis_name,
+    )
+
+
+def dtype_of(config: Any) -> Any:
+    """Returns the type of activations as networks take it."""
+    return jnp.bfloat16 if config.compute == "bfloat16" else None

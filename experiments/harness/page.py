@@ -1,0 +1,55 @@
+"""What the README of an experiment holds between markers, made from its committed results."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.harness.report import Comparison, Report
+
+Blocks = Callable[[Path], dict[str, str]]
+"""From the folder of committed results to Markdown by the names of markers."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The committed results of an experiment, and what is made of them.
+
+    Attributes:
+        report: what is made of a folder of runs.
+        folders: of runs, below the results; each has a summary.
+        drawn: those of them that have figures.
+        more: what else the README holds.
+    """
+
+    report: Report
+    folders: tuple[str, ...] = ("",)
+    drawn: tuple[str, ...] = ("",)
+    more: Blocks = lambda results: {}
+
+    def blocks(self, results: Path) -> dict[str, str]:
+        """Returns Markdown by the names of markers.
+
+        `arms`, `differences` and `divergence` are the tables of a comparison, those of a folder
+        below the results with its name in front.
+        """
+        parts: dict[str, str] = {}
+        if isinstance(self.report, Comparison):
+            for folder in self.folders:
+                parts |= _named(folder, self.report, results / folder)
+        return parts | self.more(results)
+
+    def summaries(self, results: Path) -> Iterator[tuple[Path, Any]]:
+        """Yields the file of each folder's summary, and what it must say."""
+        for folder in self.folders:
+            yield results / folder / "summary.json", self.report.summarize(results / folder)
+
+
+def _named(folder: str, report: Comparison, results: Path) -> dict[str, str]:
+    prefix = f"{folder.replace('/', '_')}_" if folder else ""
+    summary = report.summarize(results)
+    return {
+        f"{prefix}arms": report.arms_table(summary),
+        f"{prefix}differences": report.reference_differences(results),
+        f"{prefix}divergence": report.divergence_text(summary),
+    }

@@ -1,0 +1,231 @@
+"""What is made of runs: a summary, tables, a figure; each a pure function of their folders."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bnjax.evidence.figures import Curve, Marker, learning_curves, mark, new_figure, save
+from bnjax.evidence.statistics import accuracy, spread, steps_to, times
+from bnjax.evidence.tables import divergence, percent, plain, steps, table
+from experiments.harness.arm import Arm
+from experiments.harness.differences import difference_line, paired
+from experiments.harness.results import Runs, load_runs, runs_below
+from experiments.harness.weights import FILE
+
+
+class Report(Protocol):
+    """What is made of the runs below a folder; each part is a pure function of them."""
+
+    def summarize(self, out: Path) -> dict[str, Any]:
+        """Returns all numbers of the tables, JSON values."""
+        ...
+
+    def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
+        """Returns what the command prints; empty parts are left out."""
+        ...
+
+    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+        """Draws the figures that the runs allow into `to`, or `out` itself; returns the files."""
+        ...
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Best accuracy of each arm, how soon it is as good as a reference's best, and curves.
+
+    Attributes:
+        arms: what is compared, in the order of the table.
+        reference: name of the arm that the others are held against.
+        figure: name of the figure's file.
+    """
+
+    arms: Sequence[Arm]
+    reference: str
+    figure: str = "curves.png"
+
+    def load(self, out: Path) -> dict[str, Runs]:
+        """Reads the runs below `out` that were trained to their end, by arm."""
+        return load_runs(self.arms, out)
+
+    def summarize(self, out: Path) -> dict[str, Any]:
+        """Returns all numbers of the tables, JSON values."""
+        runs = self.load(out)
+        reference = runs.get(self.reference)
+        return {"arms": {name: _summary(group, reference) for name, group in runs.items()}}
+
+    def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
+        """Returns what the command prints."""
+        return [
+            self.arms_table(summary),
+            self.reference_differences(out),
+            self.divergence_text(summary),
+            waiting_text(summary),
+            missing_text(out),
+        ]
+
+    def arms_table(self, summary: dict[str, Any]) -> str:
+        """Returns steps to the reference's best and the maxima, beside the paper's numbers.
+
+        Mean ± standard deviation over seeds. A network that is not the paper's has no numbers of
+        the paper.
+        """
+        name = self._arm(self.reference).label
+        heads = ["network", "seeds", "steps", f"steps to {name}'s best", "times fewer"]
+        heads += ["best accuracy, %", "final, %", "final by Algorithm 2, %"]
+        papers = list(dict.fromkeys(head for arm in self.arms for head in arm.paper))
+        rows = [
+            [*_cells(self._label(name, arm), arm)]
+            + [self._arm(name).paper.get(head, "") * (not arm["changed"]) for head in papers]
+            for name, arm in summary["arms"].items()
+        ]
+        return table(
+            heads + [f"paper: {head}" * (not i) or head for i, head in enumerate(papers)], rows
+        )
+
+    def reference_differences(self, out: Path) -> str:
+        """Returns the difference of each arm to the reference, a line each."""
+        runs = self.load(out)
+        if self.reference not in runs:
+            return ""
+        others = [group for name, group in runs.items() if name != self.reference]
+        return differences_text((group, runs[self.reference]) for group in others)
+
+    def divergence_text(self, summary: dict[str, Any]) -> str:
+        """Returns the runs that reached infinity, a line each; empty if none did."""
+        return "\n".join(
+            f"- {self._label(name, arm)} {divergence(fault)}"
+            for name, arm in summary["arms"].items()
+            for fault in arm["diverged"]
+        )
+
+    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+        """Draws accuracy against steps, with markers where the reference's best is matched.
+
+        Of arms that have a colour. Returns the file, if there is a run of one of them.
+        """
+        runs = {name: group for name, group in self.load(out).items() if group.arm.color}
+        if not runs:
+            return []
+        figure, (axes,) = new_figure((6.4,), height=4.0)
+        curves = list(map(_curve, runs.values()))
+        highest = max(curve.y.max() for curve in curves)
+        lowest = min(curve.y.min() for curve in curves)
+        margin = max(0.05 * (highest - lowest), 0.01)
+        learning_curves(axes, curves, lowest=lowest, highest=highest + margin, split="validation")
+        if self.reference in runs:
+            reference = runs[self.reference]
+            mark(axes, _markers(runs.values(), reference), level=_mean_best(reference))
+        seeds = max(len(group.seeds) for group in runs.values())
+        title = f"mean of {seeds} seeds ± one standard deviation" if seeds > 1 else "one seed"
+        axes.set_title(title)
+        return [save(figure, (to or out) / self.figure)]
+
+    def _arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def _label(self, name: str, arm: dict[str, Any]) -> str:
+        changed = [f"{setting} {value}" for setting, value in arm["changed"].items()]
+        return ", ".join([self._arm(name).label, *changed])
+
+
+def differences_text(pairs: Iterable[tuple[Runs, Runs]]) -> str:
+    """Returns the best accuracy of each pair's first arm minus that of its second, a line each."""
+    return "\n".join(
+        difference_line(first.label, second.label, paired(first.best(), second.best()))
+        for first, second in pairs
+    )
+
+
+def waiting_text(summary: dict[str, Any]) -> str:
+    """Returns the largest share of training time that a run waited for images, if known."""
+    shares = [arm["waiting_share"] for arm in summary["arms"].values()]
+    known = [share for share in shares if share is not None]
+    return (
+        f"Training waited for images {100 * max(known):.1f} % of its time at most." if known else ""
+    )
+
+
+def missing_text(out: Path) -> str:
+    """Returns the finished runs whose weights are gone; empty if none are."""
+    finished = [folder for folder, record in runs_below(out) if record["finished"]]
+    gone = [str(folder) for folder in finished if not (folder / FILE).exists()]
+    if not gone:
+        return ""
+    return f"Without {FILE}, so that they cannot be evaluated over many crops: {', '.join(gone)}."
+
+
+def match_steps(group: Runs, reference: Runs) -> dict[int, int | None]:
+    """Returns, by seed, the first evaluated step at which a run matches the reference's best.
+
+    Each run is held against the reference's run of the same seed; seeds without one are absent.
+    """
+    best = reference.best()
+    return {
+        seed: steps_to(best[seed], at, values)
+        for seed, at, values in zip(group.seeds, group.steps, group.accuracy, strict=True)
+        if seed in best
+    }
+
+
+def _summary(group: Runs, reference: Runs | None) -> dict[str, Any]:
+    timings = [final["timing"] for final in group.finals if final["timing"] is not None]
+    summary: dict[str, Any] = {
+        "runs": len(group.seeds),
+        "steps": max(int(at[-1]) for at in group.steps),
+        "best_accuracy": spread([values.max() for values in group.accuracy]),
+        "final_accuracy": spread([accuracy(final["test"]) for final in group.finals]),
+        "changed": group.changed,
+        "diverged": [final["diverged"] for final in group.finals if final["diverged"] is not None],
+        "waiting_share": max((timing["waiting_share"] for timing in timings), default=None),
+    }
+    population = [final["test_population"] for final in group.finals]
+    if None not in population:
+        summary["final_accuracy_algorithm_2"] = spread(list(map(accuracy, population)))
+    if reference is not None:
+        own, theirs = match_steps(group, reference), match_steps(reference, reference)
+        summary["steps_to_best_of_reference"] = {"compared": len(own)} | times(own.values())
+        pairs = [(theirs[seed], after) for seed, after in own.items() if after]
+        summary["times_fewer_steps"] = spread([before / after for before, after in pairs if before])
+    return summary
+
+
+def _cells(label: str, arm: dict[str, Any]) -> list[str]:
+    reached = arm.get("steps_to_best_of_reference")
+    fewer = arm.get("times_fewer_steps", {"mean": None})
+    population = arm.get("final_accuracy_algorithm_2")
+    return [
+        label,
+        str(arm["runs"]),
+        f"{arm['steps']:,}",
+        "" if reached is None else steps(reached, reached["compared"]),
+        "" if fewer["mean"] is None else plain(fewer, digits=1),
+        percent(arm["best_accuracy"]),
+        percent(arm["final_accuracy"]),
+        "" if population is None else percent(population),
+    ]
+
+
+def _curve(group: Runs) -> Curve:
+    """All runs at the steps that all have; a run that diverged ends the curve."""
+    points = min(map(len, group.steps))
+    values = np.array([row[:points] for row in group.accuracy])
+    assert group.arm.color is not None
+    return Curve(group.label, group.arm.color, group.steps[0][:points], values, group.arm.line)
+
+
+def _markers(runs: Iterable[Runs], reference: Runs) -> list[Marker]:
+    """Where an arm matches the reference's best, on average over the seeds, if all of them do."""
+    markers = []
+    for group in runs:
+        matched = list(match_steps(group, reference).values())
+        if matched and None not in matched and group.arm.color:
+            at = float(np.mean(np.array(matched, float)))
+            markers.append(Marker(at, _mean_best(reference), group.arm.color))
+    return markers
+
+
+def _mean_best(reference: Runs) -> float:
+    return float(np.mean([values.max() for values in reference.accuracy]))

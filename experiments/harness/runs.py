@@ -1,0 +1,311 @@
+"""The folders of runs: which runs there are, what is missing, what they hold."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from bnjax.evidence.records import (
+    RecordError,
+    Run,
+    check_data,
+    check_identity,
+    environment,
+    is_finished,
+)
+from bnjax.training.locks import LockError, lock
+from bnjax.training.loop import Schedule
+from bnjax.training.objectives import Metrics
+from bnjax.training.parallel import HostCheckpoints, all_succeed, gather_json, is_first
+from bnjax.training.tensorboard import TensorBoard
+from experiments.harness import affects
+from experiments.harness.experiment import Experiment, Member, Outcome, RunLog, Task, identity
+from experiments.harness.weights import save_weights
+
+_MOST_TOGETHER = 1_000
+"""Runs that a record may say were trained together."""
+
+
+def run_name(task: Task, member: Member) -> str:
+    """Returns the folder of a run, below the output folder."""
+    if task.sweep:
+        return f"sweep/{task.arm.name}-lr{member.learning_rate:g}-s{member.seed}"
+    return f"{task.arm.name}-s{member.seed}"
+
+
+def checkpoint_folder(experiment: Experiment, task: Task, data: Any, out: Path) -> Path:
+    """Returns where the members of a task have their checkpoints.
+
+    Those that train together are named by all of their identities: another choice of them is
+    another program.
+    """
+    if not experiment.together:
+        return out / "checkpoints" / run_name(task, task.members[0])
+    identities = json.dumps(_identities(task, data), sort_keys=True)
+    digest = hashlib.sha256(identities.encode()).hexdigest()[:8]
+    return out / "checkpoints" / f"{'sweep-' if task.sweep else ''}{task.arm.name}-{digest}"
+
+
+def check(experiment: Experiment, task: Task, data: Any, compute: Any, out: Path) -> None:
+    """Refuses what cannot run, before any compute.
+
+    Raises:
+        RecordError: if `out` holds a run of the task in another configuration.
+        ValueError: if the experiment cannot train it.
+    """
+    for member in task.members:
+        check_identity(out / run_name(task, member), identity(task, member, data))
+    experiment.check(task, data, compute)
+
+
+def complete(
+    experiment: Experiment,
+    task: Task,
+    data: Any,
+    compute: Any,
+    out: Path,
+    *,
+    tensorboard: bool = False,
+) -> None:
+    """Trains those runs of a task that `out` does not hold whole already.
+
+    All processes of the run call it; the first one writes. What is finished is not written again,
+    so that it may lie on a disk that is read-only.
+
+    Args:
+        experiment: whose runs they are.
+        task: the runs.
+        data: what to train and measure on.
+        compute: how.
+        out: where the runs are.
+        tensorboard: whether to write logs for TensorBoard, below `out`/tensorboard.
+
+    Raises:
+        RecordError: if `out` holds a run of another configuration, or another process writes one
+            of them; nothing is changed then.
+        CheckpointError: the same for its checkpoints.
+        Interrupted: after Ctrl-C or SIGTERM.
+    """
+
+    def whole() -> bool:
+        for member in task.members:
+            check_identity(out / run_name(task, member), identity(task, member, data))
+        folders = [out / run_name(task, member) for member in task.members]
+        return is_first() and all(map(is_finished, folders))
+
+    if gather_json(all_succeed(whole))[0]:
+        return
+    with ExitStack() as held:
+        if experiment.together:
+            names = [run_name(task, member) for member in task.members]
+            held.enter_context(_alone(out, names))
+        _complete(experiment, task, data, compute, out, tensorboard=tensorboard)
+
+
+@contextmanager
+def _alone(out: Path, names: Sequence[str]) -> Iterator[None]:
+    """Holds the folders of runs, whichever runs are trained together with them."""
+    with ExitStack() as held:
+        for name in names:
+            file = out / "checkpoints" / f"{name.replace('/', '-')}.lock"
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock(file, out / name))
+            except LockError as error:
+                raise RecordError(str(error)) from error
+            except OSError as error:
+                raise RecordError(f"{file.parent} cannot be made ({error.strerror}).") from error
+        yield
+
+
+def _complete(
+    experiment: Experiment, task: Task, data: Any, compute: Any, out: Path, *, tensorboard: bool
+) -> None:
+    folder = checkpoint_folder(experiment, task, data, out)
+    if experiment.together and not folder.exists():  # no checkpoint of all members together
+        left = [m for m in task.members if not is_finished(out / run_name(task, m))]
+        task = task._replace(members=tuple(left))
+        folder = checkpoint_folder(experiment, task, data, out)
+    identities = _identities(task, data)
+    config = {"identity": identities if experiment.together else identities[0]}
+    with HostCheckpoints(folder, config=config) as checkpoints:
+        headers = _headers(experiment, task, data, compute)
+        folders = [out / run_name(task, member) for member in task.members]
+        runs = all_succeed(lambda: list(map(Run, folders, headers)) if is_first() else [])
+        if gather_json(bool(runs) and all(run.finished for run in runs))[0]:
+            return  # another process has finished them meanwhile
+        started = time.perf_counter()
+        with _Writer(runs, task, out / "tensorboard" if tensorboard else None) as writer:
+            outcomes = experiment.train(
+                task,
+                data,
+                compute,
+                writer,
+                checkpoints=checkpoints,
+                description=_described(experiment, task),
+            )
+        cost: dict[str, Any] = {"wall_seconds": round(time.perf_counter() - started, 1)}
+        if experiment.together:
+            cost["trained_together"] = len(task.members)
+        for run, outcome in zip(runs, outcomes, strict=False):
+            _finish(run, outcome, cost)
+    if experiment.together and is_first():
+        shutil.rmtree(folder)  # so that other seeds can be added
+
+
+def _finish(run: Run, outcome: Outcome, cost: dict[str, Any]) -> None:
+    if run.finished:
+        return
+    if outcome.weights is not None:
+        save_weights(run.directory, outcome.weights)
+    run.finish(outcome.final | cost | outcome.cost)
+
+
+class _Writer(RunLog):
+    """Writes what runs measure, on the process that has the runs; on the others nothing."""
+
+    def __init__(self, runs: Sequence[Run], task: Task, boards: Path | None) -> None:
+        self._open = ExitStack()
+        self._runs = runs
+        self._task = task
+        self._folder = boards
+        self._boards: dict[int, TensorBoard] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def begin(self, step: int, own: Sequence[int]) -> None:
+        """Goes on after `step`; all processes call it."""
+        all_succeed(lambda: self._go_on(step, own))
+
+    def _go_on(self, step: int, own: Sequence[int]) -> None:
+        for position, run in enumerate(self._runs):
+            if run.finished:
+                continue
+            if step == 0:
+                run.rewind(-1)  # step 0 will be logged again
+            else:
+                run.rewind(own[position], self._task.schedule.evaluations(own[position]))
+            if self._folder is not None:
+                folder = self._folder / run_name(self._task, self._task.members[position])
+                self._boards[position] = self._open.enter_context(
+                    TensorBoard(folder, first_step=step)
+                )
+
+    def log(self, position: int, entry: dict[str, Any]) -> None:
+        """Adds an entry."""
+        if not self._runs or self._runs[position].finished:
+            return
+        self._runs[position].log(entry)
+        if position in self._boards:
+            sums = {name: Metrics(**entry[name]) for name in ("train", "test")}
+            self._boards[position].log(entry["step"], sums)
+
+
+def task_of(experiment: Experiment, record: dict[str, Any]) -> Task:
+    """Returns the task that repeats a recorded run.
+
+    The run stands in it as often as runs were trained together, which gives the same compiled
+    program: XLA rounds a loop over one run otherwise than one over several.
+    """
+    stated = record["identity"]
+    settings = stated.get("settings", {})
+    given = {name: settings[name] for name in affects.names(experiment.config, "arm")}
+    stated_config = stated["config"] | {"data": record["data"]["name"]}
+    config = experiment.config(**stated_config, **given)
+    together = record["final"]["trained_together"] if experiment.together else 1
+    if type(together) is not int or not 1 <= together <= _MOST_TOGETHER:
+        raise ValueError(f"trained_together must be 1 to {_MOST_TOGETHER}, got {together!r:.80}.")
+    member = Member(stated["seed"], stated.get("learning_rate"))
+    arm = experiment.arm(stated["arm"], config)
+    return Task(config, arm, (member,) * together, Schedule(**stated["schedule"]))
+
+
+def rerun(
+    experiment: Experiment,
+    record: dict[str, Any],
+    *,
+    steps: int | None,
+    data: str,
+    data_dir: Path | None,
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Trains a recorded run again and writes nothing.
+
+    Args:
+        experiment: whose run it is.
+        record: from `record.json`.
+        steps: how many steps; all of them by default.
+        data: the data set's name, by which it is found.
+        data_dir: where prepared data sets are.
+
+    Returns:
+        The log's entries, and the outcome if all steps were taken.
+
+    Raises:
+        RecordError: if the data at hand is not that of the record.
+    """
+    task = task_of(experiment, record)
+    opened = experiment.open_data(data, data_dir)
+    check_data(record, opened.name, opened.sha256)
+    compute = experiment.compute.of_record(record)
+    experiment.check(task, opened, compute)
+    whole = True
+    if steps is not None and steps < task.schedule.steps:
+        whole = False
+        task = task._replace(schedule=task.schedule._replace(steps=steps))
+    kept = _FirstKept()
+    outcomes = experiment.train(
+        task, opened, compute, kept, checkpoints=None, description=_described(experiment, task)
+    )
+    return json.loads(json.dumps(kept.entries)), outcomes[0].final if whole else None
+
+
+class _FirstKept(RunLog):
+    """Keeps what the first member measures."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+
+    def log(self, position: int, entry: dict[str, Any]) -> None:
+        """Adds an entry."""
+        if position == 0:
+            self.entries.append(entry)
+
+
+def _described(experiment: Experiment, task: Task) -> str:
+    """What the progress bar says."""
+    if not experiment.together:
+        return run_name(task, task.members[0])
+    return f"{'sweep ' if task.sweep else ''}{task.arm.name}"
+
+
+def _identities(task: Task, data: Any) -> list[dict[str, Any]]:
+    return [identity(task, member, data) for member in task.members]
+
+
+def _headers(experiment: Experiment, task: Task, data: Any, compute: Any) -> list[dict[str, Any]]:
+    """What each record says before the first step."""
+    surroundings = environment()
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    counts = {"train": len(data.train), "test": len(data.test)}
+    return [
+        {
+            "experiment": experiment.name,
+            "arm": task.arm.name,
+            "seed": member.seed,
+            **({} if member.learning_rate is None else {"learning_rate": member.learning_rate}),
+            "identity": identity(task, member, data),
+            "data": {"name": data.name, "sha256": data.sha256} | counts,
+            **compute.described(task),
+            "environment": surroundings,
+            "started": started,
+        }
+        for member in task.members
+    ]

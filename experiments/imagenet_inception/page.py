@@ -1,0 +1,62 @@
+"""What the experiment's README holds: the tables of its runs, their controls, what they took."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.harness.arm import by_name
+from experiments.harness.page import Page
+from experiments.harness.report import Comparison, differences_text
+from experiments.harness.results import Runs, read_result
+from experiments.imagenet_inception import dry_run_table, evaluation_table
+from experiments.imagenet_inception.arms import ARMS
+
+REPORT = Comparison(ARMS, reference="inception", figure="figure2.png")
+
+
+def more(results: Path) -> dict[str, str]:
+    """Returns comparisons across folders, memory, crops and ensembles, and the dry run."""
+
+    def load(folder: str) -> dict[str, Runs]:
+        return REPORT.load(results / folder)
+
+    narrow, wide = load(""), load("wide")
+    controls = [
+        (narrow["bn_x5"], load(folder)["inception"]) for folder in ("recipe_x5", "inception_x5")
+    ]
+    wide_controls = [
+        (wide[f"bn_{rate}"], load(f"wide/inception_{rate}")["inception"]) for rate in ("x5", "x30")
+    ]
+    return {
+        "control_differences": differences_text(controls),
+        "wide_control_differences": differences_text(wide_controls),
+        "memory": memory_text(read_result(results / "long" / "bn_x5-s0").record),
+        "evaluation": evaluation_table.table(_json(results / "evaluation.json")),
+        "dry_run": dry_run_table.table(_json(results / "dry_run.json")),
+    }
+
+
+def memory_text(record: dict[str, Any]) -> str:
+    """Returns what a run's process and its arrays held once all was compiled.
+
+    That is from the second evaluation on.
+    """
+    memory, length = record["final"]["memory"], record["identity"]["schedule"]["steps"]
+    host, arrays = ([size / 1e6 for size in memory[name][1:]] for name in ("host", "arrays"))
+    return (
+        f"{by_name(ARMS, record['arm']).label} over {length:,} steps: the process held "
+        f"{host[0]:,.0f} MB at the second evaluation, {host[-1]:,.0f} MB at the last, "
+        f"{max(host):,.0f} MB at most; its arrays {min(arrays):.2f} to {max(arrays):.2f} MB."
+    )
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+PAGE = Page(
+    REPORT,
+    folders=("", "recipe_x5", "inception_x5", "wide", "wide/inception_x5", "wide/inception_x30"),
+    drawn=("", "wide"),
+    more=more,
+)

@@ -1,0 +1,56 @@
+"""What is made of the runs: the summary, the tables, Figure 1."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.harness.page import Page
+from experiments.mnist_lenet.figures import draw
+from experiments.mnist_lenet.summary import summarize
+from experiments.mnist_lenet.table import (
+    arms_table,
+    differences_text,
+    divergence_text,
+    drift_text,
+    sweep_table,
+)
+
+
+class MnistReport:
+    """The report of the experiment; each part is a pure function of the runs' folders."""
+
+    def summarize(self, out: Path) -> dict[str, Any]:
+        """Returns all numbers of the tables, JSON values."""
+        return summarize(out)
+
+    def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
+        """Returns what the command prints."""
+        drift = drift_text(summary)
+        if drift:
+            drift = (
+                f"Path of the median input to the last nonlinearity, mean over units:\n\n{drift}"
+            )
+        return [
+            arms_table(summary) if summary["arms"] else "",
+            differences_text(summary),
+            drift,
+            sweep_table(summary),
+            divergence_text(summary),
+        ]
+
+    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+        """Draws what the runs allow; returns the files."""
+        return draw(out, to)
+
+
+def blocks(results: Path) -> dict[str, str]:
+    """Returns what the experiment's README holds."""
+    summary = summarize(results)
+    return {
+        "arms": arms_table(summary),
+        "differences": differences_text(summary),
+        "drift": drift_text(summary),
+        "sweep": sweep_table(summary),
+    }
+
+
+PAGE = Page(MnistReport(), more=blocks)
