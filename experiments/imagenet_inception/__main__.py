@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bnjax.command import command
-from bnjax.data.image_data import ImageData, open_images
+from bnjax.data import DataSet, open_data
 from bnjax.data.stream import check_workers
 from bnjax.evidence.records import is_finished, require_commit
 from bnjax.paths import local_path
@@ -113,7 +113,7 @@ def run(arguments: Arguments) -> None:
         _report(out)
 
 
-def _prepare(arguments: Arguments, out: Path) -> tuple[ImageData, Means, list[Task]]:
+def _prepare(arguments: Arguments, out: Path) -> tuple[DataSet, Means, list[Task]]:
     """Opens the data and checks all runs, before hours go into the first."""
     config = arguments.config
     if is_first():
@@ -124,7 +124,7 @@ def _prepare(arguments: Arguments, out: Path) -> tuple[ImageData, Means, list[Ta
     if arguments.profile is not None:
         local_path("--profile", arguments.profile)
     check_workers(arguments.workers)
-    data = open_images(config.data, data_dir=arguments.data_dir)
+    data = open_data(config.data, data_dir=arguments.data_dir)
     means = Means(DataParallel(arguments.parallel), arguments.workers, arguments.profile)
     tasks = [task_for(config, arm, seed) for seed in range(config.seeds) for arm in config.arms]
     for task in tasks:

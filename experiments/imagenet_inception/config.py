@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from bnjax.data.augmentation import Augmentation
-from bnjax.data.image_data import FACTS, IMAGE_DATA
 from bnjax.data.order import Shuffle
+from bnjax.data.sets import DATA_SETS, FACTS
+from bnjax.data.views.augmentation import Augmentation
 from bnjax.training.loop import Schedule
 from experiments.bounds import check_fraction, check_positive, check_seeds
 
@@ -173,7 +173,7 @@ _POSITIVE = ("learning_rate_factor", "decay_speed", "learning_rate", "decay_ever
 def _check(config: Config) -> None:
     known = [*FACTS, "mnist5k"]
     if config.data not in known and not config.data.startswith(("folder:", "tfds:")):
-        raise ValueError(f"data: unknown {config.data!r}; choose from {', '.join(IMAGE_DATA)}.")
+        raise ValueError(f"data: unknown {config.data!r}; choose from {', '.join(DATA_SETS)}.")
     for arm in config.arms:
         if arm not in (*ARMS, *ENSEMBLE):
             raise ValueError(f"arms: unknown {arm!r}; choose from {', '.join((*ARMS, *ENSEMBLE))}.")

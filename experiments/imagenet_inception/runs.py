@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from bnjax.data.image_data import ImageData, open_images
+from bnjax.data import DataSet, open_data
 from bnjax.evidence.records import Run, check_data, check_identity, environment, is_finished
 from bnjax.training.loop import Schedule
 from bnjax.training.objectives import Metrics
@@ -44,7 +44,7 @@ def checkpoint_folder(task: Task, out: Path) -> Path:
     return out / "checkpoints" / run_name(task)
 
 
-def check(task: Task, data: ImageData, parallel: DataParallel, out: Path) -> None:
+def check(task: Task, data: DataSet, parallel: DataParallel, out: Path) -> None:
     """Refuses what cannot run, before any compute.
 
     Raises:
@@ -70,7 +70,7 @@ def check(task: Task, data: ImageData, parallel: DataParallel, out: Path) -> Non
 
 
 def complete(
-    task: Task, data: ImageData, means: Means, out: Path, *, tensorboard: bool = False
+    task: Task, data: DataSet, means: Means, out: Path, *, tensorboard: bool = False
 ) -> None:
     """Trains a run to its end, unless `out` holds it whole already.
 
@@ -189,7 +189,7 @@ def rerun(
         RecordError: if the data at hand is not that of the record.
     """
     task = task_of(record)
-    images = open_images(data, data_dir=data_dir)
+    images = open_data(data, data_dir=data_dir)
     check_data(record, images.name, images.sha256)
     check_population(task.config.population_batches, task.config.batch_size, len(images.train))
     whole = True
@@ -204,7 +204,7 @@ def rerun(
     return json.loads(json.dumps(entries)), outcome.final if whole else None
 
 
-def _header(task: Task, data: ImageData, means: Means) -> dict[str, Any]:
+def _header(task: Task, data: DataSet, means: Means) -> dict[str, Any]:
     return {
         "experiment": EXPERIMENT,
         "arm": task.arm,
@@ -214,7 +214,7 @@ def _header(task: Task, data: ImageData, means: Means) -> dict[str, Any]:
             "name": data.name,
             "sha256": data.sha256,
             "train": len(data.train),
-            "test": len(data.validation),
+            "test": len(data.test),
         },
         "parallel": means.parallel.how,
         "environment": environment(),
@@ -222,7 +222,7 @@ def _header(task: Task, data: ImageData, means: Means) -> dict[str, Any]:
     }
 
 
-def _identity(task: Task, data: ImageData) -> dict[str, Any]:
+def _identity(task: Task, data: DataSet) -> dict[str, Any]:
     return {
         "arm": task.arm,
         "seed": task.seed,

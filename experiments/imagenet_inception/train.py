@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bnjax.data.image_data import ImageData
+from bnjax.data import DataSet
 from bnjax.evidence.records import number
 from bnjax.training.divergence import Diverged, raise_if_diverged
 from bnjax.training.loop import Program, Progress, fit
@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 
 def train(
     task: Task,
-    data: ImageData,
+    data: DataSet,
     means: Means,
     log: Log,
     *,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bnjax.command import command
-from bnjax.data import load_dataset
+from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import is_finished, require_commit
 from bnjax.training.parallel import one_cpu_device_per_core
 from experiments.command_line import ending, folder_of_runs, output_folder, preset_in
@@ -65,7 +65,7 @@ def run(arguments: Arguments) -> None:
     out = arguments.out or Path("runs/mnist_lenet") / arguments.preset
     out = folder_of_runs(out, resume=arguments.resume)
     require_commit(out, _RESULTS)
-    dataset = load_dataset(config.data, data_dir=arguments.data_dir)
+    dataset = in_memory(open_data(config.data, data_dir=arguments.data_dir))
     if config.batch_size > len(dataset.train.labels):
         raise ValueError(
             f"batch_size must be at most the {len(dataset.train.labels):,} training examples of "

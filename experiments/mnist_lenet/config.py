@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from bnjax.data import DATASETS
 from bnjax.training.loop import Schedule
 from experiments.bounds import check_fraction, check_positive, check_seeds
 
 ARMS = ("mlp", "mlp_bn", "lenet", "lenet_bn")
+DATA = ("mnist5k", "mnist", "fashion_mnist")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Config:
 
 
 def _check(config: Config) -> None:
-    _refuse_unknown("data", (config.data,), DATASETS)
+    _refuse_unknown("data", (config.data,), DATA)
     _refuse_unknown("arms", config.arms, ARMS)
     if not config.arms or len(set(config.arms)) < len(config.arms):
         raise ValueError(f"arms must name one or more arms, each once, got {config.arms}.")

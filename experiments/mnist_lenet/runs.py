@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bnjax.data import Dataset, load_dataset
+from bnjax.data import DataSet, in_memory, open_data
 from bnjax.evidence.records import (
     RecordError,
     Run,
@@ -50,7 +50,7 @@ def run_name(task: Task, member: Member) -> str:
     return f"{task.arm}-s{member.seed}"
 
 
-def check(task: Task, dataset: Dataset, out: Path) -> None:
+def check(task: Task, dataset: DataSet, out: Path) -> None:
     """Refuses what cannot run, before any compute.
 
     Raises:
@@ -62,12 +62,12 @@ def check(task: Task, dataset: Dataset, out: Path) -> None:
         check_identity(out / run_name(task, member), _identity(task, member, dataset))
 
 
-def _check_population(task: Task, dataset: Dataset) -> None:
+def _check_population(task: Task, dataset: DataSet) -> None:
     config = task.config
     check_population(config.population_batches, config.batch_size, len(dataset.train.labels))
 
 
-def complete(task: Task, dataset: Dataset, out: Path) -> None:
+def complete(task: Task, dataset: DataSet, out: Path) -> None:
     """Trains those runs of a task that `out` does not hold whole already.
 
     Raises:
@@ -100,7 +100,7 @@ def _writing(out: Path, names: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def _complete(task: Task, dataset: Dataset, out: Path) -> None:
+def _complete(task: Task, dataset: DataSet, out: Path) -> None:
     surroundings = environment()
     folders = [out / run_name(task, member) for member in task.members]
     headers = [_header(task, member, dataset, surroundings) for member in task.members]
@@ -161,7 +161,7 @@ def task_of(record: dict[str, Any]) -> Task:
 
 
 def _header(
-    task: Task, member: Member, dataset: Dataset, surroundings: dict[str, Any]
+    task: Task, member: Member, dataset: DataSet, surroundings: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "experiment": EXPERIMENT,
@@ -181,18 +181,18 @@ def _header(
     }
 
 
-def _checkpoint_folder(task: Task, dataset: Dataset, out: Path) -> Path:
+def _checkpoint_folder(task: Task, dataset: DataSet, out: Path) -> Path:
     """Where the members of a task, trained together, have their checkpoints."""
     identities = json.dumps(_identities(task, dataset), sort_keys=True)
     digest = hashlib.sha256(identities.encode()).hexdigest()[:8]
     return out / "checkpoints" / f"{'sweep-' if task.sweep else ''}{task.arm}-{digest}"
 
 
-def _identities(task: Task, dataset: Dataset) -> list[dict[str, Any]]:
+def _identities(task: Task, dataset: DataSet) -> list[dict[str, Any]]:
     return [_identity(task, member, dataset) for member in task.members]
 
 
-def _identity(task: Task, member: Member, dataset: Dataset) -> dict[str, Any]:
+def _identity(task: Task, member: Member, dataset: DataSet) -> dict[str, Any]:
     schedule = task.schedule._asdict()
     return {
         "arm": task.arm,
@@ -222,7 +222,7 @@ def rerun(
         RecordError: if the data at hand is not that of the record.
     """
     task = task_of(record)
-    dataset = load_dataset(data, data_dir=data_dir)
+    dataset = in_memory(open_data(data, data_dir=data_dir))
     check_data(record, dataset.name, dataset.sha256)
     _check_population(task, dataset)
     whole = True

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax.data import Dataset
-from bnjax.data.batches import EvalBatches, batch_indices, eval_batches
-from bnjax.data.images import binarize
+from bnjax.data import DataSet
+from bnjax.data.arrays import EvalBatches, eval_batches
+from bnjax.data.order import batch_indices
+from bnjax.data.views.inputs import binarize
 from bnjax.evidence.records import number, tree_sha256
 from bnjax.linen import batch_moments
 from bnjax.normalization import population_stats
@@ -57,7 +58,7 @@ class Task(NamedTuple):
 
 def train(
     task: Task,
-    dataset: Dataset,
+    dataset: DataSet,
     log: Log,
     *,
     begin: Callable[[int, list[int]], None] = lambda step, own: None,
@@ -88,9 +89,9 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint is saved if there is a place for it.
     """
     for split in (dataset.train, dataset.test):
-        check_labels(split.labels, dataset.num_classes)
+        check_labels(split.labels, dataset.classes)
     members = Members(len(task.members), together=task.together)
-    functions = _Functions(task, dataset.num_classes)
+    functions = _Functions(task, dataset.classes)
     images, labels = members.share((dataset.train.images, dataset.train.labels))
     test = members.share(
         eval_batches(dataset.test.images, dataset.test.labels, task.config.eval_batch)
