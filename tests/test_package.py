@@ -39,12 +39,12 @@ def test_the_light_library_needs_no_extra(tmp_path):
     program = f"""{HIDE}
 import jax
 import bnjax.doctor, bnjax.nnx, bnjax.recalibration, bnjax.training.optimizers
-from bnjax.data import load_dataset
+from bnjax.data import in_memory, open_data
 from bnjax.inference import export, fold
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP, load_safetensors, save_safetensors
 
-images = load_dataset("mnist5k").test.images[:3].astype("float32")
+images = in_memory(open_data("mnist5k")).test.images[:3].astype("float32")
 model = MLP(norm=BatchNorm)
 variables = model.init(jax.random.key(0), images, train=False)
 save_safetensors(variables, "mlp.safetensors")
@@ -58,9 +58,9 @@ print(folded.apply(folded.variables, images, train=False).shape)
 
 
 MISSING = {
-    "bnjax.data.load_dataset('mnist', data_dir='.')": ("tensorflow-datasets", "data"),
-    "import bnjax.data.decoding": ("pillow", "data"),
-    "import bnjax.data.imagenet": ("tyro", "data"),
+    "bnjax.data.open_data('mnist', data_dir='.')": ("tensorflow-datasets", "data"),
+    "import bnjax.data.views.decoding": ("pillow", "data"),
+    "import bnjax.data.prepare.imagenet": ("tyro", "data"),
     "bnjax.training.checkpoints.Checkpoints('.', config={})": ("orbax-checkpoint", "train"),
     "bnjax.progress.ProgressBar(1, description='', unit='')": ("tqdm", "train"),
     "bnjax.training.tensorboard.require_tensorboard()": ("tensorboardX", "tensorboard"),

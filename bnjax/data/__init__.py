@@ -1,6 +1,7 @@
 """Data: the only place that knows tensorflow-datasets and image files."""
 
-from bnjax.data.dataset import DataError, Dataset, Split
-from bnjax.data.sources import DATASETS, load_dataset
+from bnjax.data.arrays import ArraySplit, in_memory
+from bnjax.data.data_set import DataError, DataSet, Split
+from bnjax.data.sets import DATA_SETS, open_data
 
-__all__ = ["DATASETS", "DataError", "Dataset", "Split", "load_dataset"]
+__all__ = ["DATA_SETS", "ArraySplit", "DataError", "DataSet", "Split", "in_memory", "open_data"]

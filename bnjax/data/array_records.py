@@ -8,13 +8,13 @@ Images stay encoded.
 import hashlib
 import itertools
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bnjax.data.dataset import DataError
-from bnjax.data.examples import Example, ImageData, split_shards
+from bnjax.data.data_set import DataError, DataSet, Example, Split, split_shards
 from bnjax.data.tfds import check_features
 from bnjax.extras import extra
 
@@ -23,7 +23,7 @@ EDGE = 1 << 16
 
 
 @dataclass(frozen=True, repr=False)
-class RecordExamples:
+class RecordSplit:
     """The records of one split.
 
     Attributes:
@@ -51,19 +51,32 @@ class RecordExamples:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Reads many at once: that takes a fifth of the time, or less."""
+        names = list(map(self._name, indices))
+        try:
+            records = self.source.__getitems__(indices)
+        except Exception as error:  # array_record and protobuf each raise their own
+            if len(indices) > 1:
+                return [self[index] for index in indices]  # the error names the damaged one
+            raise DataError(f"{names[0]}: cannot be read ({error})") from error
+        for i, record in enumerate(records):
+            if "file_name" in record:
+                names[i] += f", {record['file_name'].decode()}"
+        return [
+            Example(record["image"], int(record["label"]), name)
+            for record, name in zip(records, names, strict=True)
+        ]
+
+    def _name(self, index: int) -> str:
         file = bisect_right(self._ends, index)
         place = index - (self._ends[file - 1] if file else 0)
-        name = f"{self.files[file]}, {self.split} record {index} (number {place} of the file)"
-        try:
-            record = self.source[index]
-        except Exception as error:  # array_record and protobuf each raise their own
-            raise DataError(f"{name}: cannot be read ({error})") from error
-        if "file_name" in record:
-            name += f", {record['file_name'].decode()}"
-        return Example(record["image"], int(record["label"]), name)
+        return f"{self.files[file]}, {self.split} record {index} (number {place} of the file)"
 
 
-def open_array_records(folder: Path, *, name: str, remedy: str) -> ImageData:
+def open_array_records(folder: Path, *, name: str, remedy: str) -> DataSet[Split]:
     """Opens a prepared folder after checking that all of it is there.
 
     Args:
@@ -72,10 +85,11 @@ def open_array_records(folder: Path, *, name: str, remedy: str) -> ImageData:
         remedy: ends the message of each error.
 
     Returns:
-        The data set; `validation` is the split of that name, else `test`. `sha256` covers the
-        splits' file sizes in records and bytes, the features, and the first and last `EDGE` bytes
-        of each file, where array_record keeps its index: not the bytes between, whose checksums
-        array_record itself verifies when they are read. Data prepared twice may differ.
+        The data set; its `test` is the split `validation`, or `test` where there is none. `sha256`
+        covers the splits' file sizes in records and bytes, the features, and the first and last
+        `EDGE` bytes of each file, where array_record keeps its index: not the bytes between, whose
+        checksums array_record itself verifies when they are read. Data prepared twice may
+        differ.
 
     Raises:
         DataError: a file is missing, incomplete or of another kind, or names code.
@@ -108,13 +122,15 @@ def open_array_records(folder: Path, *, name: str, remedy: str) -> ImageData:
             raise DataError(f"{folder}: no split {split!r}, it has {found}; {remedy}")
 
     digest = hashlib.sha256((folder / "features.json").read_bytes())
-    train, measure = (
+    train, test = (
         _open_split(folder, info, split, digest, remedy) for split in ("train", validation)
     )
-    return ImageData(name, features["label"].num_classes, train, measure, digest.hexdigest())
+    channels = 1 if features["image"].shape[-1] == 1 else 3
+    classes = features["label"].num_classes
+    return DataSet(name, classes, channels, train, test, digest.hexdigest())
 
 
-def _open_split(folder: Path, info: Any, split: str, digest: Any, remedy: str) -> RecordExamples:
+def _open_split(folder: Path, info: Any, split: str, digest: Any, remedy: str) -> RecordSplit:
     with extra("data"):
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.data_sources.array_record import ArrayRecordDataSource
@@ -131,7 +147,7 @@ def _open_split(folder: Path, info: Any, split: str, digest: Any, remedy: str) -
     _allow_open_files(len(files))
     skip = {"image": tfds.decode.SkipDecoding()}
     source = ArrayRecordDataSource(info, split=split, decoders=skip)
-    return RecordExamples(source, split, files, sizes)
+    return RecordSplit(source, split, files, sizes)
 
 
 def _count_records(file: Path, remedy: str) -> int:

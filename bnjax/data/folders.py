@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bnjax.data.batches import permutation
-from bnjax.data.dataset import DataError
-from bnjax.data.examples import Example, ImageData, split_shards
+from bnjax.data.data_set import DataError, DataSet, Example, Split, split_shards
+from bnjax.data.order import permutation
 from bnjax.paths import local_path
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -25,7 +24,7 @@ _LAYOUT = "expected train/CLASS/*.jpg and val/CLASS/*.jpg, one folder a class"
 
 
 @dataclass(frozen=True, repr=False)
-class FolderExamples:
+class FolderSplit:
     """The images of one split.
 
     Attributes:
@@ -57,7 +56,7 @@ class FolderExamples:
             raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def open_folder(root: str | Path) -> ImageData:
+def open_folder(root: str | Path) -> DataSet[Split]:
     """Lists an image folder, without reading the images.
 
     Args:
@@ -97,10 +96,10 @@ def open_folder(root: str | Path) -> ImageData:
     for split, files in zip(("train", "validation"), splits, strict=True):
         for file, size in files.items():
             digest.update(f"{split}/{file}\0{size}\n".encode(errors="surrogateescape"))
-    train, validation = (
-        _examples(root / name, tuple(files)) for name, files in zip(found, splits, strict=True)
+    train, test = (
+        _order_split(root / name, tuple(files)) for name, files in zip(found, splits, strict=True)
     )
-    return ImageData(f"folder:{root.name}", len(classes), train, validation, digest.hexdigest())
+    return DataSet(f"folder:{root.name}", len(classes), 3, train, test, digest.hexdigest())
 
 
 def _list_split(split: Path) -> dict[str, int]:
@@ -133,11 +132,11 @@ def _list_class(folder: Path) -> dict[str, int]:
     return files
 
 
-def _examples(root: Path, files: tuple[str, ...]) -> FolderExamples:
+def _order_split(root: Path, files: tuple[str, ...]) -> FolderSplit:
     names = [file.partition("/")[0] for file in files]
     labels = np.unique(names, return_inverse=True)[1].astype(np.int32)
     order = permutation(0, 0, len(files))  # any fixed one will do
-    return FolderExamples(root, files, labels, order)
+    return FolderSplit(root, files, labels, order)
 
 
 def _composed(name: str) -> str:

@@ -1,16 +1,17 @@
-"""The order of examples that are stored in shards, computed from the seed and never stored.
+"""The order of training examples, computed from the seed and never stored.
 
 Position p is the p-th example that training sees, counted from step 0 over all hosts; epochs follow
 one another without a gap. Which example stands there is a function of the seed and of p alone, so
 that a run resumes at any step on any number of hosts.
+
+The order comes from raw bits of NumPy's Philox generator, whose stream NumPy guarantees across
+versions; it depends neither on JAX nor on the backend.
 """
 
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-
-from bnjax.data.batches import permutation
 
 Shuffle = Literal["shards", "within_shard", "thorough"]
 """From the least thorough to the most:
@@ -25,7 +26,7 @@ Shuffle = Literal["shards", "within_shard", "thorough"]
 
 
 class Order(NamedTuple):
-    """Which example stands at which position.
+    """The example at each position.
 
     Attributes:
         seed: of the order, >= 0.
@@ -65,5 +66,56 @@ def _epoch(order: Order, epoch: int) -> np.ndarray:
     bits = np.random.Philox(key=np.array([order.seed, epoch], np.uint64))
     rank = np.argsort(np.argsort(bits.random_raw(len(sizes)), kind="stable"))
     stored = np.arange(sizes.sum())
+    # Shards by rank, and examples of a shard by their own bits. Bits are drawn for the shards
+    # first: the order of shards must not depend on how thoroughly their examples are shuffled.
     key = bits.random_raw(len(stored)) if order.shuffle == "within_shard" else stored
     return np.lexsort((key, np.repeat(rank, sizes))).astype(np.int32)
+
+
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """A permutation of `range(size)`, int32 `[size]`, for one epoch of one seed.
+
+    Raises:
+        ValueError: for a seed or epoch below zero, or a size below one.
+    """
+    if seed < 0 or epoch < 0 or size < 1:
+        raise ValueError(
+            f"seed and epoch must be >= 0 and size >= 1, got seed={seed}, epoch={epoch}, "
+            f"size={size}."
+        )
+    key = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
+    order = np.argsort(key, kind="stable").astype(np.int32)
+    order.flags.writeable = False
+    return order
+
+
+@lru_cache(maxsize=64)  # seeds that train together take their batches in turn
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Returns `permutation` and remembers it: steps of an epoch follow one another."""
+    return permutation(seed, epoch, size)
+
+
+def batch_indices(
+    seed: int, first_step: int, steps: int, *, batch_size: int, size: int
+) -> np.ndarray:
+    """Indices of the examples of `steps` batches from `first_step` on, int32 `[steps, batch_size]`.
+
+    The order is `"thorough"`, for data in memory. A batch may end one epoch and begin the next, so
+    every example is seen equally often whatever the batch size.
+
+    Raises:
+        ValueError: if the batch is empty or larger than the data, or a step below zero.
+    """
+    if not 1 <= batch_size <= size:
+        raise ValueError(
+            f"batch_size must be between 1 and the {size} training examples, got {batch_size}."
+        )
+    if first_step < 0 or steps < 1:
+        raise ValueError(
+            f"first_step must be >= 0 and steps >= 1, got first_step={first_step}, steps={steps}."
+        )
+    first, last = first_step * batch_size, (first_step + steps) * batch_size
+    epochs = range(first // size, (last - 1) // size + 1)
+    order = np.concatenate([epoch_order(seed, epoch, size) for epoch in epochs])
+    offset = first - epochs[0] * size
+    return order[offset : offset + last - first].reshape(steps, batch_size)

@@ -24,8 +24,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from bnjax.data.dataset import DataError
-from bnjax.data.examples import Example, Examples, Image
+from bnjax.data.data_set import DataError, Example, Image, Split
 from bnjax.data.order import Order, Shuffle
 from bnjax.extras import extra
 
@@ -121,7 +120,7 @@ class Stream(Iterator[Batch]):
 
 
 def training_batches(
-    examples: Examples,
+    examples: Split,
     view: TrainingView,
     *,
     seed: int,
@@ -153,7 +152,7 @@ def training_batches(
         damaged: what a damaged image does, one whose view raises DataError: `"refuse"` raises;
             `"skip"` puts the example that is stored next (after the last, the first) in its place
             and counts. A record that cannot be read at all raises in any case; damage inside a JPEG
-            that cannot be known (`bnjax.data.decoding`) is neither refused nor skipped.
+            that cannot be known (`bnjax.data.views.decoding`) is neither refused nor skipped.
 
     Returns:
         The stream; masks are all True.
@@ -180,7 +179,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    examples: Examples,
+    examples: Split,
     view: EvaluationView,
     *,
     batch_size: int,
@@ -221,7 +220,7 @@ def evaluation_batches(
 class _TrainingBatches:
     """Batch i is that of step `first_step + i`, with the names of the records that it skips."""
 
-    examples: Examples
+    examples: Split
     view: TrainingView
     batch_size: int
     rows: range
@@ -263,7 +262,7 @@ class _TrainingBatches:
 class _EvaluationBatches:
     """Batch i of this host, and no names: nothing is skipped."""
 
-    examples: Examples
+    examples: Split
     view: EvaluationView
     batch_size: int
     rows: range

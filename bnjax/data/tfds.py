@@ -1,20 +1,13 @@
-"""What tensorflow-datasets prepares: where it lies, and how its own builders write it.
-
-A builder's steps that take TensorFlow are those that make examples. They are made elsewhere and
-given to it; everything else (layout, features, order, writing) is its own, so that a folder is an
-ordinary one.
-"""
+"""The folders of tensorflow-datasets: where they lie, and that they name no foreign code."""
 
 import contextlib
-import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bnjax.data.dataset import DataError
-from bnjax.extras import extra
+from bnjax.data.data_set import DataError
 from bnjax.paths import local_path
 
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # "type" until 4.4
@@ -82,40 +75,3 @@ def _class_names(value: Any) -> Iterator[Any]:
             if key in _CLASS_KEYS and isinstance(item, str):
                 yield item
             yield from _class_names(item)
-
-
-def fed_builder(
-    name: str, data_dir: Path, splits: Mapping[str, Iterator[tuple[Any, dict[str, Any]]]]
-) -> Any:
-    """The genuine builder of a data set, fed with examples; writes array_record files.
-
-    Args:
-        name: of the data set.
-        data_dir: the root of prepared data sets.
-        splits: keys and examples by split, which are read once.
-    """
-    with extra("data"):
-        import tensorflow_datasets as tfds
-
-    genuine: Any = tfds.builder_cls(name)
-
-    class Builder(genuine, skip_registration=True):  # type: ignore[call-arg]
-        """The genuine one, but for the steps that take TensorFlow."""
-
-        name = genuine.name  # otherwise taken from the class, and the folder with it
-
-        def _split_generators(self, dl_manager: Any) -> Mapping[str, Iterator]:
-            return splits
-
-    return Builder(data_dir=str(data_dir), file_format="array_record")
-
-
-def build(builder: Any) -> None:
-    """Writes a builder's folder, which appears under its name when all of it is written.
-
-    Raises:
-        OSError: the folder cannot be written, or stands there already.
-    """
-    # Its announcements on standard output say "Unknown size"; its progress is on standard error.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()

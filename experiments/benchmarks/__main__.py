@@ -8,7 +8,7 @@ import jax
 import tyro
 
 from bnjax.command import command
-from bnjax.data import load_dataset
+from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import require_commit
 from bnjax.training.parallel import one_cpu_device_per_core
 from experiments.benchmarks import (
@@ -42,7 +42,7 @@ def run_mnist(
     jax.config.update("jax_platforms", "cpu")  # all programs on the same cores
     one_cpu_device_per_core()
     out = _prepare(out)
-    result = mnist.measure(config, load_dataset(config.data, data_dir=data_dir))
+    result = mnist.measure(config, in_memory(open_data(config.data, data_dir=data_dir)))
     _write(out, mnist, result)
 
 

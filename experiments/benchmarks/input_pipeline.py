@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import PIL
 
-from bnjax.data.crops import Window, sample_window
-from bnjax.data.decoding import open_image
-from bnjax.data.distortions import Distortion, distort
+from bnjax.data.views.crops import Window, sample_window
+from bnjax.data.views.decoding import open_image
+from bnjax.data.views.distortions import Distortion, distort
 from bnjax.evidence.records import environment
 from experiments.benchmarks.input_pipeline_photos import read_folder, synthetic_photo
 from experiments.benchmarks.input_pipeline_table import table

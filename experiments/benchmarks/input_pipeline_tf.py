@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from bnjax.data.crops import Window
+from bnjax.data.views.crops import Window
 
 
 class FusedDecoding:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from bnjax.data import DATASETS, Dataset
+from bnjax.data import DataSet
 from bnjax.evidence.records import environment
 from experiments.benchmarks.machine import matmul_flops_per_second
 from experiments.benchmarks.mnist_programs import (
@@ -26,6 +26,7 @@ from experiments.benchmarks.mnist_programs import (
     run_loop,
 )
 from experiments.benchmarks.mnist_table import table
+from experiments.mnist_lenet.config import DATA
 from experiments.mnist_lenet.config import Config as Setting
 
 __all__ = ["SCHEMA", "Config", "measure", "step_flops", "table"]
@@ -56,8 +57,8 @@ class Config:
     """Products of which the fastest counts."""
 
     def __post_init__(self) -> None:
-        if self.data not in DATASETS:
-            raise ValueError(f"data: unknown {self.data!r}; choose from {', '.join(DATASETS)}.")
+        if self.data not in DATA:
+            raise ValueError(f"data: unknown {self.data!r}; choose from {', '.join(DATA)}.")
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, int) and value < 1:
@@ -75,7 +76,7 @@ class _Program(NamedTuple):
     run: Callable[[], Trained]
 
 
-def measure(config: Config, dataset: Dataset) -> dict[str, Any]:
+def measure(config: Config, dataset: DataSet) -> dict[str, Any]:
     """Times all programs.
 
     Returns:
@@ -126,7 +127,7 @@ def step_flops(batch_size: int, kernels: Iterable[tuple[int, ...]]) -> int:
     return 2 * batch_size * (2 * sum(sizes) + sum(sizes[1:]))
 
 
-def _bnjax_programs(config: Config, setting: Setting, dataset: Dataset) -> list[_Program]:
+def _bnjax_programs(config: Config, setting: Setting, dataset: DataSet) -> list[_Program]:
     """With all seeds at once, and with one."""
 
     def program(seeds: int) -> _Program:
@@ -140,7 +141,7 @@ def _bnjax_programs(config: Config, setting: Setting, dataset: Dataset) -> list[
 
 
 def _torch_programs(
-    config: Config, setting: Setting, dataset: Dataset, params: Any, torch: dict[str, Any] | None
+    config: Config, setting: Setting, dataset: DataSet, params: Any, torch: dict[str, Any] | None
 ) -> list[_Program]:
     """With PyTorch's default threads, and with one; the table compares with the better."""
     if torch is None:
@@ -160,7 +161,7 @@ def _torch_programs(
 
 
 def _loop_program(
-    config: Config, setting: Setting, dataset: Dataset, entry: dict[str, Any], loop: Loop[Any]
+    config: Config, setting: Setting, dataset: DataSet, entry: dict[str, Any], loop: Loop[Any]
 ) -> _Program:
     untimed = config.steps_per_dispatch
     indices = order(setting, dataset, untimed + config.steps)

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from flax.training.train_state import TrainState
 
-from bnjax.data import Dataset, Split
-from bnjax.data.batches import batch_indices
-from bnjax.data.images import binarize
+from bnjax.data import ArraySplit, DataSet
+from bnjax.data.order import batch_indices
+from bnjax.data.views.inputs import binarize
 from bnjax.training.loop import Schedule
 from experiments.harness.arm import by_name
 from experiments.harness.compute import Compute
@@ -54,7 +54,7 @@ class Loop(Protocol[State]):
         """Rightly classified examples of the test set."""
 
 
-def run_bnjax(task: Task, dataset: Dataset, description: str = "") -> Trained:
+def run_bnjax(task: Task, dataset: DataSet, description: str = "") -> Trained:
     """Runs the whole program of `experiments.mnist_lenet` and times all but the first dispatch.
 
     The clock runs from the evaluation after the first dispatch to the one after the last. It
@@ -106,13 +106,13 @@ def run_loop(loop: Loop[Any], indices: np.ndarray, *, untimed: int) -> Trained:
     return Trained(time.perf_counter() - begin, (loop.correct(state),))
 
 
-def order(setting: Setting, dataset: Dataset, steps: int) -> np.ndarray:
+def order(setting: Setting, dataset: DataSet, steps: int) -> np.ndarray:
     """The batches of seed 0, int32 `[steps, batch]`."""
     size = len(dataset.train.labels)
     return batch_indices(0, 0, steps, batch_size=setting.batch_size, size=size)
 
 
-def inputs(setting: Setting, split: Split) -> np.ndarray:
+def inputs(setting: Setting, split: ArraySplit) -> np.ndarray:
     """The network's inputs, float32 zeros and ones `[n, pixels]`."""
     return np.array(binarize(jnp.asarray(split.images), setting.threshold)).reshape(
         len(split.images), -1
@@ -156,7 +156,7 @@ class FlaxLoop:
     It prepares its inputs once and has its order for nothing: both come before the clock starts.
     """
 
-    def __init__(self, setting: Setting, dataset: Dataset) -> None:
+    def __init__(self, setting: Setting, dataset: DataSet) -> None:
         self._model = FlaxMLP(setting)
         self._init = jax.jit(partial(self._model.init, train=False))
         self._tx = optax.sgd(setting.learning_rate)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bnjax.data import Dataset, Split
+from bnjax.data import ArraySplit, DataSet
 from experiments.benchmarks.mnist_programs import LAYERS, inputs
 from experiments.mnist_lenet.config import Config as Setting
 
@@ -22,7 +22,7 @@ class TorchLoop:
         threads: that PyTorch computes with.
     """
 
-    def __init__(self, setting: Setting, dataset: Dataset, params: Any, *, threads: int) -> None:
+    def __init__(self, setting: Setting, dataset: DataSet, params: Any, *, threads: int) -> None:
         self._setting = setting
         self._params = params
         self._threads = threads
@@ -71,6 +71,6 @@ def _network(setting: Setting, params: Any) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
-def _tensors(setting: Setting, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+def _tensors(setting: Setting, split: ArraySplit) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.from_numpy(inputs(setting, split))
     return images, torch.from_numpy(split.labels.astype(np.int64))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from bnjax.data import DataSet, in_memory, open_data
 from bnjax.training.loop import Schedule
 from bnjax.training.parallel import HostCheckpoints
 from experiments.harness import affects
@@ -49,20 +50,6 @@ class Task(NamedTuple):
     def seed(self) -> int:
         """The seed of the first member."""
         return self.members[0].seed
-
-
-class Data(Protocol):
-    """A data set, opened."""
-
-    @property
-    def name(self) -> str:
-        """The name that it was asked for by."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Digest that tells data sets apart."""
-        ...
 
 
 class Outcome(NamedTuple):
@@ -125,7 +112,7 @@ class Experiment:
         arms: what it compares, in the order of tables.
         compute: flags of how it is computed, a dataclass.
         tasks: the runs of a configuration, in their order.
-        open_data: the data of a configuration's or a record's name, below a folder.
+        in_memory: whether it takes its data decoded, as arrays.
         check: raises ValueError for a task that cannot run, before any compute.
         train: trains a task.
         page: the tables and figures of runs, and its committed results.
@@ -139,7 +126,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     compute: type[Compute] = Compute
     tasks: Callable[[Any], list[Task]]
-    open_data: Callable[[str, Path | None], Any]
+    in_memory: bool = False
     check: Callable[[Task, Any, Any], None]
     train: Train
     page: Page
@@ -155,12 +142,17 @@ class Experiment:
         """Where its committed results are."""
         return ROOT / "experiments" / self.name / "results"
 
+    def open_data(self, name: str, data_dir: Path | None) -> Any:
+        """Opens a data set; `data_dir` is where prepared ones are."""
+        data = open_data(name, data_dir=data_dir)
+        return in_memory(data) if self.in_memory else data
+
     def arm(self, name: str, config: Any) -> Arm:
         """Returns an arm with the settings that a configuration gives to all arms."""
         return by_name(self.arms, name).changed_by(config)
 
 
-def identity(task: Task, member: Member, data: Data) -> dict[str, Any]:
+def identity(task: Task, member: Member, data: DataSet) -> dict[str, Any]:
     """Returns what a member's numbers depend on, JSON values."""
     parts: dict[str, Any] = {"arm": task.arm.name, "seed": member.seed}
     if member.learning_rate is not None:

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import optax
 
-from bnjax.data.augmentation import Augmentation
 from bnjax.data.order import Shuffle
+from bnjax.data.views.augmentation import Augmentation
 from bnjax.models import BNInception
 from bnjax.models.initialization import draw_kernels
 from bnjax.training.optimizers import ExponentialDecay, make_optimizer, momentum_sgd

@@ -20,7 +20,7 @@ import tyro
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax.data.image_data import FACTS
+from bnjax.data.sets import FACTS
 from bnjax.evidence.records import environment, require_commit
 from bnjax.paths import local_path
 from bnjax.training.parallel import DataParallel, How

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import tyro
 
-from bnjax.data.crops import CENTRE
-from bnjax.data.image_data import ImageData, open_images
+from bnjax.data import DataSet, open_data
 from bnjax.data.stream import check_workers
+from bnjax.data.views.crops import CENTRE
 from bnjax.evidence.records import (
     RecordError,
     differences,
@@ -157,7 +157,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
             "name": data.name,
             "sha256": data.sha256,
             "classes": data.classes,
-            "validation": len(data.validation),
+            "validation": len(data.test),
         },
         "image_size": runs[0].task.config.image_size,
         "runs": described,
@@ -184,7 +184,7 @@ def _check(arguments: Arguments) -> None:
     check_workers(arguments.workers)
 
 
-def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], ImageData]:
+def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], DataSet]:
     """Records, weights and data; all runs must see the same images in the same size."""
     if arguments.out is not None:
         require_commit(arguments.out, EXPERIMENT.results)
@@ -237,9 +237,9 @@ def _check_seeds(paths: list[Path], records: list[dict[str, Any]]) -> None:
             )
 
 
-def _open(arguments: Arguments, record: dict[str, Any]) -> ImageData:
+def _open(arguments: Arguments, record: dict[str, Any]) -> DataSet:
     recorded = record["data"]
-    data = open_images(arguments.data or recorded["name"], data_dir=arguments.data_dir)
+    data = open_data(arguments.data or recorded["name"], data_dir=arguments.data_dir)
     if data.sha256 != recorded["sha256"]:
         raise RecordError(
             f"the data set {data.name} at hand has SHA-256 {data.sha256}, the records "

@@ -16,7 +16,6 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     compute=ImageCompute,
     tasks=tasks.one_by_one(ARMS),
-    open_data=tasks.open_data,
     check=tasks.check,
     train=train.train,
     page=PAGE,

@@ -5,12 +5,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bnjax.data import DATASETS
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, run, training, views
 from experiments.harness.arm import check_arms
 from experiments.harness.bounds import check_fraction, check_positive, check_seeds
 from experiments.mnist_lenet.arms import ARMS, DigitsArm
+
+DATA = ("mnist5k", "mnist", "fashion_mnist")
+"""Data sets of digits, or of what is as large."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ class Config:
 
 
 def _check(config: Config) -> None:
-    if config.data not in DATASETS:
-        raise ValueError(f"data: unknown {config.data!r}; choose from {', '.join(DATASETS)}.")
+    if config.data not in DATA:
+        raise ValueError(f"data: unknown {config.data!r}; choose from {', '.join(DATA)}.")
     check_arms(config.arms, ARMS)
     for item in fields(config):
         value = getattr(config, item.name)

@@ -1,10 +1,9 @@
 """Figure 1 of Ioffe & Szegedy 2015: digits with and without batch normalization."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bnjax.data import Dataset, load_dataset
+from bnjax.data import DataSet
 from bnjax.training.parallel import one_cpu_device_per_core
 from experiments.harness.arm import by_name
 from experiments.harness.bounds import check_population
@@ -57,7 +56,7 @@ def comparison(config: Config, name: str, seeds: range | None = None) -> Task:
     return Task(config, arm, members, config.schedule(arm))
 
 
-def check(task: Task, data: Dataset, compute: Compute) -> None:
+def check(task: Task, data: DataSet, compute: Compute) -> None:
     """Raises ValueError for batches that the data cannot fill."""
     config = task.config
     for name, split, kind in (
@@ -65,17 +64,12 @@ def check(task: Task, data: Dataset, compute: Compute) -> None:
         ("eval_batch", data.test, "test"),
         ("probe_examples", data.test, "test"),
     ):
-        if getattr(config, name) > len(split.labels):
+        if getattr(config, name) > len(split):
             raise ValueError(
-                f"{name} must be at most the {len(split.labels):,} {kind} examples of {data.name}, "
+                f"{name} must be at most the {len(split):,} {kind} examples of {data.name}, "
                 f"got {getattr(config, name)}."
             )
-    check_population(config.population_batches, config.batch_size, len(data.train.labels))
-
-
-def open_data(name: str, data_dir: Path | None) -> Dataset:
-    """Opens a data set of digits."""
-    return load_dataset(name, data_dir=data_dir)
+    check_population(config.population_batches, config.batch_size, len(data.train))
 
 
 EXPERIMENT = Experiment(
@@ -87,7 +81,7 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     compute=OneCPUDevicePerCore,
     tasks=tasks,
-    open_data=open_data,
+    in_memory=True,
     check=check,
     train=train,
     page=PAGE,

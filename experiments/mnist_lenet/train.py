@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax.data import Dataset
-from bnjax.data.batches import EvalBatches, batch_indices, eval_batches
-from bnjax.data.images import binarize
+from bnjax.data import DataSet
+from bnjax.data.arrays import EvalBatches, eval_batches
+from bnjax.data.order import batch_indices
+from bnjax.data.views.inputs import binarize
 from bnjax.evidence.records import number, tree_sha256
 from bnjax.linen import batch_moments
 from bnjax.normalization import population_stats
@@ -35,7 +36,7 @@ def together(config: Config) -> Together:
 
 def train(
     task: Task,
-    data: Dataset,
+    data: DataSet,
     compute: Compute,
     log: RunLog,
     *,
@@ -62,9 +63,9 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM; a checkpoint is saved if there is a place for it.
     """
     for split in (data.train, data.test):
-        check_labels(split.labels, data.num_classes)
+        check_labels(split.labels, data.classes)
     members = Members(len(task.members), together=together(task.config))
-    functions = _Functions(task, data.num_classes)
+    functions = _Functions(task, data.classes)
     images, labels = members.share((data.train.images, data.train.labels))
     test = members.share(eval_batches(data.test.images, data.test.labels, task.config.eval_batch))
     probe = members.share(data.test.images[: task.config.probe_examples])

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from made_images import encode, picture, write_array_records
 
+from bnjax.data import DataError
 from bnjax.data.array_records import EDGE, open_array_records
-from bnjax.data.dataset import DataError
 
 TRAIN = [(encode(picture(i)), i % 3) for i in range(13)]
 TEST = [(encode(picture(100 + i), "PNG"), i % 3) for i in range(4)]
@@ -35,7 +35,7 @@ def opened(folder):
 def test_every_record_is_what_was_written(prepared):
     data = opened(prepared)
     assert (data.name, data.classes) == ("made", 3)
-    for examples, pairs in ((data.train, TRAIN), (data.validation, TEST)):
+    for examples, pairs in ((data.train, TRAIN), (data.test, TEST)):
         read = [examples[i] for i in range(len(examples))]
         assert sorted((image, label) for image, label, _ in read) == sorted(pairs)
     assert sum(data.train.shard_sizes) == 13
@@ -53,11 +53,11 @@ def test_a_record_says_where_it_is(prepared):
 
 def test_a_split_called_validation_is_preferred(tmp_path):
     splits = {"train": TRAIN[:2], "test": TEST[:1], "validation": TEST[1:]}
-    assert len(opened(write_array_records(tmp_path, splits)).validation) == 3
+    assert len(opened(write_array_records(tmp_path, splits)).test) == 3
 
 
 def test_one_large_file_falls_into_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr("bnjax.data.examples.SHARD_SIZE", 5)
+    monkeypatch.setattr("bnjax.data.data_set.SHARD_SIZE", 5)
     folder = write_array_records(tmp_path, {"train": TRAIN, "test": TEST})
     assert opened(folder).train.shard_sizes == (4, 4, 5)
 
@@ -65,7 +65,7 @@ def test_one_large_file_falls_into_shards(tmp_path, monkeypatch):
 def test_the_digest_is_that_of_a_copy_and_of_nothing_else(prepared, folder, tmp_path):
     expected = hashlib.sha256((prepared / "features.json").read_bytes())
     data = opened(prepared)
-    for split, examples in (("train", data.train), ("test", data.validation)):
+    for split, examples in (("train", data.train), ("test", data.test)):
         files = sorted(prepared.glob(f"made-{split}.*"))
         for path, size in zip(files, examples.shard_sizes, strict=True):
             content = path.read_bytes()

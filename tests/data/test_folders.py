@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_images import encode, picture, write_folder
 
-from bnjax.data.dataset import DataError
+from bnjax.data import DataError
 from bnjax.data.folders import open_folder
 
 COUNTS = {"b": 6, "a": 3, "c": 4}
@@ -20,8 +20,8 @@ def root(tmp_path):
 def test_classes_are_numbered_by_their_sorted_names(root):
     data = open_folder(root)
     assert (data.name, data.classes) == ("folder:photos", 3)
-    assert (len(data.train), len(data.validation)) == (13, 2 + 3 + 2)
-    for examples, split in ((data.train, "train"), (data.validation, "val")):
+    assert (len(data.train), len(data.test)) == (13, 2 + 3 + 2)
+    for examples, split in ((data.train, "train"), (data.test, "val")):
         found = {}
         for image, label, name in (examples[i] for i in range(len(examples))):
             found[name] = label
@@ -63,7 +63,7 @@ def test_png_and_jpg_count_and_hidden_files_do_not(root):
 
 
 def test_large_folders_fall_into_shards(root, monkeypatch):
-    monkeypatch.setattr("bnjax.data.examples.SHARD_SIZE", 5)
+    monkeypatch.setattr("bnjax.data.data_set.SHARD_SIZE", 5)
     assert open_folder(root).train.shard_sizes == (4, 4, 5)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from bnjax.data import load_dataset, whitening
+from bnjax.data import in_memory, open_data, whitening
 from bnjax.data.whitening import apply_whitening, fit_whitening
 
 ROUNDED = 2.0**-24
@@ -19,7 +19,7 @@ def vectors(count=500, features=6, dtype=np.float64):
 
 def digits():
     """Real images of 14x14: every other pixel, borders that are constant included."""
-    return load_dataset("mnist5k").train.images[:, ::2, ::2]
+    return in_memory(open_data("mnist5k")).train.images[:, ::2, ::2]
 
 
 def test_zca_against_another_algorithm():
@@ -84,7 +84,7 @@ def test_gradient_descent_needs_fewer_steps():
     flat = images.reshape(len(images), -1) / 255
     scaled = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-2)
     white = apply_whitening(images, fit_whitening(images, epsilon=1e-2)).reshape(flat.shape)
-    targets = np.eye(10)[load_dataset("mnist5k").train.labels] - 0.1
+    targets = np.eye(10)[in_memory(open_data("mnist5k")).train.labels] - 0.1
     solution = np.linalg.lstsq(scaled, targets)[0]
     goal = 1.01 * np.sum((scaled @ solution - targets) ** 2)
 

@@ -8,15 +8,15 @@ import zipfile
 import numpy as np
 import pytest
 
-from bnjax.data import DataError, Split, load_dataset, mnist5k
+from bnjax.data import ArraySplit, DataError, in_memory, mnist5k, open_data
 from bnjax.data.mnist5k import build
 
 SHA256 = "a7b8047f71faa29e9b2b66bbe4ac2d45e6045dd74bebfc4ec39e4a975af52596"
 
 
-def test_load_dataset_gives_4000_and_1000_digits():
-    data = load_dataset("mnist5k")
-    assert (data.name, data.num_classes, data.sha256) == ("mnist5k", 10, SHA256)
+def test_there_are_4000_and_1000_digits():
+    data = in_memory(open_data("mnist5k"))
+    assert (data.name, data.classes, data.sha256) == ("mnist5k", 10, SHA256)
     for split, count in ((data.train, 4000), (data.test, 1000)):
         assert split.images.dtype == np.uint8
         assert split.images.shape == (count, 28, 28, 1)
@@ -26,13 +26,13 @@ def test_load_dataset_gives_4000_and_1000_digits():
 
 def test_environment_is_not_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    load_dataset("mnist5k", data_dir=tmp_path)
+    open_data("mnist5k", data_dir=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_splits_share_no_digit_and_mix_the_classes():
     """Fails where the split is by position over all classes, or the order is by class."""
-    data = load_dataset("mnist5k")
+    data = in_memory(open_data("mnist5k"))
     train = {image.tobytes() for image in data.train.images}
     test = {image.tobytes() for image in data.test.images}
     assert len(train) == 4000
@@ -43,7 +43,7 @@ def test_splits_share_no_digit_and_mix_the_classes():
 
 
 def test_test_digits_are_the_last_of_their_class():
-    digits, data = mnist5k.read_digits(), load_dataset("mnist5k")
+    digits, data = mnist5k.read_digits(), in_memory(open_data("mnist5k"))
     places = {image.tobytes(): place for image, place in zip(digits[0], digits[2], strict=True)}
     for label in range(10):
         learned, measured = (
@@ -115,7 +115,8 @@ def sample_rows():
 
 
 def test_read_sample(tmp_path):
-    images, labels = build.read_sample(sample_file(tmp_path / "s.csv.gz", sample_rows()))
+    sample = build.read_sample(sample_file(tmp_path / "s.csv.gz", sample_rows()))
+    images, labels = sample.images, sample.labels
     assert images.shape == (5000, 28, 28, 1)
     assert images.dtype == np.uint8
     assert images[7, 0, 3, 0] == 255
@@ -145,29 +146,29 @@ def test_read_sample_refuses_another_shape(tmp_path):
 def some_digits(count):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
-    return Split(images, np.arange(count, dtype=np.int32) % 10)
+    return ArraySplit(images, np.arange(count, dtype=np.int32) % 10)
 
 
 def test_find_digits_gives_their_places():
     training = some_digits(40)
     rows = np.array([17, 3, 39])
-    found = build.find_digits(Split(*(a[rows] for a in training)), training)
+    found = build.find_digits(ArraySplit(training.images[rows], training.labels[rows]), training)
     np.testing.assert_array_equal(found.mnist_index, rows)
 
 
 def test_find_digits_refuses_a_stranger_and_a_wrong_label():
     training = some_digits(40)
-    stranger = training._replace(images=255 - training.images)
+    stranger = ArraySplit(255 - training.images, training.labels)
     with pytest.raises(DataError, match="row 0, a 0, is not in MNIST"):
         build.find_digits(stranger, training)
-    mislabelled = Split(training.images[5:6], training.labels[6:7])
+    mislabelled = ArraySplit(training.images[5:6], training.labels[6:7])
     with pytest.raises(DataError, match="row 0, a 6, is not in MNIST"):
         build.find_digits(mislabelled, training)
 
 
 def test_undo_shuffle_knows_the_order_of_storage():
     """The order is that of the numbers below 60 in the genuine mnist/3.0.1."""
-    place = build.undo_shuffle(Split(np.arange(60), np.arange(60))).labels
+    place = build.undo_shuffle(ArraySplit(np.arange(60), np.arange(60))).labels
     assert [place.tolist().index(stored) for stored in range(8)] == [39, 55, 28, 6, 50, 47, 33, 16]
 
 

@@ -19,11 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from bnjax.data.dataset import DataError
-from bnjax.data.examples import Example
+from bnjax.data import DataError
+from bnjax.data.data_set import Example
 from bnjax.data.order import Order
 from bnjax.data.stream import Stream, evaluation_batches, training_batches
 
+HERE = Path(__file__).parent
 SIZE = 23
 
 
@@ -348,7 +349,7 @@ def test_no_worker_outlives_its_parent(signum, tmp_path):
     command = [sys.executable, str(tmp_path / "parent.py")]
     with subprocess.Popen(
         command,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnjax.data import load_dataset
+from bnjax.data import in_memory, open_data
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.divergence import start_watch
 from bnjax.training.loop import Progress
@@ -97,7 +97,7 @@ def test_programs_run_in_turn_and_each_keeps_its_own_times(monkeypatch):
     monkeypatch.setattr(mnist, "run_bnjax", lambda task, *_: run(f"bnjax {len(task.members)}"))
     monkeypatch.setattr(mnist, "run_loop", lambda loop, *_, untimed: run("flax"))
     monkeypatch.setattr(mnist, "matmul_flops_per_second", lambda size, tries: 1.0)
-    result = mnist.measure(mnist.Config(seeds=3, repeats=2), load_dataset("mnist5k"))
+    result = mnist.measure(mnist.Config(seeds=3, repeats=2), in_memory(open_data("mnist5k")))
     assert ran == ["bnjax 3", "bnjax 1", "flax"] * 2
     seconds = [[repeat["seconds"] for repeat in p["repeats"]] for p in result["programs"]]
     assert seconds == [[1, 4], [2, 5], [3, 6]]
@@ -130,7 +130,7 @@ def test_step_flops_are_those_counted_by_hand():
 
 def test_step_flops_are_those_of_the_compiled_flax_step():
     """XLA's own count holds the elementwise work too, which is small."""
-    state = FlaxLoop(Setting(), load_dataset("mnist5k")).start()
+    state = FlaxLoop(Setting(), in_memory(open_data("mnist5k"))).start()
     compiled = flax_step.lower(state, np.zeros((60, 784), np.float32), np.zeros(60, int)).compile()
     counted = mnist.step_flops(60, [state.params[layer]["kernel"].shape for layer in LAYERS])
     assert 1 < compiled.cost_analysis()["flops"] / counted < 1.1
@@ -139,7 +139,7 @@ def test_step_flops_are_those_of_the_compiled_flax_step():
 @pytest.mark.slow
 def test_bnjax_and_flax_train_the_same_network(tmp_path):
     """Red for another weight_std, learning rate, order, threshold or epsilon in one of them."""
-    setting, dataset = Setting(), load_dataset("mnist5k")
+    setting, dataset = Setting(), in_memory(open_data("mnist5k"))
     task = bnjax_task(setting, seeds=1, steps=4, steps_per_dispatch=2)
     with Checkpoints(tmp_path, config={}) as checkpoints:
         train(task, dataset, lambda member, entry: None, checkpoints=checkpoints)

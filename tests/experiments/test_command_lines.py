@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 
-from bnjax.data import imagenet
+from bnjax.data.prepare import imagenet
 from bnjax.models import __main__ as models
 from experiments import report, verify
 from experiments.imagenet_inception import __main__ as inception

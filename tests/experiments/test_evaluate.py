@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from bnjax.data.augmentation import evaluation_views
-from bnjax.data.image_data import ArrayExamples, open_images
+from bnjax.data import ArraySplit, open_data
+from bnjax.data.views.augmentation import evaluation_views
 from bnjax.evidence.records import RecordError, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models import load_safetensors, save_safetensors
@@ -92,11 +92,11 @@ def probabilities(weights, statistics, views):
 
 def few_images(*args, **options):
     """The packaged digits, with few to measure on: no multiple of any batch."""
-    data = open_images(*args, **options)
-    split = data.validation.split
+    data = open_data(*args, **options)
+    split = data.test
     chosen = slice(0, IMAGES * 47, 47)  # of all classes, which are stored one after another
-    few = split._replace(images=split.images[chosen], labels=split.labels[chosen])
-    return data._replace(validation=ArrayExamples(few, "test"))
+    few = ArraySplit(split.images[chosen], split.labels[chosen], "test")
+    return data._replace(test=few)
 
 
 def outcome_of(task, *args, **options):
@@ -115,20 +115,20 @@ def folders(tmp_path_factory):
         patch.setattr(runs, "train", outcome_of)
         for arm, seed in RUNS:
             means = Means(DataParallel(devices=jax.devices()[:1]))
-            complete(task_for(CONFIG, arm, seed), open_images("mnist5k"), means, out)
+            complete(task_for(CONFIG, arm, seed), open_data("mnist5k"), means, out)
     return [out / f"{arm}-s{seed}" for arm, seed in RUNS]
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(ensembles, "make_model", small_model)
-    monkeypatch.setattr(command, "open_images", few_images)
+    monkeypatch.setattr(command, "open_data", few_images)
 
 
 @pytest.fixture(scope="module")
 def expected():
     """Errors by crops, statistics and runs, from float64."""
-    split = few_images("mnist5k").validation.split
+    split = few_images("mnist5k").test
     weights = [small_weights(task_for(CONFIG, arm, seed)) for arm, seed in RUNS]
     errors = {}
     for crops, fraction in ((1, 1.0), (10, 0.875), (144, 1.0)):
@@ -192,7 +192,7 @@ def test_what_is_written(small, folders, tmp_path, capsys):
     for folder, run in zip(folders, result["runs"], strict=False):
         assert run["state_sha256"] == read_record(folder)["final"]["state_sha256"]
     assert result["environment"]["versions"]["jax"] == jax.__version__
-    assert result["data"]["sha256"] == open_images("mnist5k").sha256
+    assert result["data"]["sha256"] == open_data("mnist5k").sha256
     text = json.dumps(result)
     assert str(tmp_path) not in text
     assert str(folders[0].parent) not in text
@@ -309,8 +309,8 @@ def test_a_diverged_run_has_running_statistics_alone(small, folders, tmp_path):
 
 
 def test_other_data_is_refused(monkeypatch, folders):
-    other = open_images("mnist5k")._replace(sha256="f" * 64)
-    monkeypatch.setattr(command, "open_images", lambda *args, **options: other)
+    other = open_data("mnist5k")._replace(sha256="f" * 64)
+    monkeypatch.setattr(command, "open_data", lambda *args, **options: other)
     with pytest.raises(RecordError, match=r"has SHA-256 ffff.*point --data-dir or --data"):
         evaluate(Arguments((folders[0],)))
 

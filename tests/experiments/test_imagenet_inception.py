@@ -20,7 +20,7 @@ import pytest
 from mnist_commands import assert_same_runs, content, flags
 from tolerances import PARALLEL
 
-from bnjax.data.image_data import open_images
+from bnjax.data import open_data
 from bnjax.evidence.records import read_metrics, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models.layers import Dropout
@@ -114,7 +114,7 @@ def cli(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def data():
-    return open_images("mnist5k")
+    return open_data("mnist5k")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from mnist_commands import ROOT, TINY, Ended, assert_same_runs, content, end, flags, start
 
-from bnjax.data import load_dataset
+from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import read_metrics, read_record
 from experiments.mnist_lenet import __main__ as command
 from experiments.mnist_lenet.config import PRESETS, Config
@@ -76,7 +76,7 @@ def test_a_run_directory_holds_record_and_metrics(finished):
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [*runs, "checkpoints", "figure1.png", "summary.json"]
     )
-    dataset = load_dataset("mnist5k")
+    dataset = in_memory(open_data("mnist5k"))
     for name in runs:
         record, metrics = read_record(out / name), read_metrics(out / name)
         assert record["finished"]
@@ -300,7 +300,7 @@ def logs(config, arm, seeds, dataset):
 @pytest.mark.slow
 def test_a_seed_gives_the_same_numbers_alone_and_among_others():
     """One run a device here; red if members share the order, the weights or a generator."""
-    dataset = load_dataset("mnist5k")
+    dataset = in_memory(open_data("mnist5k"))
     config = Config(**TINY | {"steps": 20, "checkpoint_every": 0})
     (alone,), (final,) = logs(config, "mlp_bn", [1], dataset)
     among, finals = logs(config, "mlp_bn", [0, 1, 2], dataset)
@@ -312,7 +312,7 @@ def test_a_seed_gives_the_same_numbers_alone_and_among_others():
 @pytest.mark.slow
 def test_normalization_learns_faster():
     """After 1,000 steps on the packaged digits; seen over four seeds: 48 to 57 %, 88 to 90 %."""
-    dataset = load_dataset("mnist5k")
+    dataset = in_memory(open_data("mnist5k"))
     config = Config(steps=1_000, eval_every=500, sparse_eval_every=500, checkpoint_every=0)
     accuracy = {}
     for arm in ("mlp", "mlp_bn"):
@@ -360,7 +360,7 @@ def test_ctrl_c_outside_training_says_how_to_go_on(cli, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "load_dataset", interrupt)
+    monkeypatch.setattr(command, "open_data", interrupt)
     ended = cli("--seeds", 1)
     assert ended.code == 130
     assert ended.out.splitlines()[-1].strip() == "python -m experiments.mnist_lenet --seeds 1"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from mnist_commands import TINY
 
-from bnjax.data import load_dataset
+from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import RecordError, read_metrics, read_record
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.locks import lock
@@ -25,7 +25,7 @@ CONFIG = Config(**TINY)
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_dataset("mnist5k")
+    return in_memory(open_data("mnist5k"))
 
 
 def mixed_task():

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bnjax.data import load_dataset
+from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import RecordError
 from experiments.mnist_lenet import runs as mnist_runs
 from experiments.mnist_lenet.config import PRESETS
@@ -33,7 +33,7 @@ CONFIG = replace(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    complete(main_task(CONFIG, "mlp_bn", range(3)), load_dataset("mnist5k"), out)
+    complete(main_task(CONFIG, "mlp_bn", range(3)), in_memory(open_data("mnist5k")), out)
     return out
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from bnjax.data import load_dataset
+from bnjax.data import in_memory, open_data
 from bnjax.linen import BatchNorm
 from bnjax.models import BNInception, GoogLeNet, InceptionV3, googlenet, inception_v3
 from bnjax.recalibration import recalibrate
@@ -58,7 +58,8 @@ ARMS = {
 @pytest.fixture(scope="module")
 def digits():
     """Of 32x32 pixels and three channels, the 28x28 ones in the middle."""
-    images, labels = load_dataset("mnist5k").train
+    split = in_memory(open_data("mnist5k")).train
+    images, labels = split.images, split.labels
     chosen = np.random.default_rng(0).choice(len(images), IMAGES, replace=False)
     x = np.pad(images[chosen].astype(np.float32), ((0, 0), (2, 2), (2, 2), (0, 0)))
     x = (x - x.mean()) / x.std()

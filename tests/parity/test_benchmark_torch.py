@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bnjax.data import load_dataset
+from bnjax.data import in_memory, open_data
 from experiments.benchmarks import mnist
 from experiments.benchmarks.mnist_programs import LAYERS, FlaxLoop, order
 from experiments.mnist_lenet.config import Config as Setting
@@ -15,7 +15,7 @@ def test_torch_and_flax_train_the_same_network():
     """Red for another learning rate, momentum, order, threshold, epsilon or initial weight."""
     from experiments.benchmarks.mnist_torch import TorchLoop
 
-    setting, dataset = Setting(), load_dataset("mnist5k")
+    setting, dataset = Setting(), in_memory(open_data("mnist5k"))
     indices = order(setting, dataset, 6)
     flax = FlaxLoop(setting, dataset)
     initial = flax.start().params
@@ -39,7 +39,7 @@ def test_torch_is_measured_with_its_threads_and_with_one():
     config = mnist.Config(
         seeds=2, steps=2, steps_per_dispatch=2, repeats=1, matmul_size=16, matmul_tries=1
     )
-    result = mnist.measure(config, load_dataset("mnist5k"))
+    result = mnist.measure(config, in_memory(open_data("mnist5k")))
     assert result["missing"] == {}
     assert [len(p["repeats"][0]["correct"]) for p in result["programs"]][:2] == [2, 1]
     threads = {p["threads"] for p in result["programs"] if p["program"] == "torch"}

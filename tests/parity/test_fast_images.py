@@ -10,9 +10,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from bnjax.data import decoding, resizing
-from bnjax.data.crops import Window
-from bnjax.data.decoding import DamagedImageError, open_image
+from bnjax.data.views import decoding, resizing
+from bnjax.data.views.crops import Window
+from bnjax.data.views.decoding import DamagedImageError, open_image
 from bnjax.evidence.records import environment
 
 pytestmark = pytest.mark.parity

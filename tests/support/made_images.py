@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from bnjax.data.imagenet import Release, Tar
+from bnjax.data.prepare.imagenet import Release, Tar
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
 """Genuine ones, the first three: tensorflow-datasets' builder knows no others."""
@@ -55,6 +55,7 @@ def write_array_records(
     version: str = "1.0.0",
     files: int = 1,
     file_format: str = "array_record",
+    channels: int = 3,
 ) -> Path:
     """A folder of tensorflow-datasets, below `root`, from encoded images and labels.
 
@@ -66,6 +67,7 @@ def write_array_records(
         version: of the data set.
         files: in how many files each split is stored.
         file_format: as tensorflow-datasets names it.
+        channels: of the images, which are said to be of any size.
 
     Returns:
         The folder of the version.
@@ -79,7 +81,7 @@ def write_array_records(
 
         def _info(self):
             features = {
-                "image": tfds.features.Image(),
+                "image": tfds.features.Image(shape=(None, None, channels)),
                 "label": tfds.features.ClassLabel(num_classes=classes),
             }
             info = tfds.core.DatasetInfo

@@ -189,7 +189,7 @@ def test_a_step_changes_nothing_it_is_given():
 
 def test_evaluation_sums_over_batches_and_skips_padding():
     """Against float64 on the running statistics. Red if padding counts or a batch is lost."""
-    from bnjax.data.batches import eval_batches
+    from bnjax.data.arrays import eval_batches
 
     _, eval_apply, state = make(NORM)
     images, labels = make_data(11)

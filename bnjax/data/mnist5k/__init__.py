@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bnjax.data.dataset import DataError, Dataset, Split, make_dataset
+from bnjax.data.arrays import ArraySplit, digest
+from bnjax.data.data_set import DataError, DataSet
 
 SHA256 = "8dc0fc3795a1475f58736ae8d423e60ec3f27e6fc9e4851f82a5e9bac5e43aeb"
 """Of mnist5k.npz."""
@@ -52,17 +53,17 @@ def read_digits(path: Path = FILE) -> Digits:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != SHA256:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != SHA256:
         raise DataError(
             f"{path}: expected {SIZE} bytes with SHA-256 {SHA256}, "
-            f"got {len(data)} bytes with SHA-256 {digest}; {_REMEDY}"
+            f"got {len(data)} bytes with SHA-256 {sha256}; {_REMEDY}"
         )
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return Digits(arrays["images"], arrays["labels"].astype(np.int32), arrays["mnist_index"])
 
 
-def load(path: Path = FILE) -> Dataset:
+def load(path: Path = FILE) -> DataSet[ArraySplit]:
     """Splits the packaged digits: the last 100 of each class are for testing.
 
     No digit occurs twice in MNIST's training set, so the splits share none. Each split stands in
@@ -82,7 +83,7 @@ def load(path: Path = FILE) -> Dataset:
     order = np.argsort(digits.mnist_index)
     is_train = np.arange(len(order)) % PER_CLASS < TRAIN_PER_CLASS
     train, test = (
-        Split(digits.images[rows], digits.labels[rows])
-        for rows in (order[is_train[order]], order[~is_train[order]])
+        ArraySplit(digits.images[rows], digits.labels[rows], name)
+        for name, rows in (("train", order[is_train[order]]), ("test", order[~is_train[order]]))
     )
-    return make_dataset("mnist5k", train, test, num_classes=10)
+    return DataSet("mnist5k", 10, 1, train, test, digest(train, test))

@@ -3,7 +3,7 @@
     pip install "bnjax[mnist5k]"
     python -m bnjax.data.mnist5k.build
 
-Needs MNIST as `load_dataset("mnist")` finds or fetches it. Takes a few seconds.
+Needs MNIST as `open_data("mnist")` finds or fetches it. Takes a few seconds.
 """
 
 import argparse
@@ -12,14 +12,16 @@ import hashlib
 import importlib.util
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from bnjax.command import command
-from bnjax.data.dataset import DataError, Split
+from bnjax.data.arrays import ArraySplit, in_memory
+from bnjax.data.data_set import DataError
 from bnjax.data.mnist5k import FILE, PER_CLASS, SHA256, SIZE, Digits
-from bnjax.data.sources import load_dataset
+from bnjax.data.sets import open_data
 
 # Of MNIST's train-images-idx3-ubyte and train-labels-idx1-ubyte, unpacked.
 IMAGES_MD5 = "6bbc9ace898e44ae57da46a324031adb"
@@ -38,7 +40,7 @@ def find_sample() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
 
 
-def read_sample(path: Path) -> Split:
+def read_sample(path: Path) -> ArraySplit:
     """Reads gzipped rows of 784 pixels and a label.
 
     Args:
@@ -60,10 +62,10 @@ def read_sample(path: Path) -> Split:
         )
     if not np.array_equal(rows[:, -1], expected):
         raise DataError(f"{path}: expected {PER_CLASS} digits of each class in class order")
-    return Split(rows[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1), rows[:, -1])
+    return ArraySplit(rows[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1), rows[:, -1])
 
 
-def undo_shuffle(split: Split) -> Split:
+def undo_shuffle(split: ArraySplit) -> ArraySplit:
     """Puts a prepared training split back into the order of the file it was made from.
 
     tensorflow-datasets stores examples sorted by a hash of their number.
@@ -80,10 +82,10 @@ def undo_shuffle(split: Split) -> Split:
     count = len(split.labels)
     stored = np.array(sorted(range(count), key=hasher.hash_key))
     place = np.argsort(stored)
-    return Split(split.images[place], split.labels[place])
+    return replace(split, images=split.images[place], labels=split.labels[place])
 
 
-def check_original(split: Split) -> None:
+def check_original(split: ArraySplit) -> None:
     """Proves that a split is MNIST's training set, in the order of its files.
 
     Raises:
@@ -98,7 +100,7 @@ def check_original(split: Split) -> None:
             raise DataError(f"MNIST training {field}: expected MD5 {expected}, got {got}")
 
 
-def find_digits(sample: Split, training: Split) -> Digits:
+def find_digits(sample: ArraySplit, training: ArraySplit) -> Digits:
     """Finds each digit of a sample, image and label, in a training set.
 
     Args:
@@ -113,15 +115,15 @@ def find_digits(sample: Split, training: Split) -> Digits:
     """
     places = {
         (image.tobytes(), int(label)): place
-        for place, (image, label) in enumerate(zip(*training, strict=True))
+        for place, (image, label) in enumerate(zip(training.images, training.labels, strict=True))
     }
     index = []
-    for row, (image, label) in enumerate(zip(*sample, strict=True)):
+    for row, (image, label) in enumerate(zip(sample.images, sample.labels, strict=True)):
         place = places.get((image.tobytes(), int(label)))
         if place is None:
             raise DataError(f"row {row}, a {label}, is not in MNIST's training set")
         index.append(place)
-    return Digits(*sample, np.array(index, np.int32))
+    return Digits(sample.images, sample.labels, np.array(index, np.int32))
 
 
 def pack(digits: Digits) -> bytes:
@@ -145,7 +147,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="where tensorflow-datasets keeps MNIST")
     args = parser.parse_args()
 
-    training = undo_shuffle(load_dataset("mnist", data_dir=args.data_dir).train)
+    training = undo_shuffle(in_memory(open_data("mnist", data_dir=args.data_dir)).train)
     check_original(training)
     data = pack(find_digits(read_sample(find_sample()), training))
     args.out.write_bytes(data)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bnjax.data.augmentation import Augmentation
 from bnjax.data.order import Shuffle
+from bnjax.data.views.augmentation import Augmentation
 from bnjax.linen import BatchNorm
 from bnjax.training.objectives import Objective, classification_objective
 from bnjax.training.optimizers import make_optimizer, momentum_sgd

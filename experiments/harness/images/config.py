@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from bnjax.data.augmentation import Augmentation
-from bnjax.data.image_data import FACTS, IMAGE_DATA
+from bnjax.data.sets import DATA_SETS, FACTS
+from bnjax.data.views.augmentation import Augmentation
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, run, training, views
 from experiments.harness.bounds import check_fraction, check_positive, check_seeds
@@ -125,7 +125,7 @@ class ImageConfig:
 
 def _check_data(name: str) -> None:
     if name not in (*FACTS, "mnist5k") and not name.startswith(("folder:", "tfds:")):
-        raise ValueError(f"data: unknown {name!r}; choose from {', '.join(IMAGE_DATA)}.")
+        raise ValueError(f"data: unknown {name!r}; choose from {', '.join(DATA_SETS)}.")
 
 
 def _check_batches(config: ImageConfig) -> None:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax.data.augmentation import evaluation_views
-from bnjax.data.image_data import ImageData
-from bnjax.data.images import to_unit_range
+from bnjax.data import DataSet
 from bnjax.data.stream import evaluation_batches
+from bnjax.data.views.augmentation import evaluation_views
+from bnjax.data.views.inputs import to_unit_range
 from bnjax.progress import ProgressBar
 from bnjax.training.parallel import DataParallel
 from bnjax.training.predictions import Errors, count_errors, mean_prediction, predict
@@ -94,7 +94,7 @@ def scores_of(
 def measure(
     runs: Sequence[Trained],
     scores: Sequence[Score],
-    data: ImageData,
+    data: DataSet,
     *,
     crops: Crops,
     fraction: float,
@@ -111,7 +111,7 @@ def measure(
         scores: what to count.
         data: with the validation images.
         crops: views of each image.
-        fraction: as `bnjax.data.augmentation.evaluation_views` takes it.
+        fraction: as `bnjax.data.views.augmentation.evaluation_views` takes it.
         views: about how many of them to hold in memory at once.
         parallel: devices, and how they share a batch.
         workers: processes that make views; 0 for threads.
@@ -131,11 +131,11 @@ def measure(
     )
     total: Tree = None
     name = "1 crop" if crops == 1 else f"{crops} crops"
-    bar = ProgressBar(len(data.validation), description=name, unit="image", compiles=True)
+    bar = ProgressBar(len(data.test), description=name, unit="image", compiles=True)
     with (
         bar,
         evaluation_batches(
-            data.validation,
+            data.test,
             view,
             batch_size=size.images,
             workers=workers,

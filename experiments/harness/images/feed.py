@@ -8,9 +8,9 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from bnjax.data.augmentation import evaluation_view, training_view
-from bnjax.data.image_data import ImageData
+from bnjax.data import DataSet
 from bnjax.data.stream import Batch, Stream, evaluation_batches, training_batches
+from bnjax.data.views.augmentation import evaluation_view, training_view
 from bnjax.training.parallel import DataParallel
 from experiments.harness.experiment import Task
 from experiments.harness.images.programs import batch_layout
@@ -29,7 +29,7 @@ class Feed:
     """
 
     def __init__(
-        self, task: Task, data: ImageData, parallel: DataParallel, *, axis: int, workers: int
+        self, task: Task, data: DataSet, parallel: DataParallel, *, axis: int, workers: int
     ) -> None:
         self._config, self._arm = task.config, task.arm
         self._seed, self._data = task.seed, data
@@ -68,9 +68,9 @@ class Feed:
             return
         config, kept = self._config, []
         view = partial(evaluation_view, image_size=config.image_size, fraction=config.centre)
-        keeps = len(self._data.validation) * 3 * config.image_size**2 <= KEPT_BYTES
+        keeps = len(self._data.test) * 3 * config.image_size**2 <= KEPT_BYTES
         with evaluation_batches(
-            self._data.validation,
+            self._data.test,
             view,
             batch_size=config.eval_batch,
             workers=self._workers,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bnjax.data.images import to_unit_range
+from bnjax.data.views.inputs import to_unit_range
 from bnjax.recalibration import recalibrate
 from bnjax.training.accumulation import make_accumulating_step
 from bnjax.training.averaging import Average, start_average, update_average

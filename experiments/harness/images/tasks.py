@@ -1,10 +1,9 @@
 """The runs of an experiment on images: one of each arm and seed."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from bnjax.data.image_data import ImageData, open_images
+from bnjax.data import DataSet
 from experiments.harness.arm import by_name
 from experiments.harness.bounds import check_population
 from experiments.harness.experiment import Member, Task
@@ -27,12 +26,7 @@ def one_by_one(arms: tuple[ImageArm, ...]) -> Callable[[ImageConfig], list[Task]
     return tasks
 
 
-def open_data(name: str, data_dir: Path | None) -> ImageData:
-    """Opens a data set of images."""
-    return open_images(name, data_dir=data_dir)
-
-
-def check(task: Task, data: ImageData, compute: ImageCompute) -> None:
+def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
     """Raises ValueError if the batches do not fit the data or the devices."""
     config: Any = task.config
     if config.batch_size > len(data.train):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bnjax.data.image_data import ImageData
+from bnjax.data import DataSet
 from bnjax.evidence.records import number
 from bnjax.training.divergence import Diverged, raise_if_diverged
 from bnjax.training.loop import Program, Progress, fit
@@ -25,7 +25,7 @@ from experiments.harness.weights import digests
 
 def train(
     task: Task,
-    data: ImageData,
+    data: DataSet,
     compute: ImageCompute,
     log: RunLog,
     *,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bnjax.data.crops import (
+from bnjax.data.views.crops import (
     Window,
     central_window,
     five_windows,

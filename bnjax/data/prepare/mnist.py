@@ -1,4 +1,4 @@
-"""MNIST-like files into the folder that tensorflow-datasets reads, without TensorFlow.
+"""MNIST and data sets like it: fetched and written as by tensorflow-datasets, without TensorFlow.
 
 Three steps of tensorflow-datasets 4.9.10 import TensorFlow although nothing in them asks for it.
 Each is done here by other means, and everything else (layout, features, order, writing) is its own:
@@ -9,7 +9,7 @@ Each is done here by other means, and everything else (layout, features, order, 
   takes encoded bytes as they are.
 
 The keys are those of the genuine builder, hence the order too: the folder is an ordinary one, and
-gives the same `Dataset.sha256` as one that was prepared with TensorFlow.
+gives the same `DataSet.sha256` as one that was prepared with TensorFlow.
 """
 
 import gzip
@@ -20,12 +20,70 @@ from pathlib import Path
 
 import numpy as np
 
-from bnjax.data.dataset import DataError, Split
-from bnjax.data.fetch import Remote
-from bnjax.data.tfds import build, fed_builder
+from bnjax.data.arrays import ArraySplit
+from bnjax.data.data_set import DataError
+from bnjax.data.prepare.builder import build, fed_builder
+from bnjax.data.prepare.fetch import Remote, fetch_file
 from bnjax.extras import extra
 
+IMAGE_SHAPE = (28, 28, 1)
+NUM_CLASSES = 10
 _UNSIGNED_BYTE = 8
+
+
+def prepare_mnist(name: str, root: Path, counts: Mapping[str, int]) -> None:
+    """Fetches the four files of an MNIST-like set and writes its folder.
+
+    Args:
+        name: a data set of tensorflow-datasets with the files and features of MNIST.
+        root: the root of prepared data sets; downloads are kept in `downloads/NAME` below it.
+        counts: examples that each split must have.
+
+    Raises:
+        DataError: it cannot be fetched or written, or the files are not the data set. Not if
+            another process has prepared it meanwhile.
+    """
+    with extra("data"):
+        import tensorflow_datasets as tfds
+
+    folder = root / name / str(tfds.builder_cls(name).VERSION)
+    try:
+        downloads = root / "downloads" / name
+        for filename, remote in remote_files(name).items():
+            fetch_file(remote, downloads / filename)
+        splits = read_idx_files(downloads)
+        for key, split in splits.items():
+            _check(split, counts[key], f"{downloads}, {key}")
+        write_prepared(name, splits, root)
+    except (DataError, OSError) as error:
+        if (folder / "dataset_info.json").exists():
+            return  # another process prepared it meanwhile
+        raise DataError(
+            f"{name} is not in {folder} and cannot be prepared there: {error}\n"
+            "Two ways on:\n"
+            f"- where there is a network, open_data({name!r}, data_dir=DIR) prepares DIR; copy "
+            "it, and name the copy with TFDS_DATA_DIR, data_dir or --data-dir;\n"
+            "- open 'mnist5k', 5,000 genuine digits that come with bnjax."
+        ) from error
+
+
+def _check(split: ArraySplit, count: int, where: str) -> None:
+    """Refuses a split with another shape, count or label than MNIST's."""
+    for field, array, expected in (
+        ("images", split.images, ("uint8", (count, *IMAGE_SHAPE))),
+        ("labels", split.labels, ("int32", (count,))),
+    ):
+        got = (str(array.dtype), array.shape)
+        if got != expected:
+            raise DataError(
+                f"{where}: expected {field} {expected[0]} {list(expected[1])}, "
+                f"got {got[0]} {list(got[1])}"
+            )
+    if split.labels.min() < 0 or split.labels.max() >= NUM_CLASSES:
+        raise DataError(
+            f"{where}: labels must be in 0 .. {NUM_CLASSES - 1}, "
+            f"got {split.labels.min()} .. {split.labels.max()}"
+        )
 
 
 def remote_files(name: str) -> dict[str, Remote]:
@@ -39,7 +97,7 @@ def remote_files(name: str) -> dict[str, Remote]:
     }
 
 
-def read_idx_files(folder: Path) -> dict[str, Split]:
+def read_idx_files(folder: Path) -> dict[str, ArraySplit]:
     """Reads the four files of an MNIST-like set.
 
     Args:
@@ -52,9 +110,10 @@ def read_idx_files(folder: Path) -> dict[str, Split]:
         DataError: a file is not a gzipped IDX file of unsigned bytes.
     """
     return {
-        split: Split(
+        split: ArraySplit(
             read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")[..., None],
             read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int32),
+            split,
         )
         for split, prefix in (("train", "train"), ("test", "t10k"))
     }
@@ -90,7 +149,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def write_prepared(name: str, splits: Mapping[str, Split], data_dir: Path) -> None:
+def write_prepared(name: str, splits: Mapping[str, ArraySplit], data_dir: Path) -> None:
     """Writes a data set as tensorflow-datasets would, in array_record format.
 
     The folder appears under its name when all of it is written, and not before.
@@ -107,8 +166,8 @@ def write_prepared(name: str, splits: Mapping[str, Split], data_dir: Path) -> No
     build(fed_builder(name, data_dir, examples))
 
 
-def _examples(split: Split) -> Iterator[tuple[int, dict[str, bytes | int]]]:
-    for index, (image, label) in enumerate(zip(*split, strict=True)):
+def _examples(split: ArraySplit) -> Iterator[tuple[int, dict[str, bytes | int]]]:
+    for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
         yield index, {"image": _encode_png(image), "label": int(label)}
 
 

@@ -1,4 +1,4 @@
-"""`load_dataset` against tiny MNIST-like files made here and served on localhost."""
+"""`mnist` against tiny MNIST-like files made here and served on localhost."""
 
 import contextlib
 import gzip
@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bnjax.data import DATASETS, DataError, load_dataset, sources
-from bnjax.data import fetch as fetch_module
+from bnjax.data import DataError, in_memory, open_data
+from bnjax.data.prepare import fetch as fetch_module
+from bnjax.data.sets import FACTS
 
 COUNTS = {"train": 60, "test": 20}
 FILES = {
@@ -26,6 +27,7 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 SHARD = "mnist-train.array_record-00000-of-00001"
+GENUINE = FACTS["mnist"]
 ORDER_HEAD = [39, 55, 28, 6, 50, 47, 33, 16]  # of the numbers below 60 in the genuine mnist/3.0.1
 
 
@@ -104,10 +106,15 @@ def announce(monkeypatch, url, files, builder="mnist"):
     monkeypatch.setattr(tfds.builder_cls(builder), "url_infos", infos)
 
 
+def be_tiny(monkeypatch):
+    for name in ("mnist", "fashion_mnist"):
+        monkeypatch.setitem(FACTS, name, GENUINE._replace(**COUNTS, folder=name))
+
+
 @pytest.fixture
 def origin(monkeypatch):
     """Tiny `mnist` at a server that has it; what the server sends can be changed by the test."""
-    monkeypatch.setattr(sources, "SPLIT_SIZES", COUNTS)
+    be_tiny(monkeypatch)
     server = Origin()
     server.answers = {name: [data] for name, data in fake_files().items()}
     announce(monkeypatch, server.url, fake_files())
@@ -122,9 +129,9 @@ def prepared(tmp_path_factory):
     server = Origin()
     server.answers = {name: [data] for name, data in fake_files().items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "SPLIT_SIZES", COUNTS)
+        be_tiny(patch)
         announce(patch, server.url, fake_files())
-        load_dataset("mnist", data_dir=root)
+        open_data("mnist", data_dir=root)
     server.close()
     return root
 
@@ -132,7 +139,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def copied(prepared, tmp_path, monkeypatch):
     """A copy of the prepared folder, to be damaged: its root and the folder of the version."""
-    monkeypatch.setattr(sources, "SPLIT_SIZES", COUNTS)
+    be_tiny(monkeypatch)
     root = tmp_path / "data"
     shutil.copytree(prepared / "mnist", root / "mnist")
     return root, root / "mnist" / "3.0.1"
@@ -144,23 +151,22 @@ def assert_nothing_prepared(root):
 
 
 def test_unknown_name_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match=r"mnist5k, mnist, fashion_mnist; got 'mnist6k'"):
-        load_dataset("mnist6k")
-    assert DATASETS == ("mnist5k", "mnist", "fashion_mnist")
+    with pytest.raises(ValueError, match=r"mnist5k, mnist, fashion_mnist, .*; got 'mnist6k'"):
+        open_data("mnist6k")
 
 
 def test_url_as_data_dir_is_refused():
     """Fails where a bucket's name would become a local folder called `gs:`."""
     with pytest.raises(ValueError, match=r"local folder, got 'gs://bucket/data'"):
-        load_dataset("mnist", data_dir="gs://bucket/data")
+        open_data("mnist", data_dir="gs://bucket/data")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_missing_data_is_fetched_prepared_and_loaded(name, tmp_path, monkeypatch, origin):
     announce(monkeypatch, origin.url, fake_files(), builder=name)
-    data = load_dataset(name, data_dir=tmp_path)
+    data = in_memory(open_data(name, data_dir=tmp_path))
     assert data.name == name
-    assert data.num_classes == 10
+    assert data.classes == 10
     digest = hashlib.sha256()
     for split, (images, labels) in fake_arrays(COUNTS).items():
         got = getattr(data, split)
@@ -169,7 +175,9 @@ def test_missing_data_is_fetched_prepared_and_loaded(name, tmp_path, monkeypatch
         assert got.images.shape == (COUNTS[split], 28, 28, 1)
         # The order is that of tensorflow-datasets; as sets, what was served is what is loaded.
         pairs = sorted((i.tobytes(), int(n)) for i, n in zip(images, labels, strict=True))
-        assert pairs == sorted((i.tobytes(), int(n)) for i, n in zip(*got, strict=True))
+        assert pairs == sorted(
+            (i.tobytes(), int(n)) for i, n in zip(got.images, got.labels, strict=True)
+        )
         digest.update(got.images.tobytes() + got.labels.astype("<i4").tobytes())
     assert data.sha256 == digest.hexdigest()
     assert sorted(origin.asked) == sorted(fake_files())  # each once
@@ -178,11 +186,11 @@ def test_missing_data_is_fetched_prepared_and_loaded(name, tmp_path, monkeypatch
 @pytest.mark.filterwarnings("ignore:.*OpenCV is not installed")
 def test_plain_tensorflow_datasets_reads_what_was_prepared(prepared, monkeypatch):
     """Layout, features and order are those of the genuine builder."""
-    monkeypatch.setattr(sources, "SPLIT_SIZES", COUNTS)
-    data = load_dataset("mnist", data_dir=prepared)
+    be_tiny(monkeypatch)
+    data = in_memory(open_data("mnist", data_dir=prepared))
     for split in COUNTS:
         source = tfds.data_source("mnist", split=split, data_dir=str(prepared))
-        images, labels = getattr(data, split)
+        images, labels = getattr(data, split).images, getattr(data, split).labels
         np.testing.assert_array_equal(images, np.stack([e["image"] for e in source]))
         np.testing.assert_array_equal(labels, [e["label"] for e in source])
     assert list(source.dataset_info.features) == ["image", "label"]
@@ -190,28 +198,28 @@ def test_plain_tensorflow_datasets_reads_what_was_prepared(prepared, monkeypatch
 
 def test_order_is_that_of_the_genuine_builder(prepared, monkeypatch):
     """Other keys than the genuine builder's give another order, and another digest."""
-    monkeypatch.setattr(sources, "SPLIT_SIZES", COUNTS)
-    data = load_dataset("mnist", data_dir=prepared)
+    be_tiny(monkeypatch)
+    data = in_memory(open_data("mnist", data_dir=prepared))
     images, _ = fake_arrays(COUNTS)["train"]
     number = {image.tobytes(): n for n, image in enumerate(images)}
     assert [number[image.tobytes()] for image in data.train.images][:8] == ORDER_HEAD
 
 
 def test_digest_does_not_depend_on_the_way(prepared, tmp_path, origin):
-    fetched = load_dataset("mnist", data_dir=tmp_path)
-    assert fetched.sha256 == load_dataset("mnist", data_dir=prepared).sha256
+    fetched = open_data("mnist", data_dir=tmp_path)
+    assert fetched.sha256 == open_data("mnist", data_dir=prepared).sha256
 
 
 def test_data_dir_goes_before_the_environment(copied, tmp_path, monkeypatch, origin):
     """TFDS_DATA_DIR is read at the call, and nothing is fetched when the data is there."""
     root, _ = copied
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
-    expected = load_dataset("mnist").sha256
+    expected = open_data("mnist").sha256
     assert not origin.asked
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "absent"))
-    assert load_dataset("mnist", data_dir=root).sha256 == expected
+    assert open_data("mnist", data_dir=root).sha256 == expected
     assert not origin.asked
-    load_dataset("mnist")
+    open_data("mnist")
     assert (tmp_path / "absent" / "mnist" / "3.0.1").is_dir()
 
 
@@ -221,7 +229,7 @@ def test_home_is_the_last_resort(copied, monkeypatch, origin):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setenv("HOME", str(root.parent))
     monkeypatch.setenv("USERPROFILE", str(root.parent))
-    load_dataset("mnist")
+    open_data("mnist")
     assert not origin.asked
 
 
@@ -231,7 +239,7 @@ def test_wrong_file_is_asked_for_twice_and_refused(tmp_path, origin):
     right = fake_files()[name]
     origin.answers[name] = [wrong]
     with pytest.raises(DataError) as caught:
-        load_dataset("mnist", data_dir=tmp_path)
+        open_data("mnist", data_dir=tmp_path)
     message = str(caught.value)
     for part in (
         origin.url + name,
@@ -249,7 +257,7 @@ def test_same_size_with_other_bytes_is_refused(tmp_path, origin):
     data = fake_files()[name]
     origin.answers[name] = [data[:-1] + bytes([data[-1] ^ 1])]
     with pytest.raises(DataError, match="SHA-256"):
-        load_dataset("mnist", data_dir=tmp_path)
+        open_data("mnist", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "broken off"])
@@ -265,7 +273,7 @@ def test_second_try_mends_a_bad_first(damage, tmp_path, origin):
         path = fetch_module.fetch_file(remote, tmp_path / "file.gz")
         assert path.read_bytes() == data
     else:
-        load_dataset("mnist", data_dir=tmp_path)
+        open_data("mnist", data_dir=tmp_path)
     assert origin.asked.count(name) == 2
 
 
@@ -274,7 +282,7 @@ def test_body_without_end_is_cut_short(tmp_path, origin):
     name = FILES["train"][1]
     origin.answers[name] = [bytes(10_000_000)]
     with pytest.raises(DataError) as caught:
-        load_dataset("mnist", data_dir=tmp_path)
+        open_data("mnist", data_dir=tmp_path)
     got = re.search(r"got (\d+) bytes", str(caught.value))
     assert got
     assert int(got[1]) < 200_000
@@ -314,7 +322,7 @@ def assert_tells_two_ways_on(message, root):
         "mnist is not in",
         "TFDS_DATA_DIR",
         "--data-dir",
-        "load_dataset('mnist'",
+        "open_data('mnist'",
         "mnist5k",
     ):
         assert part in message
@@ -326,7 +334,7 @@ def test_refused_connection_fails_at_once(tmp_path, monkeypatch, origin):
     announce(monkeypatch, f"http://127.0.0.1:{port}/", fake_files())
     start = time.monotonic()
     with pytest.raises(DataError, match="refused") as caught:
-        load_dataset("mnist", data_dir=tmp_path)
+        open_data("mnist", data_dir=tmp_path)
     assert time.monotonic() - start < 2
     assert f"127.0.0.1:{port}/" in str(caught.value)
     assert_tells_two_ways_on(str(caught.value), tmp_path)
@@ -341,7 +349,7 @@ def test_server_that_never_answers_fails_in_time(tmp_path, monkeypatch, origin):
         announce(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}/", fake_files())
         start = time.monotonic()
         with pytest.raises(DataError, match=r"no answer within 0\.5 s") as caught:
-            load_dataset("mnist", data_dir=tmp_path)
+            open_data("mnist", data_dir=tmp_path)
         assert 0.5 <= time.monotonic() - start < 2
     assert_tells_two_ways_on(str(caught.value), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -350,7 +358,7 @@ def test_server_that_never_answers_fails_in_time(tmp_path, monkeypatch, origin):
 def test_error_status_is_named(tmp_path, origin):
     del origin.answers[FILES["train"][0]]
     with pytest.raises(DataError, match="404"):
-        load_dataset("mnist", data_dir=tmp_path)
+        open_data("mnist", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +381,7 @@ def test_files_that_are_not_the_data_set_are_not_prepared(
     announce(monkeypatch, origin.url, fake_files() | {name: content})
     origin.answers[name] = [content]
     with pytest.raises(DataError, match=match):
-        load_dataset("mnist", data_dir=tmp_path)
+        open_data("mnist", data_dir=tmp_path)
     assert_nothing_prepared(tmp_path)
 
 
@@ -391,11 +399,11 @@ def test_interrupted_preparation_leaves_nothing_and_can_go_on(tmp_path, monkeypa
 
     monkeypatch.setattr(Image, "fromarray", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        load_dataset("mnist", data_dir=tmp_path)
+        open_data("mnist", data_dir=tmp_path)
     assert_nothing_prepared(tmp_path)
     monkeypatch.setattr(Image, "fromarray", genuine)
     asked = len(origin.asked)
-    load_dataset("mnist", data_dir=tmp_path)
+    open_data("mnist", data_dir=tmp_path)
     assert len(origin.asked) == asked
 
 
@@ -411,8 +419,8 @@ def test_another_process_may_prepare_it_first(prepared, tmp_path, monkeypatch, o
         return genuine(array)
 
     monkeypatch.setattr(Image, "fromarray", overtaken)
-    data = load_dataset("mnist", data_dir=tmp_path)
-    assert data.sha256 == load_dataset("mnist", data_dir=prepared).sha256
+    data = open_data("mnist", data_dir=tmp_path)
+    assert data.sha256 == open_data("mnist", data_dir=prepared).sha256
 
 
 def cut(path, size):
@@ -429,12 +437,12 @@ def flip(path):
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (lambda folder: [p.unlink() for p in folder.iterdir()], "half-prepared"),
-        (lambda folder: (folder / "dataset_info.json").unlink(), "half-prepared"),
+        (lambda folder: [p.unlink() for p in folder.iterdir()], "not prepared, or half"),
+        (lambda folder: (folder / "dataset_info.json").unlink(), "not prepared, or half"),
         (lambda folder: cut(folder / "dataset_info.json", 300), "cannot be read"),
-        (lambda folder: (folder / SHARD).unlink(), "No such file"),
-        (lambda folder: cut(folder / SHARD, 0), "cannot be read"),
-        (lambda folder: cut(folder / SHARD, 70_000), "cannot be read"),
+        (lambda folder: (folder / SHARD).unlink(), "missing"),
+        (lambda folder: cut(folder / SHARD, 0), "damaged"),
+        (lambda folder: cut(folder / SHARD, 70_000), "damaged"),
         (lambda folder: flip(folder / SHARD), "hash mismatch"),
     ],
     ids=["empty", "no info", "half an info", "no shard", "empty shard", "cut shard", "one bit"],
@@ -444,18 +452,18 @@ def test_damaged_folder_is_named_with_the_remedy(damage, match, copied, origin):
     root, folder = copied
     damage(folder)
     with pytest.raises(DataError, match=match) as caught:
-        load_dataset("mnist", data_dir=root)
+        open_data("mnist", data_dir=root)
     assert str(folder) in str(caught.value)
-    assert "delete it and load again" in str(caught.value)
+    assert "delete it and open it again" in str(caught.value)
     assert not origin.asked
 
 
 def test_other_counts_are_refused(copied, monkeypatch):
     """A tiny set is not MNIST, whatever its folder says."""
     root, _ = copied
-    monkeypatch.setattr(sources, "SPLIT_SIZES", {"train": 60_000, "test": 10_000})
-    with pytest.raises(DataError, match=r"expected images uint8 \[60000, 28, 28, 1\], got"):
-        load_dataset("mnist", data_dir=root)
+    monkeypatch.setitem(FACTS, "mnist", GENUINE)
+    with pytest.raises(DataError, match=r"60,000 images to learn from .* got 10, 60 and 20"):
+        open_data("mnist", data_dir=root)
 
 
 def test_tensorflow_is_never_imported(prepared, tmp_path, origin):
@@ -468,16 +476,17 @@ import sys, warnings
 sys.path.insert(0, {str(tmp_path)!r})
 import bnjax.data
 assert "tensorflow_datasets" not in sys.modules and "PIL" not in sys.modules
-from bnjax.data import load_dataset, sources
-load_dataset("mnist5k")
+from bnjax.data import open_data
+from bnjax.data.sets import FACTS
+open_data("mnist5k")
 assert "tensorflow_datasets" not in sys.modules
 import tensorflow_datasets as tfds
 from collections import namedtuple
 info = namedtuple("info", "size checksum filename")
 tfds.builder_cls("mnist").url_infos = {{u: info(*i) for u, i in {files!r}.items()}}
-sources.SPLIT_SIZES = {COUNTS!r}
-load_dataset("mnist", data_dir={str(prepared)!r})
-load_dataset("mnist", data_dir={str(tmp_path / "new")!r})
+FACTS["mnist"] = FACTS["mnist"]._replace(**{COUNTS!r})
+open_data("mnist", data_dir={str(prepared)!r})
+open_data("mnist", data_dir={str(tmp_path / "new")!r})
 assert "tensorflow" not in sys.modules
 print("done")
 """

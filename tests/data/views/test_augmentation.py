@@ -8,18 +8,18 @@ import pytest
 from made_images import encode, picture
 from PIL import Image
 
-from bnjax.data import resizing
-from bnjax.data.augmentation import (
+from bnjax.data import DataError
+from bnjax.data.views import resizing
+from bnjax.data.views.augmentation import (
     Augmentation,
     DamagedImageError,
     evaluation_view,
     evaluation_views,
     training_view,
 )
-from bnjax.data.crops import Window, sample_window
-from bnjax.data.dataset import DataError
-from bnjax.data.decoding import open_image
-from bnjax.data.distortions import Distortion, distort
+from bnjax.data.views.crops import Window, sample_window
+from bnjax.data.views.decoding import open_image
+from bnjax.data.views.distortions import Distortion, distort
 
 PHOTO = picture(0, 60, 80)
 PLAIN = {"mirror": False, "photometric": "none"}

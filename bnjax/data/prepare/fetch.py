@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from bnjax.data.dataset import DataError
+from bnjax.data.data_set import DataError
 from bnjax.progress import ProgressBar
 
 ANSWER_S = 3.0

@@ -25,12 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from bnjax.data.crops import Window
-from bnjax.data.dataset import DataError
-from bnjax.data.examples import Image
-from bnjax.data.jpeg import keep_rows
-from bnjax.data.png import check_rows
-from bnjax.data.resizing import Interpolation, Pixels, resize
+from bnjax.data.data_set import DataError, Image
+from bnjax.data.views.crops import Window
+from bnjax.data.views.jpeg import keep_rows
+from bnjax.data.views.png import check_rows
+from bnjax.data.views.resizing import Interpolation, Pixels, resize
 from bnjax.extras import extra
 
 with extra("data"):
@@ -123,6 +122,20 @@ def open_image(image: Image) -> Picture:
     if not image.size:
         raise ValueError(f"image has no pixels: its shape is {list(image.shape)}.")
     return Picture(image, image.shape[1], image.shape[0])
+
+
+def decode_image(image: Image) -> np.ndarray:
+    """Decodes a whole image whose size does not matter before.
+
+    Returns:
+        uint8 [height, width, 3], which may not be writable.
+
+    Raises:
+        DamagedImageError, ValueError: as `open_image` and `Picture.pixels`.
+    """
+    if not isinstance(image, bytes):
+        return open_image(image).pixels()
+    return np.asarray(_decode_rows(image, MOST_PIXELS))
 
 
 def _decode_window(

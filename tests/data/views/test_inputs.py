@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnjax.data.images import binarize
+from bnjax.data.views.inputs import binarize
 
 
 @pytest.mark.parametrize(

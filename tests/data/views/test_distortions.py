@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from bnjax.data.distortions import (
+from bnjax.data.views.distortions import (
     Distortion,
     add_brightness,
     distort,

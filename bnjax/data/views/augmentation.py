@@ -11,7 +11,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from bnjax.data.crops import (
+from bnjax.data.data_set import DataError, Image
+from bnjax.data.views.crops import (
     AREA,
     ASPECT,
     ATTEMPTS,
@@ -25,16 +26,14 @@ from bnjax.data.crops import (
     squares,
     whole,
 )
-from bnjax.data.dataset import DataError
-from bnjax.data.decoding import (
+from bnjax.data.views.decoding import (
     MOST_PIXELS,
     DamagedImageError,
     Interpolation,
     Picture,
     open_image,
 )
-from bnjax.data.distortions import Distortion, distort
-from bnjax.data.examples import Image
+from bnjax.data.views.distortions import Distortion, distort
 
 __all__ = [
     "Augmentation",

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import pytest
 from made_images import encode, picture, tar_of, write_imagenet, write_tar
 
-from bnjax.data import image_data, imagenet
-from bnjax.data.dataset import DataError
-from bnjax.data.image_data import FACTS, open_images
-from bnjax.data.imagenet import check_tars, ilsvrc2012, main, prepare
+from bnjax.data import DataError, open_data, sets
+from bnjax.data.prepare import imagenet
+from bnjax.data.prepare.imagenet import check_tars, ilsvrc2012, main, prepare
+from bnjax.data.sets import FACTS
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
@@ -95,8 +95,8 @@ def test_other_files_are_refused_before_anything_is_written(tars, release, tmp_p
 def test_from_tar_files_to_a_data_set(tars, release, tmp_path, monkeypatch):
     folder = prepare(tars, tmp_path / "data", release)
     assert folder == tmp_path / "data" / "imagenet2012" / "5.1.0"
-    monkeypatch.setitem(FACTS, "imagenet2012", image_data.Facts("imagenet2012", 1000, 12, 5, ""))
-    data = open_images("imagenet2012", data_dir=tmp_path / "data")
+    monkeypatch.setitem(FACTS, "imagenet2012", sets.Facts("imagenet2012", 1000, 12, 5, ""))
+    data = open_data("imagenet2012", data_dir=tmp_path / "data")
     train = {
         name.rpartition(", ")[2]: (image, label)
         for image, label, name in map(data.train.__getitem__, range(12))
@@ -106,7 +106,7 @@ def test_from_tar_files_to_a_data_set(tars, release, tmp_path, monkeypatch):
         for label, wnid in enumerate(release.wnids)
         for i in range(4)
     }
-    validation = [data.validation[i] for i in range(5)]
+    validation = [data.test[i] for i in range(5)]
     assert {name.rpartition(", ")[2]: (image, label) for image, label, name in validation} == {
         f"ILSVRC2012_val_{i:08}.JPEG": (encode(picture(1000 + i)), (i - 1) % 3) for i in range(1, 6)
     }
@@ -127,7 +127,7 @@ def test_images_of_another_kind_are_made_rgb_jpegs(tars, release, tmp_path):
     }
     train = write_tar(tars / TRAIN, {"n01440764.tar": tar_of(files)})._replace(images=3)
     folder = prepare(tars, tmp_path / "data", release._replace(train=train))
-    examples = open_images(f"tfds:{folder}").train
+    examples = open_data(f"tfds:{folder}").train
     read = {
         name.rpartition(", ")[2]: image for image, _, name in map(examples.__getitem__, range(3))
     }

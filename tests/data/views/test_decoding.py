@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bnjax.data import DataError, decoding
-from bnjax.data.crops import Window
-from bnjax.data.decoding import DamagedImageError, open_image
-from bnjax.data.jpeg import keep_rows
+from bnjax.data import DataError
+from bnjax.data.views import decoding
+from bnjax.data.views.crops import Window
+from bnjax.data.views.decoding import DamagedImageError, open_image
+from bnjax.data.views.jpeg import keep_rows
 
 WIDTH, HEIGHT = 90, 70
 

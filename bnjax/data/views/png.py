@@ -7,7 +7,7 @@ Pillow, which leaves the missing rows black.
 import struct
 import zlib
 
-from bnjax.data.dataset import DataError
+from bnjax.data.data_set import DataError
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """By the header's type of colour."""

@@ -1,0 +1,1 @@
+"""Published files into folders of tensorflow-datasets, without TensorFlow."""

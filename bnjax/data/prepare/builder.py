@@ -1,0 +1,50 @@
+"""How tensorflow-datasets' own builders write a folder from examples that are made elsewhere.
+
+A builder's steps that take TensorFlow are those that make examples. Everything else (layout,
+features, order, writing) is its own, so that a folder is an ordinary one.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bnjax.extras import extra
+
+
+def fed_builder(
+    name: str, data_dir: Path, splits: Mapping[str, Iterator[tuple[Any, dict[str, Any]]]]
+) -> Any:
+    """The genuine builder of a data set, fed with examples; writes array_record files.
+
+    Args:
+        name: of the data set.
+        data_dir: the root of prepared data sets.
+        splits: keys and examples by split, which are read once.
+    """
+    with extra("data"):
+        import tensorflow_datasets as tfds
+
+    genuine: Any = tfds.builder_cls(name)
+
+    class Builder(genuine, skip_registration=True):  # type: ignore[call-arg]
+        """The genuine one, but for the steps that take TensorFlow."""
+
+        name = genuine.name  # otherwise taken from the class, and the folder with it
+
+        def _split_generators(self, dl_manager: Any) -> Mapping[str, Iterator]:
+            return splits
+
+    return Builder(data_dir=str(data_dir), file_format="array_record")
+
+
+def build(builder: Any) -> None:
+    """Writes a builder's folder, which appears under its name when all of it is written.
+
+    Raises:
+        OSError: the folder cannot be written, or stands there already.
+    """
+    # Its announcements on standard output say "Unknown size"; its progress is on standard error.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
