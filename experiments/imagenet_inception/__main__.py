@@ -5,4 +5,4 @@ from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.experiment import EXPERIMENT
 
 if __name__ == "__main__":
-    main(EXPERIMENT, {"evaluate": evaluate.main, "dry-run": dry_run.main})
+    main(EXPERIMENT, {"dry-run": dry_run.main, "evaluate": evaluate.main})

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 from mnist_commands import assert_same_runs, content, flags
+from runs import Entries, inception_task
 from tolerances import PARALLEL
 
 from bnjax.data import open_data
@@ -26,16 +27,17 @@ from bnjax.linen import BatchNorm
 from bnjax.models.layers import Dropout
 from bnjax.training.checkpoints import CheckpointError, Checkpoints
 from bnjax.training.loop import Interrupted
-from bnjax.training.parallel import DataParallel
-from experiments.imagenet_inception import __main__ as command
-from experiments.imagenet_inception import programs
-from experiments.imagenet_inception.arms import settings_of
+from experiments.harness import main as harness
+from experiments.harness.experiment import RunLog
+from experiments.harness.images import programs
+from experiments.harness.images.compute import ImageCompute
+from experiments.harness.images.feed import Feed
+from experiments.harness.images.train import train
+from experiments.harness.runs import checkpoint_folder, complete, run_name
+from experiments.imagenet_inception import dry_run, evaluate
+from experiments.imagenet_inception.arms import InceptionArm
 from experiments.imagenet_inception.config import PRESETS
-from experiments.imagenet_inception.feed import Feed
-from experiments.imagenet_inception.runs import checkpoint_folder, complete, run_name, task_for
-from experiments.imagenet_inception.summary import summarize
-from experiments.imagenet_inception.table import arms_table
-from experiments.imagenet_inception.train import Means, train
+from experiments.imagenet_inception.experiment import EXPERIMENT
 from experiments.verify import verify
 
 TINY = {
@@ -77,12 +79,11 @@ class Small(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
-    def make_model(config, settings, *, classes=10, axis_name=None):
-        together = config.normalize_together
-        return Small(settings.normalized, settings.dropout, together, axis_name)
+    def model(arm, config, *, classes=10, axis_name=None):
+        return Small(arm.normalized, arm.dropout, config.normalize_together, axis_name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "make_model", make_model)
+        patch.setattr(InceptionArm, "model", model)
         programs._programs.cache_clear()
         yield
     programs._programs.cache_clear()
@@ -102,7 +103,7 @@ def cli(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["main", *map(str, arguments)])
         code, message = 0, ""
         try:
-            command.main()
+            harness.main(EXPERIMENT, {"dry-run": dry_run.main, "evaluate": evaluate.main})
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
             message = "" if isinstance(stop.code, int) else f"{stop.code}\n"
@@ -117,16 +118,15 @@ def data():
     return open_data("mnist5k")
 
 
-@pytest.fixture(scope="module")
-def parallel():
-    return DataParallel("jit")
+COMPUTE = ImageCompute()
+summarize = EXPERIMENT.page.report.summarize
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data, parallel):
+def finished(tmp_path_factory, data):
     """A whole run."""
     out = tmp_path_factory.mktemp("finished")
-    complete(task_for(CONFIG, "bn_baseline", 0), data, Means(parallel), out)
+    complete(EXPERIMENT, inception_task(CONFIG, "bn_baseline"), data, COMPUTE, out)
     return out
 
 
@@ -134,7 +134,7 @@ def test_the_command_ends_with_a_table_and_a_figure(cli, tmp_path):
     arms = ("inception", "bn_x5")
     ended = cli(*flags(**TINY), "--arms", *arms, "--out", tmp_path)
     assert ended.code == 0, ended.err
-    assert arms_table(summarize(tmp_path)) in ended.out
+    assert EXPERIMENT.page.report.arms_table(summarize(tmp_path)) in ended.out
     assert "Training waited for images" in ended.out
     assert (tmp_path / "figure2.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "summary.json").read_text()) == summarize(tmp_path)
@@ -171,11 +171,9 @@ def test_a_run_directory_holds_record_and_metrics(finished, data):
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])
-def test_a_run_that_is_interrupted_goes_on_bitwise(
-    stop_at, finished, data, parallel, tmp_path, monkeypatch
-):
+def test_a_run_that_is_interrupted_goes_on_bitwise(stop_at, finished, data, tmp_path, monkeypatch):
     """Red if sums, order, views, dropout or the learning rate start anew."""
-    task, means = task_for(CONFIG, "bn_baseline", 0), Means(parallel)
+    task = inception_task(CONFIG, "bn_baseline")
     training = Feed.training
 
     def interrupting(self, first_step, steps):
@@ -186,10 +184,10 @@ def test_a_run_that_is_interrupted_goes_on_bitwise(
     with monkeypatch.context() as patch:
         patch.setattr(Feed, "training", interrupting)
         with pytest.raises(Interrupted) as stop:
-            complete(task, data, means, tmp_path)
+            complete(EXPERIMENT, task, data, COMPUTE, tmp_path)
     assert stop.value.step == stop_at
-    assert not read_record(tmp_path / run_name(task))["finished"]
-    complete(task, data, means, tmp_path)
+    assert not read_record(tmp_path / run_name(task, task.members[0]))["finished"]
+    complete(EXPERIMENT, task, data, COMPUTE, tmp_path)
     assert_same_runs(tmp_path, finished, ["bn_baseline-s0"])
 
 
@@ -201,10 +199,10 @@ def test_verify_repeats_a_run(finished):
 
 
 def outcome(data, config, how="jit", devices=8, arm="bn_baseline"):
-    means = Means(DataParallel(how, devices=jax.devices()[:devices]))
-    entries = []
-    task = task_for(config, arm, 0)
-    return entries, train(task, data, means, entries.append)
+    log = Entries()
+    compute = ImageCompute(how, device_count=devices)
+    (reached,) = train(inception_task(config, arm), data, compute, log)
+    return log.entries, reached
 
 
 def test_all_ways_of_parallel_training_agree(data):
@@ -265,33 +263,34 @@ def test_a_divergence_is_a_result(cli, tmp_path):
         assert fault["layer"] in ended.out
 
 
-def test_arms_that_differ_in_numbers_share_their_programs(parallel):
+def test_arms_that_differ_in_numbers_share_their_programs():
     config = PRESETS["quick"]
 
     def of(arm, **changes):
-        return programs.programs_of(replace(config, **changes), arm, parallel, classes=10)
+        task = inception_task(replace(config, **changes), arm)
+        return programs.programs_of(task.config, task.arm, COMPUTE.devices, classes=10)
 
     assert of("bn_x5") is of("bn_x30") is of("bn_x5", steps=7, learning_rate=1.0)
     assert of("bn_x5") is not of("bn_x5_sigmoid")
     assert of("bn_x5") is not of("bn_x5", momentum=0.5)
 
 
-def test_two_processes_cannot_train_one_run(data, parallel, finished, tmp_path):
-    task = task_for(CONFIG, "bn_baseline", 0)
-    record = read_record(finished / run_name(task))
-    folder = checkpoint_folder(task, tmp_path)
+def test_two_processes_cannot_train_one_run(data, finished, tmp_path):
+    task = inception_task(CONFIG, "bn_baseline")
+    record = read_record(finished / run_name(task, task.members[0]))
+    folder = checkpoint_folder(EXPERIMENT, task, data, tmp_path)
     with (
         Checkpoints(folder, config={"identity": record["identity"]}),
         pytest.raises(CheckpointError, match="in use by another writer"),
     ):
-        complete(task, data, Means(parallel), tmp_path)
+        complete(EXPERIMENT, task, data, COMPUTE, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--arms", "vgg"], "arms: unknown 'vgg'; choose from inception"),
-        (["--data", "mnist"], "data: unknown 'mnist'"),
+        (["--data", "mnst"], "data: unknown 'mnst'"),
         (["--image-size", "16"], "image_size=16 is too small for stem_stride=4.*Use 17 pixels"),
         (["--batch-size", "20", "--normalize-together", "20"], "cannot be split evenly over 8"),
         (["--batch-size", "33"], "normalize_together=32 must be 2 or more and divide the 33"),
@@ -318,7 +317,7 @@ def test_two_processes_cannot_train_one_run(data, parallel, finished, tmp_path):
 )
 def test_bad_input_is_refused_before_any_compute(arguments, words, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "complete", lambda *a, **k: pytest.fail("computed"))
+    monkeypatch.setattr(harness, "complete", lambda *a, **k: pytest.fail("computed"))
     ended = cli(*arguments)
     assert ended.code != 0
     assert re.search(words, (ended.err + ended.out).replace("\n", " ")), ended.err + ended.out
@@ -362,11 +361,10 @@ def test_tensorboard(cli, tmp_path, monkeypatch):
     assert all(name in events.read_bytes() for name in (b"accuracy/test", b"loss/train"))
 
 
-def test_a_profile_is_for_perfetto(data, parallel, tmp_path):
+def test_a_profile_is_for_perfetto(data, tmp_path):
     """Of a run that ends while it is profiled, too."""
     config = replace(CONFIG, steps=4, population_batches=1)
-    means = Means(parallel, profile=tmp_path)
-    train(task_for(config, "bn_baseline", 0), data, means, lambda entry: None)
+    train(inception_task(config, "bn_baseline"), data, ImageCompute(profile=tmp_path), RunLog())
     (trace,) = tmp_path.rglob("perfetto_trace.json.gz")
     events = gzip.decompress(trace.read_bytes())
     assert b'"train"' in events
@@ -375,18 +373,21 @@ def test_a_profile_is_for_perfetto(data, parallel, tmp_path):
 def test_the_paper_s_settings():
     """Section 4.2.1 and 4.2.2; Figure 3 has the steps."""
     config = PRESETS["paper"]
-    inception, baseline, x5, x30, sigmoid = (settings_of(config, arm) for arm in config.arms)
-    assert not inception.normalized
-    assert baseline == inception._replace(normalized=True)
-    assert x30 == x5._replace(learning_rate_factor=30)
-    assert sigmoid == x5._replace(activation="sigmoid")
-    assert (x5.learning_rate_factor, x5.dropout, x5.decay_speed) == (5, 0, 6)
-    assert x5.l2 == inception.l2 / 5
-    assert (inception.local_response_norm, x5.local_response_norm) == (True, False)
-    assert (inception.photometric, x5.photometric) == ("full", "reduced")
-    assert (inception.shuffle, x5.shuffle) == ("shards", "within_shard")
-    assert config.learning_rate * x30.learning_rate_factor == pytest.approx(0.045)
+    inception, baseline, x5, x30, sigmoid = (
+        EXPERIMENT.arm(name, config).settings() for name in config.arms
+    )
+    assert not inception["normalized"]
+    assert baseline == inception | {"normalized": True}
+    assert x30 == x5 | {"learning_rate_factor": 30}
+    assert sigmoid == x5 | {"activation": "sigmoid"}
+    assert (x5["learning_rate_factor"], x5["dropout"], x5["decay_speed"]) == (5, 0, 6)
+    assert x5["l2"] == inception["l2"] / 5
+    assert (inception["local_response_norm"], x5["local_response_norm"]) == (True, False)
+    assert (inception["photometric"], x5["photometric"]) == ("full", "reduced")
+    assert (inception["shuffle"], x5["shuffle"]) == ("shards", "within_shard")
+    assert config.learning_rate * x30["learning_rate_factor"] == pytest.approx(0.045)
     assert (config.batch_size, config.normalize_together, config.image_size) == (32, 32, 224)
     assert (config.steps, config.width, config.stem) == (31_000_000, 1, "separable")
-    changed = settings_of(replace(config, dropout=0.1, learning_rate_factor=2.0), "bn_x5")
-    assert changed == x5._replace(dropout=0.1, learning_rate_factor=2.0)
+    config = replace(config, dropout=0.1, learning_rate_factor=2.0)
+    changed = EXPERIMENT.arm("bn_x5", config).settings()
+    assert changed == x5 | {"dropout": 0.1, "learning_rate_factor": 2.0}

@@ -21,8 +21,8 @@ class ImageConfig:
     """Training on images; experiments add fields, and other defaults."""
 
     data: str = nothing("mnist5k")
-    """Data set: mnist5k (packaged digits, as images), cifar10, cifar10_jpeg, imagenette,
-    imagenet_resized/64x64, imagenet2012, folder:PATH or tfds:PATH."""
+    """Data set: mnist5k (packaged digits, as images), mnist, fashion_mnist, cifar10, cifar10_jpeg,
+    imagenette, imagenet_resized/64x64, imagenet2012, folder:PATH or tfds:PATH."""
     image_size: int = network(32)
     """Height and width of the network's input, pixels."""
     crop: Literal["inception", "pad", "none"] = views("none")
