@@ -86,7 +86,7 @@ MODULES = modules()
 def test_the_modules_are_found():
     """Otherwise the tests below would hold for nothing."""
     found = {"bnjax", "bnjax.training.loop", "bnjax.normalization.moments"}
-    assert found | {"bnjax.linen", "experiments.mnist_lenet.train"} <= set(MODULES)
+    assert found | {"bnjax.linen", "experiments.harness.images.train"} <= set(MODULES)
     loop = imported(MODULES["bnjax.training.loop"], "bnjax.training.loop")
     assert {"signal", "jax", "bnjax.training.checkpoints"} <= loop
 

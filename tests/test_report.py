@@ -24,11 +24,18 @@ def test_fill_replaces_between_markers_and_nothing_else():
     assert fill(text, {"x": r"n\1w"}) == "a\n<!-- begin x -->\nn\\1w\n<!-- end x -->\nb"
 
 
-def test_fill_refuses_missing_or_double_markers():
-    pair = "<!-- begin x --><!-- end x -->"
-    for text in ("", pair + pair):
-        with pytest.raises(ValueError, match="one pair of the markers"):
-            fill(text, {"x": "new"})
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<!-- begin x --><!-- end x -->" * 2, "must begin and end once"),
+        ("<!-- begin x -->", "must begin and end once"),
+        ("<!-- end x -->", "must begin and end once"),
+        ("<!-- begin y --><!-- end y -->", "nothing to fill the marker 'y' with"),
+    ],
+)
+def test_fill_refuses_markers_that_are_not_filled(text, words):
+    with pytest.raises(ValueError, match=words):
+        fill(text, {"x": "new"})
 
 
 def curve(path, y=(0.1, 0.5), label="BN", color="#0072b2", version=matplotlib.__version__):

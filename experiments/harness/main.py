@@ -24,7 +24,7 @@ from experiments.harness.experiment import Experiment, Task
 from experiments.harness.runs import check, complete, run_name
 
 
-def main(
+def run_command(
     experiment: Experiment, subcommands: Mapping[str, Callable[[Sequence[str]], None]] | None = None
 ) -> None:
     """Reads the command line, trains, prints tables, draws figures; or hands it on.
@@ -51,18 +51,19 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Any:
     """Returns the arguments of the command, read by tyro: a preset, and what changes it."""
     presets = experiment.presets
     preset = preset_in(argv, presets, default=next(iter(presets)))
-    arguments_class = _arguments_class(experiment)
+    chosen = arguments_class(experiment)
     return tyro.cli(
-        arguments_class,
+        chosen,
         prog=f"python -m {experiment.module}",
         description=experiment.config.__doc__,
         args=argv,
-        default=arguments_class(presets[preset], preset),
+        default=chosen(presets[preset], preset),
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
-def _arguments_class(experiment: Experiment) -> type[Any]:
+def arguments_class(experiment: Experiment) -> type[Any]:
+    """Returns the class of the command's arguments, a dataclass for tyro."""
     folder = f"runs/{experiment.name}"
 
     def flag(of: Any, text: str) -> Any:

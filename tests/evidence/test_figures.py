@@ -8,6 +8,8 @@ from made_results import EXAMPLES, LENGTHS, MEDIANS, STEPS, write_pair, write_ru
 from matplotlib.colors import to_rgba
 
 from bnjax.evidence.figures import (
+    NORMALIZED,
+    PLAIN,
     Curve,
     Marker,
     Percentiles,
@@ -43,7 +45,7 @@ def band(collection):
 def test_learning_curves_show_mean_and_standard_deviation():
     """In percent; the standard deviation is that of a sample, n - 1."""
     panel = axes()
-    learning_curves(panel, [Curve("one", "#d55e00", X, Y, dashed=True)], lowest=0.1)
+    learning_curves(panel, [Curve("one", "#d55e00", X, Y, line="--")], lowest=0.1)
     (line,) = panel.lines
     np.testing.assert_allclose(points(line), np.stack([X, 100 * Y.mean(0)], axis=1))
     sd = 100 * Y.std(0, ddof=1)
@@ -235,4 +237,4 @@ def test_a_run_too_short_to_settle_is_drawn(tmp_path, monkeypatch):
 
 
 def test_the_two_arms_can_be_told_apart():
-    assert to_rgba(figures.PLAIN) != to_rgba(figures.NORMALIZED)
+    assert to_rgba(PLAIN) != to_rgba(NORMALIZED)

@@ -32,7 +32,10 @@ from experiments.benchmarks.mnist_programs import (
     order,
     run_loop,
 )
-from experiments.mnist_lenet.arms import make_model
+from experiments.harness.arm import by_name
+from experiments.harness.compute import Compute
+from experiments.harness.experiment import RunLog
+from experiments.mnist_lenet.arms import ARMS
 from experiments.mnist_lenet.config import Config as Setting
 from experiments.mnist_lenet.train import train
 
@@ -142,7 +145,7 @@ def test_bnjax_and_flax_train_the_same_network(tmp_path):
     setting, dataset = Setting(), in_memory(open_data("mnist5k"))
     task = bnjax_task(setting, seeds=1, steps=4, steps_per_dispatch=2)
     with Checkpoints(tmp_path, config={}) as checkpoints:
-        train(task, dataset, lambda member, entry: None, checkpoints=checkpoints)
+        train(task, dataset, Compute(), RunLog(), checkpoints=checkpoints)
         restored = checkpoints.restore(_stacked(jax.eval_shape(partial(_start, setting))))
     assert restored.step == 6
     ours = jax.tree.map(lambda leaf: leaf[0], restored.state.state.params)
@@ -245,8 +248,10 @@ def test_a_wrong_command_line_says_what_is_wrong(monkeypatch, capsys, argv, said
 
 
 def _start(setting):
-    params = make_model(setting, "mlp_bn").init(
-        jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False
+    params = (
+        by_name(ARMS, "mlp_bn")
+        .model(setting)
+        .init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
     )
     state = TrainState(
         jnp.int32(0), params["params"], params["batch_stats"], sgd(0.1).init(params["params"])

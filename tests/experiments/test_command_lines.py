@@ -23,12 +23,16 @@ import pytest
 from bnjax.data.prepare import imagenet
 from bnjax.models import __main__ as models
 from experiments import report, verify
+from experiments.harness import main as harness
+from experiments.harness.images.compute import ImageCompute
 from experiments.imagenet_inception import __main__ as inception
 from experiments.imagenet_inception import dry_run, evaluate
 from experiments.imagenet_inception.config import Config as InceptionConfig
+from experiments.imagenet_inception.experiment import EXPERIMENT as INCEPTION
 from experiments.mnist_lenet import __main__ as lenet
-from experiments.mnist_lenet import runs as lenet_runs
+from experiments.mnist_lenet import experiment as lenet_experiment
 from experiments.mnist_lenet.config import Config as LenetConfig
+from experiments.mnist_lenet.experiment import EXPERIMENT as LENET
 
 RUN = Path(lenet.__file__).parent / "results" / "mlp_bn-s0"
 NUMBERS = ("nan", "inf", "-inf", "-1", "1e39", "-0.5", "x", "", "1,5", "1e-46", "2x")
@@ -91,10 +95,10 @@ def _calls(main: Callable[[], None]) -> Callable[[tuple[str, ...]], None]:
 
 
 COMMANDS: dict[str, tuple[Callable[[tuple[str, ...]], None], list[type], tuple[str, ...]]] = {
-    "mnist_lenet": (_calls(lenet.main), [lenet.Arguments, LenetConfig], ()),
+    "mnist_lenet": (_calls(lenet.main), [harness.arguments_class(LENET), LenetConfig], ()),
     "imagenet_inception": (
         _calls(inception.main),
-        [inception.Arguments, InceptionConfig],
+        [harness.arguments_class(INCEPTION), ImageCompute, InceptionConfig],
         (),
     ),
     "evaluate": (evaluate.main, [evaluate.Arguments], ("nowhere",)),
@@ -149,7 +153,7 @@ def cases() -> Iterator[Case]:
         for kind in classes:
             hints = typing.get_type_hints(kind, include_extras=True)
             for item in dataclasses.fields(kind):
-                positional = item.name in ("runs", "run", "config")
+                positional = item.name in ("runs", "run", "config", "how", "device_count")
                 for value in () if positional else _values(hints[item.name]):
                     if (item.name, value) in HARMLESS:
                         continue
@@ -202,16 +206,18 @@ def no_compute() -> Iterator[None]:
     """Stops each command where compute would begin."""
     with contextlib.ExitStack() as stack:
         for module, name in (
-            (lenet, "complete"),
-            (inception, "complete"),
+            (harness, "complete"),
             (dry_run, "_row"),
             (models, "summarize"),
             (evaluate, "measure"),
-            (lenet_runs, "rerun"),
+            (verify, "rerun"),
             (report, "documents"),
         ):
             stack.enter_context(mock.patch.object(module, name, _accept))
-        for module, name in ((lenet, "one_cpu_device_per_core"), (verify, "_take_devices_of")):
+        for module, name in (
+            (lenet_experiment, "one_cpu_device_per_core"),
+            (verify, "_take_devices_of"),
+        ):
             stack.enter_context(mock.patch.object(module, name, return_value=None))
         yield
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
+from experiments.imagenet_inception.programs import TrainingProgram, training_program
 
 from bnjax.training import topologies
 from bnjax.training.objectives import Metrics
@@ -16,7 +17,6 @@ from experiments.imagenet_inception import dry_run as module
 from experiments.imagenet_inception.config import PRESETS
 from experiments.imagenet_inception.dry_run import compile_step, dry_run, main
 from experiments.imagenet_inception.dry_run_table import table
-from experiments.imagenet_inception.programs import TrainingProgram, training_program
 
 CONFIG = replace(
     PRESETS["quick"], arms=("bn_x5",), image_size=9, stem_stride=2, steps_per_dispatch=5

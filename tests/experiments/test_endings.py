@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from mnist_commands import ROOT, TINY, assert_same_runs, content, flags
+from runs import JAX_HAS_STARTED
 
 from bnjax.evidence.records import Run
 from bnjax.paths import local_path
@@ -20,18 +21,19 @@ from experiments.mnist_lenet import __main__ as mnist
 
 ONE_RUN = [*flags(**TINY, seeds=1), "--arms", "mlp"]
 COMMANDS = {
-    "mnist_lenet": (mnist, "complete", ONE_RUN),
-    "imagenet_inception": (imagenet, "complete", ["--arms", "bn_x5", "--seeds", "1"]),
-    "evaluate": (imagenet, "evaluate.evaluate", ["evaluate", "run"]),
-    "dry-run": (imagenet, "dry_run.dry_run", ["dry-run"]),
-    "benchmarks": (benchmarks, "batch_norm.measure", ["batch_norm", "--no-keep-memory"]),
+    "mnist_lenet": (mnist, "harness.main.complete", ONE_RUN),
+    "imagenet_inception": (imagenet, "harness.main.complete", ["--arms", "bn_x5", "--seeds", "1"]),
+    "evaluate": (imagenet, "imagenet_inception.evaluate.evaluate", ["evaluate", "run"]),
+    "dry-run": (imagenet, "imagenet_inception.dry_run.dry_run", ["dry-run"]),
+    "benchmarks": (benchmarks, "benchmarks.batch_norm.measure", ["batch_norm", "--no-keep-memory"]),
 }
+"""Each command, what computes in it, and arguments."""
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Runs a command in this process: its status, and what it printed."""
-    monkeypatch.setattr(mnist, "one_cpu_device_per_core", lambda: None)  # JAX has started
+    monkeypatch.setattr(*JAX_HAS_STARTED)
 
     def run(command, *arguments):
         monkeypatch.setattr(sys, "argv", ["main", *map(str, arguments)])
@@ -47,11 +49,8 @@ def call(monkeypatch, capsys):
     return run
 
 
-def no_compute(monkeypatch, command, name):
-    *path, last = name.split(".")
-    for part in path:
-        command = getattr(command, part)
-    monkeypatch.setattr(command, last, lambda *_, **__: pytest.fail("computed"))
+def no_compute(monkeypatch, name):
+    monkeypatch.setattr(f"experiments.{name}", lambda *_, **__: pytest.fail("computed"))
 
 
 def read_only(monkeypatch):
@@ -69,7 +68,7 @@ def read_only(monkeypatch):
 @pytest.mark.parametrize("wrong", ["a file", "below a file", "too long", "empty", "read-only"])
 def test_what_cannot_be_written_is_found_before_compute(name, wrong, call, tmp_path, monkeypatch):
     command, compute, arguments = COMMANDS[name]
-    no_compute(monkeypatch, command, compute)
+    no_compute(monkeypatch, compute)
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     if wrong == "read-only":
@@ -96,7 +95,7 @@ def finished(tmp_path_factory):
     """The folder of a finished run of MNIST, and what its command printed."""
     out = tmp_path_factory.mktemp("endings") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mnist, "one_cpu_device_per_core", lambda: None)
+        patch.setattr(*JAX_HAS_STARTED)
         patch.setattr(sys, "argv", ["main", *ONE_RUN, "--out", str(out)])
         mnist.main()
     return out
@@ -172,7 +171,7 @@ def test_verify_and_report_end_in_one_line(call, tmp_path, monkeypatch):
         "error: the first argument is empty: give it a value, or leave it out.\n",
     )
     read_only(monkeypatch)
-    monkeypatch.setattr(report, "FIGURES", {})
+    monkeypatch.setattr(report, "figures", list)
     code, _, message = call(report)
     assert code == 1
     assert "Read-only file system: give a folder that you may write." in message

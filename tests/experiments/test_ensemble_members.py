@@ -9,9 +9,10 @@ import pytest
 from bnjax.models import bn_inception
 from bnjax.training.divergence import raise_if_diverged
 from bnjax.training.parallel import DataParallel
-from experiments.imagenet_inception.arms import SETTINGS
-from experiments.imagenet_inception.config import ENSEMBLE, PRESETS
-from experiments.imagenet_inception.programs import Programs, settings_of
+from experiments.harness.arm import by_name
+from experiments.harness.images.programs import programs_of
+from experiments.imagenet_inception.arms import ARMS
+from experiments.imagenet_inception.config import PRESETS
 
 CONFIG = replace(
     PRESETS["quick"],
@@ -24,15 +25,18 @@ CONFIG = replace(
     averaging="ema",
 )
 CHANGED = ("init_scale", "dropout", "per_activation")
-X30 = SETTINGS["bn_x30"]
+ENSEMBLE = [f"ensemble_{number}" for number in range(1, 7)]
+X30 = by_name(ARMS, "bn_x30")
 
 
 def test_they_are_bn_x30_with_some_of_three_changes():
     """Larger initial weights; dropout of 5 or 10 %; per-activation normalization, 4.2.3."""
     unchanged = {name: getattr(X30, name) for name in CHANGED}
     assert unchanged == {"init_scale": 1, "dropout": 0, "per_activation": ()}
-    members = [SETTINGS[arm] for arm in ENSEMBLE]
-    assert [member._replace(**unchanged) for member in members] == [X30] * 6
+    members = [by_name(ARMS, name) for name in ENSEMBLE]
+    same = dict.fromkeys(("name", "label"), "") | {"color": None}
+    plain = [replace(member, **unchanged, **same) for member in members]
+    assert plain == [replace(X30, **same)] * 6
     assert len({*members, X30}) == 7
     assert {member.dropout for member in members} == {0, 0.05, 0.1}
     assert {member.init_scale > 1 for member in members} == {False, True}
@@ -73,10 +77,10 @@ def leaves(tree):
 )
 def test_each_trains(small_programs, batch, arm):
     """Red if an arm does not compile, has other initial weights, or other normalization."""
-    settings = settings_of(CONFIG, arm)
+    settings = by_name(ARMS, arm)
     parallel = DataParallel(devices=jax.devices()[:1])
-    programs = Programs(CONFIG, settings, 10, parallel)
-    state = programs.init(np.int32(3), np.float32(0.0015 * settings.learning_rate_factor))
+    programs = programs_of(CONFIG, settings, parallel, classes=10)
+    state = programs.init(np.int32(3), np.float32(settings.first_rate(CONFIG)))
     params = leaves(state.train.params)
     kernels = [leaf for leaf in params.values() if leaf.ndim == 4]
     normal = [leaf.ravel() / (2 / np.prod(leaf.shape[:3])) ** 0.5 for leaf in kernels]

@@ -11,23 +11,25 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from runs import inception_task
 
 from bnjax.data import ArraySplit, open_data
 from bnjax.data.views.augmentation import evaluation_views
 from bnjax.evidence.records import RecordError, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models import load_safetensors, save_safetensors
-from bnjax.training.parallel import DataParallel
+from experiments.harness.experiment import Experiment, Outcome
+from experiments.harness.images.compute import ImageCompute
+from experiments.harness.images.ensembles import plan
+from experiments.harness.runs import complete
+from experiments.harness.weights import FILE, digests
 from experiments.imagenet_inception import __main__ as experiment
-from experiments.imagenet_inception import ensembles, runs
 from experiments.imagenet_inception import evaluate as command
+from experiments.imagenet_inception.arms import InceptionArm
 from experiments.imagenet_inception.config import PRESETS
-from experiments.imagenet_inception.ensembles import plan
 from experiments.imagenet_inception.evaluate import Arguments, evaluate, main
 from experiments.imagenet_inception.evaluation_table import table
-from experiments.imagenet_inception.runs import complete, task_for
-from experiments.imagenet_inception.train import Means, Outcome
-from experiments.harness.weights import FILE, digests
+from experiments.imagenet_inception.experiment import EXPERIMENT
 
 CONFIG = PRESETS["quick"]
 EPSILON, CLASSES, IMAGES = 1e-3, 10, 21
@@ -48,14 +50,14 @@ class Small(nn.Module):
         return nn.Dense(CLASSES, use_bias=False, name="logits")(nn.relu(x))
 
 
-def small_model(config, settings, *, classes):
+def small_model(arm, config, *, classes):
     assert classes == CLASSES
-    return Small(BatchNorm if settings.normalized else None)
+    return Small(BatchNorm if arm.normalized else None)
 
 
 def small_weights(task):
     """Random, and such that statistics, views and networks matter to what is predicted."""
-    rng = np.random.default_rng([task.seed, task.arm == "inception"])
+    rng = np.random.default_rng([task.seed, task.arm.name == "inception"])
 
     def draw(*shape, scale):
         return rng.normal(0, scale, shape).astype(np.float32)
@@ -64,7 +66,7 @@ def small_weights(task):
         "hidden": {"kernel": draw(48, 16, scale=0.4)},
         "logits": {"kernel": draw(16, CLASSES, scale=2)},
     }
-    if task.arm == "inception":
+    if task.arm.name == "inception":
         return {"params": params, "batch_stats": {}}
     params["norm"] = {"scale": np.ones(16, np.float32), "bias": draw(16, scale=0.3)}
 
@@ -104,32 +106,33 @@ def outcome_of(task, *args, **options):
     weights = small_weights(task)
     metrics = {"loss": 1.0, "correct": 1, "examples": 1000}
     final = {"test": metrics, "test_population": metrics, **digests(weights), "diverged": None}
-    return Outcome(final, weights, None, {"host": [], "arrays": []})
+    return [Outcome(final, {"timing": None, "memory": {"host": [], "arrays": []}}, weights)]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Finished runs, in the order of RUNS."""
     out = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "train", outcome_of)
-        for arm, seed in RUNS:
-            means = Means(DataParallel(devices=jax.devices()[:1]))
-            complete(task_for(CONFIG, arm, seed), open_data("mnist5k"), means, out)
+    untrained, data = replace(EXPERIMENT, train=outcome_of), open_data("mnist5k")
+    for arm, seed in RUNS:
+        task = inception_task(CONFIG, arm, seed)
+        complete(untrained, task, data, ImageCompute(device_count=1), out)
     return [out / f"{arm}-s{seed}" for arm, seed in RUNS]
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(ensembles, "make_model", small_model)
-    monkeypatch.setattr(command, "open_data", few_images)
+    monkeypatch.setattr(InceptionArm, "model", small_model)
+    monkeypatch.setattr(
+        Experiment, "open_data", lambda _, *args: few_images(args[0], data_dir=args[1])
+    )
 
 
 @pytest.fixture(scope="module")
 def expected():
     """Errors by crops, statistics and runs, from float64."""
     split = few_images("mnist5k").test
-    weights = [small_weights(task_for(CONFIG, arm, seed)) for arm, seed in RUNS]
+    weights = [small_weights(inception_task(CONFIG, arm, seed)) for arm, seed in RUNS]
     errors = {}
     for crops, fraction in ((1, 1.0), (10, 0.875), (144, 1.0)):
         views = [evaluation_views(image, 32, crops, fraction=fraction) for image in split.images]
@@ -310,7 +313,7 @@ def test_a_diverged_run_has_running_statistics_alone(small, folders, tmp_path):
 
 def test_other_data_is_refused(monkeypatch, folders):
     other = open_data("mnist5k")._replace(sha256="f" * 64)
-    monkeypatch.setattr(command, "open_data", lambda *args, **options: other)
+    monkeypatch.setattr(Experiment, "open_data", lambda *args: other)
     with pytest.raises(RecordError, match=r"has SHA-256 ffff.*point --data-dir or --data"):
         evaluate(Arguments((folders[0],)))
 

@@ -12,11 +12,11 @@ from test_imagenet_inception_summary import write_run as write_imagenet
 
 from bnjax.evidence.records import RecordError, read_record
 from bnjax.models import save_safetensors
+from experiments.harness.found import experiments
 from experiments.harness.results import read_result
-from experiments.imagenet_inception.summary import summarize as summarize_imagenet
 from experiments.harness.weights import FILE
+from experiments.imagenet_inception.page import REPORT
 from experiments.mnist_lenet.summary import summarize
-from experiments.report import IMAGENET, MNIST
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +107,15 @@ def test_runs_that_diverged_are_named_and_not_counted(made, out):
 
 
 def test_committed_results_have_no_digest_and_are_read():
-    for experiment, read in ((MNIST, summarize), (IMAGENET, summarize_imagenet)):
-        results = experiment / "results"
+    for experiment in experiments():
+        results, read = experiment.results, experiment.page.report.summarize
         assert "sha256" not in read_record(next(results.glob("*-s0")))
         assert read(results) == json.loads((results / "summary.json").read_text())
 
 
 def test_weights_that_are_not_the_record_s_are_refused(tmp_path):
     write_imagenet(tmp_path, "inception", 0, [10, 30, 50, 60, 58])
-    summarize_imagenet(tmp_path)
+    REPORT.summarize(tmp_path)
     save_safetensors({"params": {"a": np.zeros(2)}}, tmp_path / "inception-s0" / FILE)
     with pytest.raises(RecordError, match="is not what the run wrote"):
-        summarize_imagenet(tmp_path)
+        REPORT.summarize(tmp_path)

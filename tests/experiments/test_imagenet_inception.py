@@ -34,7 +34,7 @@ from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.train import train
 from experiments.harness.runs import checkpoint_folder, complete, run_name
-from experiments.imagenet_inception import dry_run, evaluate
+from experiments.imagenet_inception import __main__ as command
 from experiments.imagenet_inception.arms import InceptionArm
 from experiments.imagenet_inception.config import PRESETS
 from experiments.imagenet_inception.experiment import EXPERIMENT
@@ -103,7 +103,7 @@ def cli(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["main", *map(str, arguments)])
         code, message = 0, ""
         try:
-            harness.main(EXPERIMENT, {"dry-run": dry_run.main, "evaluate": evaluate.main})
+            command.main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
             message = "" if isinstance(stop.code, int) else f"{stop.code}\n"

@@ -12,15 +12,17 @@ import pytest
 from jaxprs import equations
 
 from bnjax.training.parallel import DataParallel
+from experiments.harness.arm import by_name
+from experiments.harness.images.programs import training_program
+from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.config import PRESETS
-from experiments.imagenet_inception.programs import training_program
 
 QUICK = PRESETS["quick"]
 
 
 def traced(config, arm="bn_x5"):
     """The step's equations, those within others too, and the state that it leaves behind."""
-    program = training_program(config, arm, DataParallel("jit"), classes=10)
+    program = training_program(config, by_name(ARMS, arm), DataParallel("jit"), classes=10)
     state = jax.eval_shape(program.init, np.int32(0), np.float32(0.0015))
     jaxpr, (after, _) = jax.make_jaxpr(program.step, return_shape=True)(state, program.batch_shapes)
     return list(equations(jaxpr)), after

@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 
 from bnjax.evidence.records import Run
-from experiments.imagenet_inception.arms import SETTINGS
-from experiments.imagenet_inception.figures import draw
-from experiments.imagenet_inception.summary import load_runs, match_steps, summarize
-from experiments.imagenet_inception.table import (
-    arms_table,
-    divergence_text,
-    memory_text,
-    waiting_text,
-)
+from experiments.harness import report
+from experiments.harness.arm import by_name
+from experiments.harness.report import match_steps, waiting_text
+from experiments.imagenet_inception.arms import ARMS
+from experiments.imagenet_inception.page import REPORT, memory_text
 
 STEPS = [0, 10, 20, 30, 40]
 
@@ -21,7 +17,7 @@ def write_run(out, arm, seed, correct, *, population=None, diverged=None, finish
     """A run whose evaluations had so many of 100 images right."""
     schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), 10)
     schedule |= {"steps": STEPS[-1], "steps_per_dispatch": 1, "checkpoint_every": 0}
-    settings = SETTINGS[arm]._asdict() | changes
+    settings = by_name(ARMS, arm).settings() | changes
     identity = {"arm": arm, "seed": seed, "schedule": schedule, "settings": settings}
     header = {"arm": arm, "seed": seed, "identity": identity, "environment": {}}
     run = Run(out / f"{arm}-s{seed}", header)
@@ -49,14 +45,14 @@ def made(tmp_path_factory):
 
 def test_runs_are_matched_with_the_reference_of_their_seed(made):
     """Red if all are held against the mean of the bests, 61, or another seed's."""
-    runs = load_runs(made)
+    runs = REPORT.load(made)
     assert match_steps(runs["bn_x5"], runs["inception"]) == {0: 10, 1: 20}
     assert match_steps(runs["bn_x30"], runs["inception"]) == {0: 20, 1: None}
     assert match_steps(runs["inception"], runs["inception"]) == {0: 30, 1: 40}
 
 
 def test_the_summary_by_hand(made):
-    arms = summarize(made)["arms"]
+    arms = REPORT.summarize(made)["arms"]
     assert list(arms) == ["inception", "bn_x5", "bn_x30", "bn_x5_sigmoid"]
     x5, x30 = arms["bn_x5"], arms["bn_x30"]
     assert x5["steps_to_best_of_reference"] == {
@@ -83,10 +79,10 @@ def test_the_summary_by_hand(made):
 def test_runs_count_that_were_trained_to_their_end(tmp_path):
     """One that was stopped after its last step, too: it lacks Algorithm 2 alone."""
     write_run(tmp_path, "bn_x5", 0, [10, 20, 30, 50], finished=False)
-    assert summarize(tmp_path) == {"arms": {}}
-    assert draw(tmp_path) == []
+    assert REPORT.summarize(tmp_path) == {"arms": {}}
+    assert REPORT.draw(tmp_path) == []
     write_run(tmp_path, "bn_x30", 0, [10, 20, 30, 50, 40], population=60, finished=False)
-    summary = summarize(tmp_path)["arms"]["bn_x30"]
+    summary = REPORT.summarize(tmp_path)["arms"]["bn_x30"]
     assert summary["best_accuracy"]["mean"] == 0.5
     assert summary["final_accuracy"]["mean"] == 0.4
     assert "final_accuracy_algorithm_2" not in summary
@@ -95,7 +91,7 @@ def test_runs_count_that_were_trained_to_their_end(tmp_path):
 def test_a_run_that_was_stopped_before_its_first_evaluation_is_no_error(tmp_path):
     write_run(tmp_path, "bn_x5", 0, [10], finished=False)
     (tmp_path / "bn_x5-s0" / "metrics.jsonl").unlink()
-    assert summarize(tmp_path) == {"arms": {}}
+    assert REPORT.summarize(tmp_path) == {"arms": {}}
 
 
 def test_seeds_count_that_have_a_reference(tmp_path):
@@ -103,28 +99,28 @@ def test_seeds_count_that_have_a_reference(tmp_path):
     write_run(tmp_path, "inception", 0, [10, 20, 30, 40, 40])
     write_run(tmp_path, "bn_x5", 0, [10, 20, 40, 40, 40])
     write_run(tmp_path, "bn_x5", 1, [10, 20, 40, 40, 40])
-    assert "| BN-x5 | 2 | 40 | 20 | 1.5 |" in arms_table(summarize(tmp_path))
+    assert "| BN-x5 | 2 | 40 | 20 | 1.5 |" in REPORT.arms_table(REPORT.summarize(tmp_path))
 
 
 def test_a_changed_arm_is_not_the_papers(tmp_path):
     write_run(tmp_path, "inception", 0, [10, 20, 30, 40, 40], learning_rate_factor=5.0)
-    *_, row = arms_table(summarize(tmp_path)).splitlines()
+    *_, row = REPORT.arms_table(REPORT.summarize(tmp_path)).splitlines()
     assert row.startswith("| Inception, learning_rate_factor 5.0 | 1 | 40 | 30 |")
     assert row.endswith("|  |  |  |")
     write_run(tmp_path, "ensemble_4", 0, [10, 20, 30, 40, 40])
-    assert summarize(tmp_path)["arms"]["ensemble_4"]["changed"] == {}
+    assert REPORT.summarize(tmp_path)["arms"]["ensemble_4"]["changed"] == {}
 
 
 def test_the_table_and_its_lines(made):
-    summary = summarize(made)
-    assert arms_table(summary).splitlines()[2:4] == [
+    summary = REPORT.summarize(made)
+    assert REPORT.arms_table(summary).splitlines()[2:4] == [
         "| Inception | 2 | 40 | 35 ± 7 | 1.0 ± 0.0 | 61.00 ± 1.41 | 60.00 ± 2.83 |  "
         "| 31.0e6 | 1.0 | 72.2 |",
         "| BN-x5 | 2 | 40 | 15 ± 7 | 2.5 ± 0.7 | 62.50 ± 2.12 | 62.00 ± 1.41 | 64.00 ± 1.41 "
         "| 2.1e6 | 14.8 | 73.0 |",
     ]
-    assert "| 20 (1 of 2) | 1.5 |" in arms_table(summary)
-    assert divergence_text(summary) == (
+    assert "| 20 (1 of 2) | 1.5 |" in REPORT.arms_table(summary)
+    assert REPORT.divergence_text(summary) == (
         "- BN-x5-Sigmoid reached infinity at step 13: gradient of kernel in conv1/conv."
     )
     assert waiting_text(summary) == "Training waited for images 1.0 % of its time at most."
@@ -140,13 +136,11 @@ def test_what_a_run_held_is_said_from_its_second_evaluation_on():
 
 
 def test_the_figure_marks_those_that_match_in_every_seed(made, tmp_path, monkeypatch):
-    from experiments.imagenet_inception import figures
-
     marked = []
     monkeypatch.setattr(
-        figures, "mark", lambda axes, markers, *, level: marked.extend([*markers, level])
+        report, "mark", lambda axes, markers, *, level: marked.extend([*markers, level])
     )
-    (path,) = draw(made, tmp_path)
+    (path,) = REPORT.draw(made, tmp_path)
     assert path.name == "figure2.png"
     *markers, level = marked
     assert level == pytest.approx(0.61)

@@ -9,17 +9,22 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from mnist_commands import ROOT, TINY, Ended, assert_same_runs, content, end, flags, start
+from runs import JAX_HAS_STARTED
 
 from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import read_metrics, read_record
+from experiments.harness.arm import by_name
+from experiments.harness.compute import Compute
+from experiments.harness.experiment import Experiment, RunLog
 from experiments.mnist_lenet import __main__ as command
+from experiments.mnist_lenet.arms import ARMS
 from experiments.mnist_lenet.config import PRESETS, Config
-from experiments.mnist_lenet.runs import main_task
+from experiments.mnist_lenet.experiment import comparison
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import (
     arms_table,
@@ -30,7 +35,7 @@ from experiments.mnist_lenet.train import train
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """Runs the command in this process; a message to exit with goes to `err`, as Python does it."""
-    monkeypatch.setattr(command, "one_cpu_device_per_core", lambda: None)  # JAX has started
+    monkeypatch.setattr(*JAX_HAS_STARTED)
 
     def call(*arguments) -> Ended:
         monkeypatch.setattr(sys, "argv", ["main", *map(str, arguments)])
@@ -206,7 +211,7 @@ def test_help_names_every_field(cli):
         assert f"--{field.name.replace('_', '-')}" in ended.out
     for flag in ("--preset", "--out", "--resume", "--data-dir"):
         assert flag in ended.out
-    assert len(Config.__annotations__) > 25
+    assert len(fields(Config)) > 25
     assert "Stated: 50,000" in ended.out
 
 
@@ -256,12 +261,15 @@ def test_a_missing_data_set_without_a_network_fails_fast(tmp_path):
 # --- Configuration ---------------------------------------------------------------------------
 
 
+MLP, LENET = by_name(ARMS, "mlp"), by_name(ARMS, "lenet")
+
+
 def test_the_paper_preset_is_the_papers_setting():
     paper = PRESETS["paper"]
     assert (paper.data, paper.steps, paper.batch_size, paper.seeds) == ("mnist", 50_000, 60, 10)
     assert paper.running_var == "unbiased"
-    assert len(paper.run_seeds("lenet")) >= 5
-    assert paper.schedule("lenet").steps == paper.schedule("mlp").steps == 50_000
+    assert len(paper.run_seeds(LENET)) >= 5
+    assert paper.schedule(LENET).steps == paper.schedule(MLP).steps == 50_000
     assert len(paper.sweep) >= 5
     quick = PRESETS["quick"]
     assert (quick.data, quick.sweep) == ("mnist5k", ())
@@ -269,21 +277,12 @@ def test_the_paper_preset_is_the_papers_setting():
         assert getattr(quick, field) == getattr(paper, field)
 
 
-def test_identity_holds_all_that_numbers_depend_on():
-    """A new field must be told apart: does it change a single run's numbers?"""
-    base = Config()
-    apart = {"arms", "seeds", "lenet_max_seeds", "steps", "lenet_max_steps", "learning_rate"}
-    apart |= {name.name for name in fields(Config) if "sweep" in name.name}
-    assert set(base.identity()) == {field.name for field in fields(Config)} - apart
-    assert replace(base, decay=0.5).identity() != base.identity()
-
-
 def test_lenet_is_cut_shorter_than_the_mlp():
     config = Config(steps=500, lenet_max_steps=300, seeds=4, lenet_max_seeds=2)
-    assert config.schedule("mlp").steps == 500
-    assert config.schedule("lenet_bn").steps == 300
-    assert list(config.run_seeds("mlp_bn")) == [0, 1, 2, 3]
-    assert list(config.run_seeds("lenet")) == [0, 1]
+    assert config.schedule(MLP).steps == 500
+    assert config.schedule(LENET).steps == 300
+    assert list(config.run_seeds(MLP)) == [0, 1, 2, 3]
+    assert list(config.run_seeds(LENET)) == [0, 1]
 
 
 # --- What training gives ---------------------------------------------------------------------
@@ -292,9 +291,10 @@ def test_lenet_is_cut_shorter_than_the_mlp():
 def logs(config, arm, seeds, dataset):
     """Each run's log and final outcome."""
     entries = [[] for _ in seeds]
-    task = main_task(config, arm, seeds)
-    finals = train(task, dataset, lambda position, entry: entries[position].append(entry))
-    return entries, finals
+    log = RunLog()
+    log.log = lambda position, entry: entries[position].append(entry)
+    outcomes = train(comparison(config, arm, seeds), dataset, Compute(), log)
+    return entries, [outcome.final for outcome in outcomes]
 
 
 @pytest.mark.slow
@@ -360,7 +360,7 @@ def test_ctrl_c_outside_training_says_how_to_go_on(cli, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "open_data", interrupt)
+    monkeypatch.setattr(Experiment, "open_data", interrupt)
     ended = cli("--seeds", 1)
     assert ended.code == 130
     assert ended.out.splitlines()[-1].strip() == "python -m experiments.mnist_lenet --seeds 1"

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from bnjax.data import in_memory, open_data
+from bnjax.data import DataError, in_memory, open_data
 from bnjax.evidence.records import RecordError
-from experiments.mnist_lenet import runs as mnist_runs
+from experiments.harness.runs import complete
+from experiments.mnist_lenet import experiment
 from experiments.mnist_lenet.config import PRESETS
-from experiments.mnist_lenet.runs import complete, main_task
+from experiments.mnist_lenet.experiment import EXPERIMENT, OneCPUDevicePerCore, comparison
 from experiments.verify import main, verify
 
 CONFIG = replace(
@@ -33,7 +34,8 @@ CONFIG = replace(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    complete(main_task(CONFIG, "mlp_bn", range(3)), in_memory(open_data("mnist5k")), out)
+    data, compute = in_memory(open_data("mnist5k")), OneCPUDevicePerCore()
+    complete(EXPERIMENT, comparison(CONFIG, "mlp_bn"), data, compute, out)
     return out
 
 
@@ -130,7 +132,7 @@ def test_other_data_and_unfinished_runs_are_refused(runs, tmp_path):
     ):
         with pytest.raises(RecordError, match=message):
             verify(_unsealed(run, tmp_path / str(number), **change))
-    with pytest.raises(ValueError, match="got 'folder:moved'"):
+    with pytest.raises(DataError, match="moved"):
         verify(run, data="folder:moved")
     with pytest.raises(RecordError, match="no run"):
         verify(tmp_path / "absent")
@@ -183,7 +185,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_malformed_record_is_refused_before_training(runs, tmp_path, monkeypatch, case):
-    monkeypatch.setattr(mnist_runs, "train", None)
+    monkeypatch.setattr(experiment, "EXPERIMENT", replace(EXPERIMENT, train=None))
     record = json.loads((runs / "mlp_bn-s0" / "record.json").read_text())
     MALFORMED[case](record)
     del record["sha256"], record["log_sha256"]
@@ -206,7 +208,7 @@ def test_devices_that_cannot_be_are_not_asked_for(runs, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "record.json"])
 def test_a_missing_file_is_found_before_training(runs, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(mnist_runs, "train", None)
+    monkeypatch.setattr(experiment, "EXPERIMENT", replace(EXPERIMENT, train=None))
     run = shutil.copytree(runs / "mlp_bn-s0", tmp_path / "mlp_bn-s0")
     (run / name).unlink()
     with pytest.raises(RecordError, match=name):

@@ -5,6 +5,9 @@ from dataclasses import replace
 from experiments.harness.experiment import RunLog
 from experiments.imagenet_inception.experiment import EXPERIMENT as INCEPTION
 
+JAX_HAS_STARTED = "experiments.mnist_lenet.experiment.one_cpu_device_per_core", lambda: None
+"""What the command of MNIST asks for before JAX starts, and nothing in its place."""
+
 
 def inception_task(config, arm, seed=0):
     """The run of an Inception network."""
