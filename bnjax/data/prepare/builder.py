@@ -1,7 +1,7 @@
-"""How tensorflow-datasets' own builders write a folder from examples that are made elsewhere.
+"""Writing a folder with tensorflow-datasets' own builder, from examples that are made elsewhere.
 
-A builder's steps that take TensorFlow are those that make examples. Everything else (layout,
-features, order, writing) is its own, so that a folder is an ordinary one.
+Only the steps of a builder that make examples take TensorFlow. Everything else (layout, features,
+order, writing) is its own, so that the folder is an ordinary one.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from bnjax.extras import extra
 def fed_builder(
     name: str, data_dir: Path, splits: Mapping[str, Iterator[tuple[Any, dict[str, Any]]]]
 ) -> Any:
-    """The genuine builder of a data set, fed with examples; writes array_record files.
+    """Returns the genuine builder of a data set, fed with examples; it writes array_record files.
 
     Args:
         name: of the data set.
         data_dir: the root of prepared data sets.
-        splits: keys and examples by split, which are read once.
+        splits: iterators over keys and examples, by split; each is read once.
     """
     with extra("data"):
         import tensorflow_datasets as tfds
