@@ -78,6 +78,14 @@ FACTS = {
     "imagenette": Facts(
         "imagenette/full-size-v2", 10, 9_469, 3_925, _built("imagenette/full-size-v2")
     ),
+    "tiny_imagenet": Facts(
+        "tiny_imagenet",
+        200,
+        100_000,
+        10_000,
+        "prepare it with `python -m bnjax.data.tiny_imagenet prepare --zip tiny-imagenet-200.zip "
+        "--data-dir DIR`, then name DIR with TFDS_DATA_DIR or data_dir",
+    ),
     "imagenet_resized/64x64": Facts(
         "imagenet_resized/64x64", 1000, 1_281_167, 50_000, _built("imagenet_resized/64x64")
     ),

@@ -11,7 +11,6 @@ sorted WordNet ids) and its file names. 23 images are re-encoded as there (22 CM
 Pillow: their bytes differ from TensorFlow's.
 """
 
-import hashlib
 import io
 import shutil
 import sys
@@ -23,14 +22,13 @@ from typing import Annotated, Any, NamedTuple
 
 from bnjax.data.data_set import DataError
 from bnjax.data.prepare.builder import build, fed_builder
+from bnjax.data.prepare.checksums import check_md5
 from bnjax.extras import extra
 from bnjax.paths import local_path, writable_folder
-from bnjax.progress import ProgressBar
 
 with extra("data"):
     import tyro
 
-_CHUNK = 1 << 22
 _SOURCE = "download it again from https://image-net.org/download-images"
 
 
@@ -111,19 +109,7 @@ def check_tars(tars: Path, release: Release) -> None:
             f"{tars}: {'; '.join(wrong)}. The folder has: {', '.join(there[:8]) or 'nothing'}. "
             f"The names must be these, and the files as downloaded, not unpacked: {_SOURCE}"
         )
-    total = sum(tar.size for tar in files)
-    with ProgressBar(total, description="MD5", unit="B") as bar:
-        for tar in files:
-            digest = hashlib.md5(usedforsecurity=False)
-            with (tars / tar.name).open("rb") as opened:
-                while chunk := opened.read(_CHUNK):
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-            if digest.hexdigest() != tar.md5:
-                raise DataError(
-                    f"{tars / tar.name}: damaged: expected MD5 {tar.md5}, got "
-                    f"{digest.hexdigest()}; {_SOURCE}"
-                )
+    check_md5({tars / tar.name: tar.md5 for tar in files}, _SOURCE)
 
 
 def prepare(tars: Path, data_dir: Path, release: Release) -> Path:
