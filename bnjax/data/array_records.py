@@ -27,10 +27,10 @@ class RecordSplit:
     """The records of one split.
 
     Attributes:
-        source: of tensorflow-datasets, with images encoded. It keeps each file open.
-        split: its name.
-        files: where the records are.
-        file_sizes: how many are in each.
+        source: data source of tensorflow-datasets that leaves images encoded and files open.
+        split: name of the split.
+        files: the files of records.
+        file_sizes: records in each.
     """
 
     source: Any
@@ -40,7 +40,7 @@ class RecordSplit:
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
-        """Those of the files, or equal parts of large ones."""
+        """Sizes of the files, or of equal parts of large ones."""
         return split_shards(self.file_sizes)
 
     @cached_property
@@ -54,7 +54,7 @@ class RecordSplit:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Reads many at once: that takes a fifth of the time, or less."""
+        """Reads many at once, several times as fast as one by one."""
         names = list(map(self._name, indices))
         try:
             records = self.source.__getitems__(indices)
@@ -81,7 +81,7 @@ def open_array_records(folder: Path, *, name: str, remedy: str) -> DataSet[Split
 
     Args:
         folder: that of the version, with dataset_info.json in it.
-        name: of the data set.
+        name: the data set's name.
         remedy: ends the message of each error.
 
     Returns:
@@ -173,7 +173,7 @@ def _edges(file: Path) -> bytes:
 
 
 def _allow_open_files(count: int) -> None:
-    """Makes room for so many more open files: ImageNet has 1,088, and 1,024 is a common limit."""
+    """Raises the limit of open files: ImageNet has 1,088 files, and 1,024 is a common limit."""
     try:
         import resource
     except ImportError:  # not a Unix

@@ -1,4 +1,4 @@
-"""What a data set is: two splits, whose examples are read by index."""
+"""A data set has two splits, whose examples are read by index."""
 
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -71,7 +71,7 @@ class DataSet(NamedTuple, Generic[S]):
 
 
 def split_shards(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Sizes of shards of at most `SHARD_SIZE`: a larger one is cut into parts of equal size.
+    """Returns sizes of shards of at most `SHARD_SIZE`: larger ones are cut into equal parts.
 
     So one big file behaves as many small ones do; the parts differ by one example at most.
     """

@@ -1,7 +1,7 @@
 """Image folders: train/ and val/ (or validation/), each with one folder of images a class.
 
-Classes are numbered by their sorted names. Examples stand in a fixed random order, because a
-folder's own would put those of one class together, in a shard as in a batch.
+Classes are numbered by their sorted names. Examples have a fixed random order, because the folder's
+own would put one class after another, and so fill a shard or a batch with one class.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from bnjax.data.order import permutation
 from bnjax.paths import local_path
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-"""Of images, in any case; other files are refused, but for hidden ones (.DS_Store)."""
+"""Endings of image files, in any case. Other files are refused, except hidden ones (.DS_Store)."""
 VALIDATION = ("val", "validation")
 _LAYOUT = "expected train/CLASS/*.jpg and val/CLASS/*.jpg, one folder a class"
 
@@ -41,7 +41,7 @@ class FolderSplit:
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
-        """Equal parts of the order."""
+        """Sizes of equal parts of the order."""
         return split_shards((len(self.files),))
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ def open_folder(root: str | Path) -> DataSet[Split]:
 
 
 def _list_split(split: Path) -> dict[str, int]:
-    """Sizes of the images, by `class/file`, sorted."""
+    """Returns sizes of the images by `class/file`, sorted."""
     try:
         folders = sorted(path for path in split.iterdir() if not path.name.startswith("."))
         files: dict[str, int] = {}
@@ -135,7 +135,7 @@ def _list_class(folder: Path) -> dict[str, int]:
 def _order_split(root: Path, files: tuple[str, ...]) -> FolderSplit:
     names = [file.partition("/")[0] for file in files]
     labels = np.unique(names, return_inverse=True)[1].astype(np.int32)
-    order = permutation(0, 0, len(files))  # any fixed one will do
+    order = permutation(0, 0, len(files))  # any fixed one would do, and digests rest on this one
     return FolderSplit(root, files, labels, order)
 
 

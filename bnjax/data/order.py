@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 Shuffle = Literal["shards", "within_shard", "thorough"]
-"""From the least thorough to the most:
+"""Ways to shuffle, from the least thorough to the most:
 
 - `"shards"`: each epoch draws the order of the shards; the examples of a shard keep their order, so
   the same ones meet in a batch in every epoch. So we read the paper's Inception and BN-Baseline.
@@ -49,7 +49,7 @@ class Order(NamedTuple):
             raise ValueError(f"shard_sizes must be of 1 and more, got {self.shard_sizes}.")
 
     def indices(self, first: int, count: int) -> np.ndarray:
-        """The stored examples at `count` positions from `first` on, int64 `[count]`."""
+        """Returns the stored examples at `count` positions from `first` on, int64 `[count]`."""
         size = sum(self.shard_sizes)
         parts = []
         for epoch in range(first // size, (first + count - 1) // size + 1):
@@ -73,7 +73,7 @@ def _epoch(order: Order, epoch: int) -> np.ndarray:
 
 
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """A permutation of `range(size)`, int32 `[size]`, for one epoch of one seed.
+    """Returns a permutation of `range(size)`, int32 `[size]`, for one epoch of one seed.
 
     Raises:
         ValueError: for a seed or epoch below zero, or a size below one.
@@ -98,7 +98,7 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 def batch_indices(
     seed: int, first_step: int, steps: int, *, batch_size: int, size: int
 ) -> np.ndarray:
-    """Indices of the examples of `steps` batches from `first_step` on, int32 `[steps, batch_size]`.
+    """Returns the examples of `steps` batches from `first_step` on, int32 `[steps, batch_size]`.
 
     The order is `"thorough"`, for data in memory. A batch may end one epoch and begin the next, so
     every example is seen equally often whatever the batch size.

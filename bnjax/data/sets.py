@@ -1,4 +1,4 @@
-"""A name in, a data set out, opened and checked before any compute; or an error with a remedy.
+"""Data sets by name: opened and checked before any compute, or refused with a remedy.
 
 data = open_data("folder:photos")
 data.train[0].image     # the bytes of a JPEG
@@ -22,7 +22,7 @@ from bnjax.paths import local_path
 
 
 class Facts(NamedTuple):
-    """What a data set is known to be, and how to come by it.
+    """Known facts of a data set, and how to come by it.
 
     Attributes:
         folder: where tensorflow-datasets keeps its versions, below the root; None if the data
@@ -78,6 +78,14 @@ FACTS = {
     "imagenette": Facts(
         "imagenette/full-size-v2", 10, 9_469, 3_925, _built("imagenette/full-size-v2")
     ),
+    "tiny_imagenet": Facts(
+        "tiny_imagenet",
+        200,
+        100_000,
+        10_000,
+        "prepare it with `python -m bnjax.data.tiny_imagenet prepare --zip tiny-imagenet-200.zip "
+        "--data-dir DIR`, then name DIR with TFDS_DATA_DIR or data_dir",
+    ),
     "imagenet_resized/64x64": Facts(
         "imagenet_resized/64x64", 1000, 1_281_167, 50_000, _built("imagenet_resized/64x64")
     ),
@@ -90,7 +98,7 @@ FACTS = {
         "--data-dir DIR`, then name DIR with TFDS_DATA_DIR or data_dir",
     ),
 }
-"""What is known of each data set that has a name of its own."""
+"""Facts of each data set that has a name of its own."""
 DATA_SETS = (*FACTS, "folder:PATH", "tfds:PATH")
 """The names that `open_data` knows."""
 
@@ -134,7 +142,7 @@ def open_data(name: str, *, data_dir: str | Path | None = None) -> DataSet[Split
 
 
 def _find(name: str, facts: Facts, below: str, root: Path) -> Path:
-    """The folder of the newest version, which is prepared first where that can be done."""
+    """Returns the folder of the newest version; prepares a missing one first where it can."""
     if (folder := _newest_version(root / below)) is None and facts.prepare is not None:
         facts.prepare(name, root, {"train": facts.train, "test": facts.test})
         folder = _newest_version(root / below)

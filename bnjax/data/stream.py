@@ -33,7 +33,8 @@ EvaluationView = Callable[[Image], np.ndarray]
 Damaged = Literal["refuse", "skip"]
 
 MOST_THREADS = 8
-"""Of `workers=0`, if there are as many cores; views hold Python's lock for some of their time."""
+"""Threads of `workers=0`, at most one for each core. Views hold Python's lock for some of their
+time, so that more would wait for one another."""
 MOST_WORKERS = 1024
 """Processes of a host: more than it has cores."""
 AHEAD = 2
@@ -45,14 +46,15 @@ _ENDINGS = {
     "mount -o remount,size=8G /dev/shm), or give --workers 0, which are threads and need none",
     "SIGKILL": "was killed, as the system does when memory runs out: give fewer --workers",
 }
-"""What ends a worker process, by signal, and what to do."""
+"""Causes of a worker process's end, by signal, and their remedies."""
 _ENDLESS = 1 << 60
 _VIEWS = np.array([0, 0, 0, 1], np.uint64)
-"""Where the generators of views count from, apart from those of the order, which share keys."""
+"""Counter that generators of views start from: those of the order have the same keys, and without
+this would give the same bits."""
 
 
 class Batch(NamedTuple):
-    """This host's share of a global batch.
+    """The share of a global batch that this host makes.
 
     Attributes:
         images: uint8 `[n, ...]`, one view each; `[n, s, s, 3]`, or `[n, crops, s, s, 3]`.
@@ -132,7 +134,7 @@ def training_batches(
     process_count: int = 1,
     damaged: Damaged = "refuse",
 ) -> Stream:
-    """An endless stream of batches from `first_step` on.
+    """Returns an endless stream of batches from `first_step` on.
 
     At most `AHEAD` batches for each worker are ready or being made, twice that for processes, and
     one more. Processes hand batches over in shared memory (/dev/shm on Linux), must be able to
@@ -143,16 +145,17 @@ def training_batches(
         view: makes a uint8 array, of one shape for all, from an image and a generator of its own.
         seed: of the order and of the views, >= 0.
         first_step: the step whose batch comes first.
-        batch_size: of the global batch: examples over all hosts.
+        batch_size: examples of the global batch, over all hosts.
         shuffle: how thorough, see `bnjax.data.order.Shuffle`.
         workers: processes that make views; 0 for threads of this one. Threads start at once and do
             while views spend their time in Pillow; a process takes seconds to start.
         process_index: which host this is.
         process_count: how many hosts there are.
-        damaged: what a damaged image does, one whose view raises DataError: `"refuse"` raises;
-            `"skip"` puts the example that is stored next (after the last, the first) in its place
-            and counts. A record that cannot be read at all raises in any case; damage inside a JPEG
-            that cannot be known (`bnjax.data.views.decoding`) is neither refused nor skipped.
+        damaged: what happens at a damaged image, one whose view raises DataError: `"refuse"`
+            raises; `"skip"` puts the example that is stored next (after the last, the first) in its
+            place and counts. A record that cannot be read at all raises in any case; damage inside
+            a JPEG that cannot be known (`bnjax.data.views.decoding`) is neither refused nor
+            skipped.
 
     Returns:
         The stream; masks are all True.
@@ -187,7 +190,7 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Stream:
-    """Every example exactly once over all hosts, in stored order.
+    """Returns a stream of every example, exactly once over all hosts, in stored order.
 
     Each host gets the same number of batches of the same size, whatever the number of examples and
     of hosts; what is left over is padding, where `mask` is False. A damaged image is refused: a
@@ -196,7 +199,7 @@ def evaluation_batches(
     Args:
         examples: what to measure on.
         view: makes a uint8 array, of one shape for all, from an image.
-        batch_size: of the global batch: examples over all hosts.
+        batch_size: examples of the global batch, over all hosts.
         workers: as in `training_batches`.
         process_index: which host this is.
         process_count: how many hosts there are.
@@ -243,7 +246,7 @@ class _TrainingBatches:
         return Batch(np.stack(images), np.array(labels, np.int32), mask), tuple(skipped)
 
     def _example(self, index: int, position: int, skipped: list[str]) -> tuple[np.ndarray, int]:
-        """The view at a position, and its label."""
+        """Makes the view at a position; returns it with its label."""
         size = len(self.examples)
         key = np.array([self.order.seed, position], np.uint64)
         for candidate in range(index, index + size):
@@ -286,7 +289,7 @@ class _EvaluationBatches:
 def _named(
     example: Example, view: Callable[..., np.ndarray], *rng: np.random.Generator
 ) -> np.ndarray:
-    """A view; its exceptions name the example, and can be pickled whatever they were."""
+    """Makes a view; exceptions name the example, and can be pickled whatever they were."""
     try:
         return view(example.image, *rng)
     except DataError as error:
@@ -296,7 +299,7 @@ def _named(
 
 
 def _ending(error: BaseException) -> str | None:
-    """Why a worker process ended, where Grain's error names a signal."""
+    """Returns why a worker process ended, where Grain's error names a signal."""
     code = re.search(r"terminated unexpectedly with exit code -(\d+)", str(error))
     return code and _ENDINGS.get(signal.Signals(int(code[1])).name)
 
@@ -309,7 +312,7 @@ def _close(iterator: list[Any], shares_memory: bool) -> None:
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> range:
-    """The rows of a global batch that a host makes."""
+    """Returns the rows of a global batch that a host makes."""
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"process_index must be in 0 .. process_count - 1, got process_index={process_index}, "
@@ -325,7 +328,7 @@ def _share(batch_size: int, process_index: int, process_count: int) -> range:
 
 
 def check_workers(workers: int) -> int:
-    """The number, or ValueError where a host has no use for so many processes."""
+    """Returns the number; ValueError if it is negative or more than a host has use for."""
     if workers < 0:
         raise ValueError(f"workers must be >= 0, got {workers}; 0 is for threads.")
     if workers > MOST_WORKERS:
@@ -334,13 +337,13 @@ def check_workers(workers: int) -> int:
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """Counts the cores that this process may use, where the system tells."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """What a worker process does first: lets its parent decide when to end.
+    """Begins a worker process: its parent decides when it ends.
 
     Ctrl-C and a batch system's SIGTERM reach the workers as well as their parent, which goes on for
     some batches, to save; a parent that is killed closes nobody.

@@ -1,4 +1,4 @@
-"""The folders of tensorflow-datasets: where they lie, and that they name no foreign code."""
+"""Folders of tensorflow-datasets: where they are, and a check that they name no foreign code."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # "type" until 4
 
 
 def local_root(data_dir: str | Path | None) -> Path:
-    """The folder under which tensorflow-datasets keeps prepared data.
+    """Returns the folder under which tensorflow-datasets keeps prepared data.
 
     Args:
         data_dir: the folder; by default the environment's TFDS_DATA_DIR, else
@@ -62,7 +62,7 @@ def check_features(folder: Path) -> None:
 
 
 def _class_names(value: Any) -> Iterator[Any]:
-    """What a feature's JSON, and JSON that stands in its strings, names as Python classes."""
+    """Yields the Python classes that a feature's JSON names, also in JSON within its strings."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             if isinstance(inner := json.loads(value), dict | list):

@@ -137,3 +137,35 @@ def write_imagenet(folder: Path, per_class: int = 4, validation: int = 5) -> Rel
     held_out = write_tar(folder / "ILSVRC2012_img_val.tar", shuffled)
     labels = tuple(WNIDS[i % len(WNIDS)] for i in range(validation))
     return Release(train._replace(images=per_class * len(WNIDS)), held_out, WNIDS, labels)
+
+
+def write_tiny_imagenet(root: Path, per_class: int = 3, validation: int = 1) -> Path:
+    """A folder in the layout of tiny-imagenet-200, with three classes of 64 x 64 pixels.
+
+    Of the second class, the first training image is grayscale; the validation image of the first
+    class is also a training image of the last one.
+
+    Returns:
+        The root.
+    """
+    wnids = (WNIDS[2], WNIDS[0], WNIDS[1])  # not sorted, as in the genuine file
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "test" / "images").mkdir(parents=True)
+    (root / "wnids.txt").write_text("\n".join(wnids))
+    (root / "words.txt").write_text("".join(f"{wnid}\tword\n" for wnid in WNIDS))
+    (root / "test" / "images" / "test_0.JPEG").write_bytes(encode(picture(999, 64, 64)))
+    lines = []
+    for label, wnid in enumerate(wnids):
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+        for i in range(per_class):
+            pixels = picture(100 * label + i, 64, 64)
+            data = encode(pixels[..., :1] if (label, i) == (1, 0) else pixels)
+            (root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG").write_bytes(data)
+        for i in range(validation):
+            name = f"val_{validation * (2 - label) + i}.JPEG"
+            pixels = picture(200 if (label, i) == (0, 0) else 1000 + 10 * label + i, 64, 64)
+            (root / "val" / "images" / name).write_bytes(encode(pixels))
+            lines.append(f"{name}\t{wnid}\t0\t32\t44\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    return root

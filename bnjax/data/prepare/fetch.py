@@ -1,4 +1,12 @@
-"""A file from the network: verified, whole or absent, and no long wait where there is none."""
+"""Fetching a file: it arrives verified and whole, or not at all and without a long wait.
+
+Not by pooch, which was tried (1.9.0). Its time limit is that of requests, which bounds neither the
+name look-up (one of 12 s took 12 s with a limit of 3 s) nor, apart from a stall, the wait for the
+first byte; it reads a body that is longer than expected to its end, however long; and an error
+names the digest that it got, not the size, which tells a page of an error from a file cut off. The
+thread, the copying and the messages below would remain as a downloader of ours, and pooch would
+save the temporary file and its renaming, ten lines.
+"""
 
 import hashlib
 import threading
@@ -18,7 +26,7 @@ ANSWER_S = 3.0
 STALL_S = 10.0
 """Seconds without a byte after which a transfer that has begun is given up."""
 ATTEMPTS = 2
-"""How often a file is asked for when what arrives is not what was expected."""
+"""Requests for a file that arrives other than expected."""
 _CHUNK = 1 << 16
 
 
@@ -37,7 +45,7 @@ class Remote(NamedTuple):
 
 
 def fetch_file(remote: Remote, path: Path) -> Path:
-    """Brings a file to a path, unless it is there already and is the right one.
+    """Fetches a file to a path, unless the right one is there already.
 
     The path either holds the verified file or stays as it was: bytes go to a temporary file beside
     it, which is renamed once its size and digest are right and removed otherwise.

@@ -1,17 +1,16 @@
-"""ImageNet 2012: checks the two tar files, then prepares them, without TensorFlow.
+"""Checks the two tar files of ImageNet 2012 and prepares them, without TensorFlow.
 
 python -m bnjax.data.imagenet check --tars TARS                  # minutes: 155 GB are read once
 python -m bnjax.data.imagenet prepare --tars TARS --data-dir DIR    # hours
 
 TARS holds ILSVRC2012_img_train.tar (one tar file a class, with JPEGs) and ILSVRC2012_img_val.tar
-(50,000 JPEGs), from https://image-net.org/download-images, which asks to register. DIR becomes what
-TFDS_DATA_DIR names. What is written is an ordinary `imagenet2012/5.1.0` of tensorflow-datasets:
+(50,000 JPEGs), from https://image-net.org/download-images, which asks to register. TFDS_DATA_DIR is
+then to name DIR. The result is an ordinary `imagenet2012/5.1.0` of tensorflow-datasets:
 its own builder writes it, with its keys, hence its order, its labels (classes are numbered by their
 sorted WordNet ids) and its file names. 23 images are re-encoded as there (22 CMYK, 1 PNG), but by
 Pillow: their bytes differ from TensorFlow's.
 """
 
-import hashlib
 import io
 import shutil
 import sys
@@ -23,14 +22,13 @@ from typing import Annotated, Any, NamedTuple
 
 from bnjax.data.data_set import DataError
 from bnjax.data.prepare.builder import build, fed_builder
+from bnjax.data.prepare.checksums import check_md5
 from bnjax.extras import extra
 from bnjax.paths import local_path, writable_folder
-from bnjax.progress import ProgressBar
 
 with extra("data"):
     import tyro
 
-_CHUNK = 1 << 22
 _SOURCE = "download it again from https://image-net.org/download-images"
 
 
@@ -51,7 +49,7 @@ class Tar(NamedTuple):
 
 
 class Release(NamedTuple):
-    """What the two files of a release are known to be.
+    """Known facts of the two files of a release.
 
     Attributes:
         train: a tar file of tar files.
@@ -67,7 +65,7 @@ class Release(NamedTuple):
 
 
 def ilsvrc2012() -> Release:
-    """The release of 2012; its labels come with tensorflow-datasets."""
+    """Returns the facts of 2012's release; its labels come with tensorflow-datasets."""
     with extra("data"):
         import tensorflow_datasets as tfds
 
@@ -111,19 +109,7 @@ def check_tars(tars: Path, release: Release) -> None:
             f"{tars}: {'; '.join(wrong)}. The folder has: {', '.join(there[:8]) or 'nothing'}. "
             f"The names must be these, and the files as downloaded, not unpacked: {_SOURCE}"
         )
-    total = sum(tar.size for tar in files)
-    with ProgressBar(total, description="MD5", unit="B") as bar:
-        for tar in files:
-            digest = hashlib.md5(usedforsecurity=False)
-            with (tars / tar.name).open("rb") as opened:
-                while chunk := opened.read(_CHUNK):
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-            if digest.hexdigest() != tar.md5:
-                raise DataError(
-                    f"{tars / tar.name}: damaged: expected MD5 {tar.md5}, got "
-                    f"{digest.hexdigest()}; {_SOURCE}"
-                )
+    check_md5({tars / tar.name: tar.md5 for tar in files}, _SOURCE)
 
 
 def prepare(tars: Path, data_dir: Path, release: Release) -> Path:
@@ -196,7 +182,7 @@ def _validation_examples(path: Path, release: Release) -> Iterator[tuple[str, di
 
 
 def _members(archive: Path | io.BytesIO) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of the files of a tar file, one at a time."""
+    """Yields names and bytes of the files of a tar file, one at a time."""
     opened: Any = {"name": archive} if isinstance(archive, Path) else {"fileobj": archive}
     with tarfile.open(mode="r|", **opened) as tar:
         for member in tar:

@@ -1,7 +1,7 @@
-"""MNIST and data sets like it: fetched and written as by tensorflow-datasets, without TensorFlow.
+"""Fetches and prepares MNIST and data sets like it, without TensorFlow.
 
-Three steps of tensorflow-datasets 4.9.10 import TensorFlow although nothing in them asks for it.
-Each is done here by other means, and everything else (layout, features, order, writing) is its own:
+Three steps of tensorflow-datasets 4.9.10 import TensorFlow without need. Each is done here by other
+means, and everything else (layout, features, order, writing) is its own:
 
 - `DownloadManager` unpacks gz files through `tf.io.gfile`: `gzip` does.
 - `MNIST._generate_examples` opens the IDX files through `tf.io.gfile`: `numpy.frombuffer` does.
@@ -87,7 +87,7 @@ def _check(split: ArraySplit, count: int, where: str) -> None:
 
 
 def remote_files(name: str) -> dict[str, Remote]:
-    """The files that tensorflow-datasets names for a data set, by file name."""
+    """Returns the files that tensorflow-datasets names for a data set, by file name."""
     with extra("data"):
         import tensorflow_datasets as tfds
 

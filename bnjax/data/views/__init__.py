@@ -1,1 +1,1 @@
-"""What a network sees of an image: made on the host from encoded images, or on the device."""
+"""Views: the pixels of an image that a network sees."""

@@ -1,4 +1,4 @@
-"""What a network sees of an image: a random view in training, fixed ones in evaluation.
+"""Views of an image: a random one in training, fixed ones in evaluation.
 
 Host-side and pure: a view is a function of the image, the fields and the generator. Views are
 uint8; `Augmentation` and the arguments hold every choice, each with where it comes from.
@@ -51,7 +51,7 @@ _INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A training view, every choice a field."""
+    """The choices of a training view."""
 
     image_size: int = 224
     """Height and width of the views, pixels."""
@@ -60,27 +60,27 @@ class Augmentation:
     black pixels around the image and a crop of the image's scale, usual for CIFAR (He et al. 2015,
     section 4.2). "none": the whole image, resized where it is of another size."""
     area: tuple[float, float] = AREA
-    """Of "inception": least and largest part of the image's area."""
+    """Least and largest part of the image's area; for "inception"."""
     aspect: tuple[float, float] = ASPECT
-    """Of "inception": least and largest width over height."""
+    """Least and largest width over height; for "inception"."""
     aspect_spacing: Literal["uniform", "log_uniform"] = "uniform"
-    """Of "inception": how the aspect ratio is drawn; the paper says "randomly"."""
+    """How the aspect ratio is drawn, for "inception"; the paper says "randomly"."""
     attempts: int = ATTEMPTS
-    """Of "inception": draws that do not fit into the image before the fall-back."""
+    """Draws that may fail to fit into the image before the fall-back; for "inception"."""
     interpolation: Interpolation | Literal["random"] = "bilinear"
     """How a window is resized; "random": one of the four evenly, as late in GoogLeNet's training
     (Szegedy et al. 2014, section 6)."""
     padding: int = 4
-    """Of "pad": pixels on each side."""
+    """Pixels on each side, for "pad"."""
     mirror: bool = True
-    """Mirror every other view from left to right, as a coin falls."""
+    """Mirror a view from left to right, with probability 1/2."""
     photometric: Literal["none", "reduced", "full"] = "full"
     """Strength of the distortions of colours; "reduced" is change 7 of Ioffe & Szegedy 2015,
     section 4.2.1, which gives no number."""
     distortion: Distortion = field(default_factory=Distortion)
-    """What "full" means."""
+    """Ranges that "full" means."""
     reduced: float = 0.5
-    """What "reduced" means: this part of each range; our choice."""
+    """Part of each range that "reduced" means; our choice."""
 
     def __post_init__(self) -> None:
         for name, options in (
@@ -106,7 +106,7 @@ class Augmentation:
 
 
 def training_view(image: Image, rng: np.random.Generator, augmentation: Augmentation) -> np.ndarray:
-    """A random view of an image: crop, mirror, distortion of colours, in this order.
+    """Draws a random view of an image: crop, mirror, distortion of colours, in this order.
 
     Args:
         image: a JPEG or PNG file, or uint8 [height, width, 1 or 3].
@@ -119,7 +119,7 @@ def training_view(image: Image, rng: np.random.Generator, augmentation: Augmenta
 
     Raises:
         DataError: the image cannot be decoded, or is smaller than a crop after padding.
-        ValueError: the image is no image.
+        ValueError: the array is no image.
     """
     picture = open_image(image)
     if augmentation.crop == "inception":
@@ -143,12 +143,12 @@ def evaluation_view(
     fraction: float = CENTRE,
     shape: Literal["square", "image"] = "square",
 ) -> np.ndarray:
-    """The central crop of an image: the single crop of all published numbers.
+    """Returns the central crop of an image: the single crop of all published numbers.
 
     Args:
         image: a JPEG or PNG file, or uint8 [height, width, 1 or 3].
         image_size: height and width of the view, pixels.
-        fraction: of the side that stays; 1 for images that are their subject, as CIFAR's.
+        fraction: part of the side that stays; 1 for images that their subject fills, as CIFAR's.
         shape: "square" keeps that part of the shorter side, which is the crop of 224 pixels out of
             256 (Krizhevsky et al. 2012); "image" that of each side, and squeezes it, as the public
             Inception code does.
@@ -173,7 +173,7 @@ def evaluation_view(
 def evaluation_views(
     image: Image, image_size: int, crops: Literal[1, 10, 144], *, fraction: float = CENTRE
 ) -> np.ndarray:
-    """The crops over which probabilities are averaged in evaluation.
+    """Returns the crops over which probabilities are averaged in evaluation.
 
     - 1: `evaluation_view`.
     - 10: the shorter side is resized to `image_size / fraction`; the corners and the centre of the
@@ -189,7 +189,7 @@ def evaluation_views(
         image: a JPEG or PNG file, or uint8 [height, width, 1 or 3].
         image_size: height and width of the views, pixels.
         crops: how many.
-        fraction: of 1 and 10 crops: of the shorter side that stays.
+        fraction: part of the shorter side that stays, for 1 and 10 crops.
 
     Returns:
         uint8 [crops, image_size, image_size, 3].
@@ -244,7 +244,7 @@ def _padded_crop(
 
 
 def _whole(picture: Picture, size: int, interpolation: Interpolation) -> np.ndarray:
-    """The whole image; its own pixels where it has the size."""
+    """Resizes the whole image, or keeps its pixels where it has the size."""
     if (picture.width, picture.height) == (size, size):
         return picture.pixels()
     window = whole(picture.width, picture.height)

@@ -1,4 +1,4 @@
-"""Where to cut an image: windows, drawn at random for training and fixed for evaluation.
+"""Windows to cut out of an image: drawn at random for training, fixed for evaluation.
 
 Coordinates are in pixels from the upper left corner; a pixel is a square of side one.
 """
@@ -47,21 +47,21 @@ def sample_window(
     spacing: Literal["uniform", "log_uniform"] = "uniform",
     attempts: int = ATTEMPTS,
 ) -> Window:
-    """A training crop as in GoogLeNet: a part of the area, an aspect ratio, then a place.
+    """Draws a training crop as in GoogLeNet: a part of the area, an aspect ratio, then a place.
 
     Area and aspect ratio are drawn together, again and again until the window fits, then the place
-    evenly. Large areas fit with fewer aspect ratios, so of an image that is no square there are
-    fewer of them than of small ones. Where no draw fits, it is the largest window in the middle of
+    evenly. Large areas fit with fewer aspect ratios, so of an image that is not square they are
+    drawn less often than small ones. Where no draw fits, the window is the largest in the middle of
     the image whose aspect ratio is allowed.
 
     Args:
         width: of the image.
         height: of the image.
-        rng: what draws; how often it is called varies.
+        rng: the generator; how often it is called varies.
         area: least and largest part of the image's area, uniform between them.
         aspect: least and largest width over height.
-        spacing: of the aspect ratio: "uniform" is the plain reading of the paper and what
-            TensorFlow does; "log_uniform" makes portrait and landscape equally likely, as
+        spacing: how the aspect ratio is drawn: "uniform" is the plain reading of the paper and
+            TensorFlow's; "log_uniform" makes portrait and landscape equally likely, as
             torchvision does.
         attempts: draws before the fall-back.
 
@@ -86,19 +86,19 @@ def sample_window(
 
 
 def whole(width: int, height: int) -> Window:
-    """All of the image."""
+    """Returns the window that is the whole image."""
     return Window(0, 0, width, height)
 
 
 def central_window(
     width: int, height: int, *, fraction: float = CENTRE, shape: Literal["square", "image"]
 ) -> Window:
-    """The middle of an image.
+    """Returns the middle of an image.
 
     Args:
         width: of the image.
         height: of the image.
-        fraction: of the side that stays.
+        fraction: part of the side that stays.
         shape: "square": of the shorter side; that is what resizing the shorter side to 256 and
             cutting 224 x 224 out of the middle keeps. "image": of each side, and the result will be
             squeezed into a square: the public Inception code.
@@ -110,13 +110,13 @@ def central_window(
 
 
 def scaled_size(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """Width and height of an image that is resized to a shorter side, the aspect ratio kept."""
+    """Returns the size of an image that is resized to a shorter side, its aspect ratio kept."""
     least = min(width, height)
     return round(width * shorter / least), round(height * shorter / least)
 
 
 def squares(width: int, height: int) -> tuple[Window, Window, Window]:
-    """Left, centre and right square of an image; top, centre and bottom of one in portrait."""
+    """Returns the left, centre and right square of an image; in portrait top, centre and bottom."""
     side = min(width, height)
     lefts = (0, (width - side) // 2, width - side)
     tops = (0, (height - side) // 2, height - side)
@@ -127,7 +127,7 @@ def squares(width: int, height: int) -> tuple[Window, Window, Window]:
 
 
 def five_windows(square: Window, size: int) -> Iterator[Window]:
-    """The four corners of a square and its centre: upper left and right, lower, then the centre.
+    """Yields the corners of a square, upper left and right before lower, then its centre.
 
     Args:
         square: in whole pixels.

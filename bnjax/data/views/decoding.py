@@ -1,11 +1,11 @@
-"""Encoded or plain images to uint8 RGB, and no more of them than a window needs.
+"""Decodes images to uint8 RGB, and no more of them than a window needs.
 
 Of a JPEG file, the rows down to the window's end are decoded, by Pillow or, where it is installed
 and the file has no faults, by simplejpeg: faster, the same bits. Or all of it at a half, a quarter
 or an eighth of the size, by Pillow, where the window stays as large as what is asked for.
 
 - Colours: grayscale is repeated, CMYK, YCCK and palettes are converted, an alpha channel is
-  dropped and what lies under it stands, as in TensorFlow and torchvision.
+  dropped and the colours under it are kept, as in TensorFlow and torchvision.
 - The orientation that EXIF data gives is not applied, as in TensorFlow, Caffe and torchvision:
   ImageNet's published numbers are of pixels as stored.
 
@@ -53,7 +53,7 @@ _FORMATS = {_JPEG: JpegImageFile, b"\x89P": PngImageFile}
 
 
 class DamagedImageError(DataError):
-    """An image cannot be decoded; the message says why. Who reads records adds the record."""
+    """An image cannot be decoded; the message says why. The caller adds the record's name."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Picture:
     height: int
 
     def pixels(self) -> np.ndarray:
-        """The whole image, uint8 [height, width, 3].
+        """Decodes the whole image to uint8 [height, width, 3].
 
         Raises:
             DamagedImageError: the file is cut off, or damaged where that can be known.
@@ -83,9 +83,9 @@ class Picture:
     def resized(
         self, window: Window, size: tuple[int, int], interpolation: Interpolation = "bilinear"
     ) -> np.ndarray:
-        """A window of the image, resized.
+        """Decodes and resizes a window of the image.
 
-        As `resize` does it: without aliases, and pixels outside the window do not count.
+        Without aliases, as `resize` does, and pixels outside the window do not count.
 
         Args:
             window: within the image; a fraction of a pixel may be cut.
@@ -125,7 +125,7 @@ def open_image(image: Image) -> Picture:
 
 
 def decode_image(image: Image) -> np.ndarray:
-    """Decodes a whole image whose size does not matter before.
+    """Decodes a whole image, of whatever size it turns out to be.
 
     Returns:
         uint8 [height, width, 3], which may not be writable.
@@ -141,7 +141,7 @@ def decode_image(image: Image) -> np.ndarray:
 def _decode_window(
     picture: Picture, window: Window, least: tuple[int, int] | None
 ) -> tuple[Pixels, float]:
-    """What of the image holds the window, and how many of the image's pixels make one of it."""
+    """Decodes the part with the window; returns it with the image's pixels over its own."""
     if not isinstance(picture.image, bytes):
         return picture.pixels(), 1.0
     factor = min(window.width // least[0], window.height // least[1]) if least else 1
@@ -153,7 +153,7 @@ def _decode_window(
 
 
 def _decode_rows(data: bytes, rows: int) -> Pixels:
-    """At least so many rows. Where simplejpeg refuses a JPEG file, Pillow judges."""
+    """Decodes at least so many rows. A JPEG file that simplejpeg refuses is left to Pillow."""
     kept = keep_rows(data, rows)
     if simplejpeg is None or not data.startswith(_JPEG):
         return _decode(kept)
@@ -170,7 +170,7 @@ def _decode(data: bytes) -> Pillow.Image:
 
 
 def _rgb(file: ImageFile) -> Pillow.Image:
-    """Decodes; what any plug-in of Pillow raises then says that the file is damaged."""
+    """Decodes; any error of a plug-in of Pillow means that the file is damaged."""
     try:
         stream: Any = file.fp  # which Pillow forgets
         file.load()
@@ -193,7 +193,7 @@ def _damaged(error: Exception) -> DamagedImageError:
 
 
 def _open(data: bytes) -> ImageFile:
-    """The file's header, by its own class: Pillow's `open` would warn of a size that is refused."""
+    """Reads the header by the format's own class: `Image.open` would warn of sizes refused here."""
     kind = _FORMATS.get(data[:2])
     if kind is None:
         raise DamagedImageError(

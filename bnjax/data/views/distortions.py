@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Distortion:
-    """How far colours are moved; zeros move nothing.
+    """The largest changes of colours; zeros change nothing.
 
     Brightness is added; the contrast's factor is on the difference to each channel's mean over the
     image; the saturation's is on that of the HSV model, in which the hue is turned. Values are cut
@@ -33,7 +33,7 @@ class Distortion:
                 raise ValueError(f"{name} must be in [0, {most}], got {getattr(self, name)}.")
 
     def scaled(self, factor: float) -> "Distortion":
-        """All ranges times a factor."""
+        """Returns all ranges times a factor."""
         return Distortion(
             factor * self.brightness,
             factor * self.contrast,
@@ -43,15 +43,16 @@ class Distortion:
 
 
 def distort(image: np.ndarray, distortion: Distortion, rng: np.random.Generator) -> np.ndarray:
-    """A photometric distortion drawn evenly from its ranges.
+    """Distorts colours, with changes drawn evenly from their ranges.
 
-    The brightness first, then contrast before or after saturation and hue, as a coin falls. The
+    The brightness comes first, then the contrast before or after saturation and hue, with
+    probability 1/2 each. The
     generator is called five times, whatever the ranges are.
 
     Args:
         image: uint8 [height, width, 3].
         distortion: the ranges.
-        rng: what draws.
+        rng: the generator.
 
     Returns:
         uint8 of the same shape.

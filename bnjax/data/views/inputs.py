@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def binarize(images: jax.Array, threshold: float) -> jax.Array:
-    """Binary images, as in the MNIST experiment of the 2015 paper.
+    """Makes binary images, as in the MNIST experiment of the 2015 paper.
 
     Args:
         images: uint8, any shape.
@@ -27,7 +27,7 @@ def binarize(images: jax.Array, threshold: float) -> jax.Array:
 
 
 def to_unit_range(images: jax.Array) -> jax.Array:
-    """Pixels as the released Inception code feeds them: 0 to 255 become -1 to 1.
+    """Scales pixels as the released Inception code does: 0 to 255 become -1 to 1.
 
     Args:
         images: uint8, any shape.

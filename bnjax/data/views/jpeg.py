@@ -1,4 +1,4 @@
-"""A JPEG file made shorter: only the rows that a crop needs are decoded."""
+"""JPEG files made shorter, so that only the rows that a crop needs are decoded."""
 
 _START_OF_FRAME = (0xC0, 0xC1)  # baseline and extended sequential, Huffman codes
 _START_OF_SCAN = 0xDA
@@ -6,15 +6,14 @@ _END = b"\xff\xd9"
 
 
 def keep_rows(data: bytes, rows: int) -> bytes:
-    """The same JPEG file with a frame that ends below the given rows.
+    """Returns the same JPEG file with a frame that ends below the given rows.
 
     A sequential file holds its blocks row by row, so that a decoder which is told of a lower
     frame reads the same pixels and stops; what follows in the file is never decoded. One row of
     colours more than asked for is kept, from which those above it are interpolated.
 
-    Files for which this cannot be are returned as they are: progressive and arithmetic ones, those
-    with a scan for each colour, and those without an end, so that whoever decodes them finds that
-    they are cut off.
+    Other files are returned as they are: progressive and arithmetic ones, those with a scan for
+    each colour, and those without an end, so that their decoder finds that they are cut off.
 
     Args:
         data: a JPEG file.

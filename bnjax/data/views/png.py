@@ -1,7 +1,7 @@
-"""Whether a PNG file holds all rows of its image.
+"""A check that a PNG file holds all rows of its image.
 
-Its checksums cover the chunks that are there. A stream that ends early is whole to them and to
-Pillow, which leaves the missing rows black.
+Its checksums cover the chunks that are there. Pillow and they accept a stream that ends early, and
+Pillow leaves the missing rows black.
 """
 
 import struct
@@ -10,7 +10,7 @@ import zlib
 from bnjax.data.data_set import DataError
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""By the header's type of colour."""
+"""Values of a pixel, by the type of colour in the header."""
 _PLAIN = ((0, 0, 1, 1),)
 _INTERLACED = (  # Adam7: first column and row of each pass, and the steps between its own
     (0, 0, 8, 8),
@@ -27,7 +27,7 @@ _PART = 1 << 20
 def check_rows(data: bytes) -> None:
     """Refuses a PNG file whose compressed stream ends before its last row.
 
-    Takes what it takes to decompress the file, and a megabyte at most.
+    Takes the time of decompressing the file, and a megabyte at most.
 
     Args:
         data: a PNG file with a header that Pillow accepts.
@@ -49,7 +49,7 @@ def check_rows(data: bytes) -> None:
 
 
 def _stream_size(data: bytes, most: int) -> int:
-    """Bytes that the image's chunks decompress to, counted up to a number."""
+    """Returns the size of the decompressed chunks, counted up to `most`."""
     stream, size, place = zlib.decompressobj(), 0, 8
     while place + 8 <= len(data) and size < most and not stream.eof:
         length = int.from_bytes(data[place : place + 4], "big")

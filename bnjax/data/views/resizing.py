@@ -1,4 +1,4 @@
-"""A part of an image resized: by Pillow, and "bilinear" by cykooz_resizer where it is installed.
+"""Resizing a part of an image: by Pillow, or "bilinear" by cykooz_resizer where it is installed.
 
 Both compute in integers. The second does it with SIMD instructions, faster and with the same bits
 as without them; its pixels differ from Pillow's by rounding, one level of 255 at most. So a run's
@@ -21,7 +21,7 @@ except ImportError:
     simd = None
 
 Interpolation = Literal["bilinear", "area", "nearest", "bicubic"]
-"""How an image is resized. All but "nearest" average over what an output pixel covers."""
+"""Rules of resizing. All but "nearest" average over the pixels that an output pixel covers."""
 
 Pixels = Pillow.Image | np.ndarray
 """An image of mode "RGB", or uint8 [height, width, 3]."""
@@ -40,7 +40,7 @@ _FILTERS = {
 def resize(
     pixels: Pixels, edges: Edges, size: tuple[int, int], interpolation: Interpolation
 ) -> np.ndarray:
-    """What lies between edges at another size; pixels outside do not count.
+    """Resizes the part between edges; pixels outside do not count.
 
     Pixel centres are at halves, and the filter's support grows with the scale: Pillow's rule, by
     which a smaller image has no aliases.
@@ -62,7 +62,7 @@ def resize(
 
 
 def _cut(pixels: Pixels, edges: Edges) -> tuple[Pixels, Edges]:
-    """The pixels that the edges touch, and the edges within these."""
+    """Returns the pixels that the edges touch, and the edges within these."""
     left, top, right, bottom = edges
     x, y = int(left), int(top)
     width, height = _size(pixels)

@@ -1,5 +1,6 @@
 """ImageNet's two tar files: checked, prepared without TensorFlow, read back."""
 
+import subprocess
 import sys
 import tempfile
 from typing import NamedTuple
@@ -191,3 +192,21 @@ def test_a_folder_that_cannot_be_written_is_found_before_hours_of_reading(
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"data_dir .* cannot be written \(Read-only file system"):
         prepare(tars, tmp_path, release)
+
+
+def test_a_missing_extra_is_one_line():
+    """Fails where the import of the command line's reader stands outside of `command()`."""
+    program = (
+        "import runpy, sys; sys.modules['tyro'] = None; "
+        "runpy.run_module('bnjax.data.imagenet', run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    said = "error: this needs tyro: pip install 'bnjax[data]'\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", said)
+
+
+def test_the_command_helps():
+    command = [sys.executable, "-m", "bnjax.data.imagenet", "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert "usage: python -m bnjax.data.imagenet" in ended.stdout
+    assert ended.returncode == 0

@@ -1,125 +1,32 @@
 """`mnist` against tiny MNIST-like files made here and served on localhost."""
 
-import contextlib
 import gzip
 import hashlib
-import http.server
-import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from made_mnist import (
+    COUNTS,
+    FILES,
+    GENUINE,
+    Origin,
+    announce,
+    assert_nothing_prepared,
+    be_tiny,
+    fake_arrays,
+    fake_files,
+    idx,
+)
 
 from bnjax.data import DataError, in_memory, open_data
-from bnjax.data.prepare import fetch as fetch_module
 from bnjax.data.sets import FACTS
 
-COUNTS = {"train": 60, "test": 20}
-FILES = {
-    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-}
 SHARD = "mnist-train.array_record-00000-of-00001"
-GENUINE = FACTS["mnist"]
 ORDER_HEAD = [39, 55, 28, 6, 50, 47, 33, 16]  # of the numbers below 60 in the genuine mnist/3.0.1
-
-
-class UrlInfo(NamedTuple):
-    size: int
-    checksum: str
-    filename: str
-
-
-class Origin:
-    """A server on localhost; `answers[file]` are the bodies it sends, the last one for ever."""
-
-    def __init__(self):
-        self.answers: dict[str, list[bytes]] = {}
-        self.sent_length: int | None = None
-        self.asked: list[str] = []
-        origin = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                name = self.path.lstrip("/")
-                origin.asked.append(name)
-                bodies = origin.answers.get(name)
-                if bodies is None:
-                    self.send_error(404)
-                    return
-                body = bodies.pop(0) if len(bodies) > 1 else bodies[0]
-                self.send_response(200)
-                self.send_header("Content-Length", str(origin.sent_length or len(body)))
-                self.end_headers()
-                with contextlib.suppress(OSError):  # the client may have read enough
-                    self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def idx(array):
-    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
-    return gzip.compress(header + array.astype(np.uint8).tobytes(), mtime=0)
-
-
-def fake_arrays(counts):
-    rng = np.random.default_rng(0)
-    return {
-        split: (
-            rng.integers(0, 256, (n, 28, 28), dtype=np.uint8),
-            np.arange(n, dtype=np.uint8) % 10,
-        )
-        for split, n in counts.items()
-    }
-
-
-def fake_files(counts=COUNTS):
-    return {
-        name: idx(array)
-        for split, arrays in fake_arrays(counts).items()
-        for name, array in zip(FILES[split], arrays, strict=True)
-    }
-
-
-def announce(monkeypatch, url, files, builder="mnist"):
-    """Makes tensorflow-datasets name these files, at this address, as the set's origin."""
-    infos = {
-        url + name: UrlInfo(len(data), hashlib.sha256(data).hexdigest(), name)
-        for name, data in files.items()
-    }
-    monkeypatch.setattr(tfds.builder_cls(builder), "url_infos", infos)
-
-
-def be_tiny(monkeypatch):
-    for name in ("mnist", "fashion_mnist"):
-        monkeypatch.setitem(FACTS, name, GENUINE._replace(**COUNTS, folder=name))
-
-
-@pytest.fixture
-def origin(monkeypatch):
-    """Tiny `mnist` at a server that has it; what the server sends can be changed by the test."""
-    be_tiny(monkeypatch)
-    server = Origin()
-    server.answers = {name: [data] for name, data in fake_files().items()}
-    announce(monkeypatch, server.url, fake_files())
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +50,6 @@ def copied(prepared, tmp_path, monkeypatch):
     root = tmp_path / "data"
     shutil.copytree(prepared / "mnist", root / "mnist")
     return root, root / "mnist" / "3.0.1"
-
-
-def assert_nothing_prepared(root):
-    assert not list(root.glob("mnist/*"))
-    assert not list(root.rglob("*.part"))
 
 
 def test_unknown_name_is_refused_with_the_choices():
@@ -231,134 +133,6 @@ def test_home_is_the_last_resort(copied, monkeypatch, origin):
     monkeypatch.setenv("USERPROFILE", str(root.parent))
     open_data("mnist")
     assert not origin.asked
-
-
-def test_wrong_file_is_asked_for_twice_and_refused(tmp_path, origin):
-    name = FILES["test"][0]
-    wrong = fake_files({"train": 60, "test": 21})[name]
-    right = fake_files()[name]
-    origin.answers[name] = [wrong]
-    with pytest.raises(DataError) as caught:
-        open_data("mnist", data_dir=tmp_path)
-    message = str(caught.value)
-    for part in (
-        origin.url + name,
-        f"expected {len(right)} bytes with SHA-256 {hashlib.sha256(right).hexdigest()}",
-        f"got {len(wrong)} bytes with SHA-256 {hashlib.sha256(wrong).hexdigest()}, 2 times",
-    ):
-        assert part in message
-    assert origin.asked.count(name) == 2
-    assert not list(tmp_path.rglob(name))
-    assert_nothing_prepared(tmp_path)
-
-
-def test_same_size_with_other_bytes_is_refused(tmp_path, origin):
-    name = FILES["train"][1]
-    data = fake_files()[name]
-    origin.answers[name] = [data[:-1] + bytes([data[-1] ^ 1])]
-    with pytest.raises(DataError, match="SHA-256"):
-        open_data("mnist", data_dir=tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["short", "long", "broken off"])
-def test_second_try_mends_a_bad_first(damage, tmp_path, origin):
-    name = FILES["train"][0]
-    data = fake_files()[name]
-    bad = {"short": data[:1000], "long": data + bytes(300_000), "broken off": data[:1000]}[damage]
-    origin.answers[name] = [bad, data]
-    if damage == "broken off":
-        origin.sent_length = len(data)
-        origin.answers = {name: [bad, data]}
-        remote = fetch_module.Remote(origin.url + name, len(data), hashlib.sha256(data).hexdigest())
-        path = fetch_module.fetch_file(remote, tmp_path / "file.gz")
-        assert path.read_bytes() == data
-    else:
-        open_data("mnist", data_dir=tmp_path)
-    assert origin.asked.count(name) == 2
-
-
-def test_body_without_end_is_cut_short(tmp_path, origin):
-    """Fails where a server can fill the disk."""
-    name = FILES["train"][1]
-    origin.answers[name] = [bytes(10_000_000)]
-    with pytest.raises(DataError) as caught:
-        open_data("mnist", data_dir=tmp_path)
-    got = re.search(r"got (\d+) bytes", str(caught.value))
-    assert got
-    assert int(got[1]) < 200_000
-
-
-def test_transfer_that_stalls_is_given_up(tmp_path, monkeypatch, origin):
-    """Fails, by never ending, where a body may take for ever."""
-    monkeypatch.setattr(fetch_module, "STALL_S", 0.2)
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/f"
-        server.settimeout(5)
-        done = threading.Event()
-
-        def serve():
-            with contextlib.ExitStack() as connections:
-                for _ in range(fetch_module.ATTEMPTS):
-                    connection = connections.enter_context(server.accept()[0])
-                    connection.recv(1 << 16)
-                    connection.sendall(head)
-                done.wait()
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            with pytest.raises(DataError, match=r"got 3 bytes .* then TimeoutError"):
-                fetch_module.fetch_file(fetch_module.Remote(url, 1000, "0"), tmp_path / "f")
-        finally:
-            done.set()
-            thread.join()
-    assert not list(tmp_path.iterdir())
-
-
-def assert_tells_two_ways_on(message, root):
-    assert str(root / "mnist" / "3.0.1") in message
-    for part in (
-        "mnist is not in",
-        "TFDS_DATA_DIR",
-        "--data-dir",
-        "open_data('mnist'",
-        "mnist5k",
-    ):
-        assert part in message
-
-
-def test_refused_connection_fails_at_once(tmp_path, monkeypatch, origin):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    announce(monkeypatch, f"http://127.0.0.1:{port}/", fake_files())
-    start = time.monotonic()
-    with pytest.raises(DataError, match="refused") as caught:
-        open_data("mnist", data_dir=tmp_path)
-    assert time.monotonic() - start < 2
-    assert f"127.0.0.1:{port}/" in str(caught.value)
-    assert_tells_two_ways_on(str(caught.value), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_server_that_never_answers_fails_in_time(tmp_path, monkeypatch, origin):
-    """Fails where only the socket's own time limit counts, which is longer."""
-    assert fetch_module.ANSWER_S <= 4
-    monkeypatch.setattr(fetch_module, "ANSWER_S", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        announce(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}/", fake_files())
-        start = time.monotonic()
-        with pytest.raises(DataError, match=r"no answer within 0\.5 s") as caught:
-            open_data("mnist", data_dir=tmp_path)
-        assert 0.5 <= time.monotonic() - start < 2
-    assert_tells_two_ways_on(str(caught.value), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_error_status_is_named(tmp_path, origin):
-    del origin.answers[FILES["train"][0]]
-    with pytest.raises(DataError, match="404"):
-        open_data("mnist", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
