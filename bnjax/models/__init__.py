@@ -7,6 +7,7 @@ from bnjax.models.inception_v3 import InceptionV3
 from bnjax.models.layers import scaled_tanh
 from bnjax.models.lenet import LeNet5
 from bnjax.models.mlp import MLP
+from bnjax.models.norms import fuses_activation, norm_by_name
 from bnjax.models.pretrained import (
     Preprocessing,
     Pretrained,
@@ -26,8 +27,10 @@ __all__ = [
     "Preprocessing",
     "Pretrained",
     "Saved",
+    "fuses_activation",
     "load_pretrained",
     "load_safetensors",
+    "norm_by_name",
     "save_safetensors",
     "scaled_tanh",
 ]
