@@ -16,6 +16,7 @@ from bnjax.models.pretrained import (
     load_safetensors,
     save_safetensors,
 )
+from bnjax.models.training_mode import apply_train
 
 __all__ = [
     "MLP",
@@ -27,6 +28,7 @@ __all__ = [
     "Preprocessing",
     "Pretrained",
     "Saved",
+    "apply_train",
     "fuses_activation",
     "load_pretrained",
     "load_safetensors",
