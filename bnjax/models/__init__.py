@@ -7,6 +7,7 @@ from bnjax.models.inception_v3 import InceptionV3
 from bnjax.models.layers import scaled_tanh
 from bnjax.models.lenet import LeNet5
 from bnjax.models.mlp import MLP
+from bnjax.models.norms import fuses_activation, norm_by_name
 from bnjax.models.pretrained import (
     Preprocessing,
     Pretrained,
@@ -15,6 +16,7 @@ from bnjax.models.pretrained import (
     load_safetensors,
     save_safetensors,
 )
+from bnjax.models.training_mode import apply_train
 
 __all__ = [
     "MLP",
@@ -26,8 +28,11 @@ __all__ = [
     "Preprocessing",
     "Pretrained",
     "Saved",
+    "apply_train",
+    "fuses_activation",
     "load_pretrained",
     "load_safetensors",
+    "norm_by_name",
     "save_safetensors",
     "scaled_tanh",
 ]

@@ -14,7 +14,7 @@ from bnjax.models.inception import (
     check_choice,
     googlenet_stem,
 )
-from bnjax.models.layers import Norm
+from bnjax.models.norms import Norm, accepts, find_norm
 from bnjax.models.pooling import average_pool, max_pool
 
 
@@ -141,9 +141,10 @@ class BNInception(InceptionNetwork):
         return self._classify(x, train)
 
     def _norm_of(self, name: str) -> Norm | None:
-        if self.norm is None or name not in self.per_activation:
-            return self.norm
-        return partial(self.norm, axis=(1, 2, 3))
+        norm = find_norm(self.norm)
+        if norm is None or name not in self.per_activation:
+            return norm
+        return partial(norm, axis=(1, 2, 3))
 
     def _check(self, images: jax.Array) -> None:
         super()._check(images)
@@ -152,5 +153,9 @@ class BNInception(InceptionNetwork):
         check_choice("padding", self.padding, ("SAME", "SYMMETRIC"))
         for name in self.per_activation:
             check_choice("per_activation", name, [row.name for row in FIGURE_5])
-        if self.per_activation and self.norm is None:
-            raise ValueError(f"per_activation={self.per_activation} needs a norm, got norm=None.")
+        norm = find_norm(self.norm)
+        if self.per_activation and (norm is None or not accepts(norm, "axis")):
+            raise ValueError(
+                f"per_activation={self.per_activation} needs a norm with an argument `axis`, such "
+                f"as BatchNorm, got norm={norm!r}."
+            )

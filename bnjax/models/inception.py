@@ -10,13 +10,12 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from bnjax.models.layers import (
-    Activation,
     ConvNorm,
     Dropout,
     Initializer,
-    Norm,
     local_response_normalization,
 )
+from bnjax.models.norms import Activation, Norm, WithNorm
 from bnjax.models.pooling import max_pool
 
 PoolRule = Literal["SAME", "CEIL"]
@@ -57,7 +56,7 @@ REDUCTIONS = {  # strides go in the order of Szegedy et al. 2016, Table 2: the f
 }
 
 
-class InceptionNetwork(nn.Module):
+class InceptionNetwork(WithNorm):
     """The settings of every network of the family.
 
     Attributes:
@@ -78,7 +77,7 @@ class InceptionNetwork(nn.Module):
     """
 
     classes: int = 1000
-    norm: Norm | None = None
+    norm: Norm | str | None = None
     activation: Activation = nn.relu
     width: float = 1.0
     stem_stride: int = 8

@@ -23,7 +23,7 @@ from bnjax.models.inception_modules import (
     ReductionTo17,
     Traditional,
 )
-from bnjax.models.layers import Norm
+from bnjax.models.norms import Norm
 from bnjax.models.pooling import average_pool, max_pool
 
 AUXILIARY_WEIGHT = 0.4
@@ -138,7 +138,7 @@ class SideHead(nn.Module):
 
     classes: int
     conv: Conv
-    hidden_norm: Norm | None
+    hidden_norm: Norm | str | None
     dtype: Dtype | None
     param_dtype: Dtype
 

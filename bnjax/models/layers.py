@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -11,22 +11,17 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
 
-from bnjax.linen import BatchNorm
 from bnjax.models.convolutions import pointwise_convolution
+from bnjax.models.norms import Activation, Norm, WithNorm, normalize_and_activate
 from bnjax.models.pooling import average_pool
 
-Norm = Callable[..., nn.Module]
-"""Makes a normalization layer, `norm(use_running_average=..., name=...)`, for example
-`functools.partial(bnjax.linen.BatchNorm, momentum=0.99)`. A model with a `dtype` adds `dtype=`."""
-
-Activation = Callable[[jax.Array], jax.Array]
 Initializer = Callable[..., jax.Array]
 Padding = Literal["SAME", "SYMMETRIC", "VALID"]
 """Of a convolution. With a stride, `"SAME"` (TensorFlow) pads more at the bottom and right where
 `"SYMMETRIC"` (Caffe, torch) pads all sides alike; without one, they are the same."""
 
 
-class NormActivation(nn.Module):
+class NormActivation(WithNorm):
     """Normalization, then the nonlinearity: z = g(BN(W u)) (Ioffe & Szegedy 2015, section 3.2).
 
     The layer before it has a bias only without normalization, whose own bias takes its place. The
@@ -37,16 +32,16 @@ class NormActivation(nn.Module):
         activation: g.
     """
 
-    norm: Norm | None
+    norm: Norm | str | None
     activation: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `x` to an array of its shape; `train` says whose moments normalize."""
-        return _normalize_and_activate(self, x, self.norm, self.activation, train)
+        return normalize_and_activate(self, x, self.norm, self.activation, train=train)
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(WithNorm):
     """Convolution, normalization, nonlinearity; the convolution has a bias only without `norm`.
 
     The nonlinearity's input is kept as `preactivation` in the collection `intermediates`, if
@@ -73,7 +68,7 @@ class ConvNorm(nn.Module):
     strides: int = 1
     padding: Padding = "SAME"
     depth_multiplier: int = 0
-    norm: Norm | None = None
+    norm: Norm | str | None = None
     activation: Activation = nn.relu
     width: float = 1.0
     kernel_init: Initializer = nn.initializers.he_normal()
@@ -114,10 +109,12 @@ class ConvNorm(nn.Module):
             else None,
             name="conv",
         )(x)
-        return _normalize_and_activate(self, x, self.norm, self.activation, train, self.dtype)
+        return normalize_and_activate(
+            self, x, self.norm, self.activation, train=train, dtype=self.dtype
+        )
 
 
-class DenseNorm(nn.Module):
+class DenseNorm(WithNorm):
     """Dense layer, normalization, nonlinearity: `ConvNorm` for features without positions.
 
     Attributes:
@@ -132,7 +129,7 @@ class DenseNorm(nn.Module):
     """
 
     features: int
-    norm: Norm | None = None
+    norm: Norm | str | None = None
     activation: Activation = nn.relu
     width: float = 1.0
     kernel_init: Initializer = nn.initializers.he_normal()
@@ -152,38 +149,9 @@ class DenseNorm(nn.Module):
             param_dtype=self.param_dtype,
             name="dense",
         )(x)
-        return _normalize_and_activate(self, x, self.norm, self.activation, train, self.dtype)
-
-
-def _normalize_and_activate(
-    module: nn.Module,
-    x: jax.Array,
-    norm: Norm | None,
-    activation: Activation,
-    train: bool,
-    dtype: Dtype | None = None,
-) -> jax.Array:
-    """The one place where a normalization meets its nonlinearity, inside `module`.
-
-    Where bnjax's batch normalization can apply it, it does: the backward pass then keeps one
-    array for both.
-    """
-    if norm is not None:
-        options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-        watched = module.is_mutable_collection("intermediates")
-        if activation in _FUSED and not watched and getattr(norm, "func", norm) is BatchNorm:
-            options["activation"] = _FUSED[activation]
-            activation = _identity
-        x = norm(use_running_average=not train, name="norm", **options)(x)
-    module.sow("intermediates", "preactivation", x)
-    return activation(x)
-
-
-_FUSED: dict[Activation, Literal["relu", "sigmoid"]] = {nn.relu: "relu", nn.sigmoid: "sigmoid"}
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
+        return normalize_and_activate(
+            self, x, self.norm, self.activation, train=train, dtype=self.dtype
+        )
 
 
 def scaled(features: int, width: float) -> int:

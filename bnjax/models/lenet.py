@@ -6,20 +6,15 @@ import flax.linen as nn
 import jax
 
 from bnjax.models.convolutions import patch_convolution
-from bnjax.models.layers import (
-    Activation,
-    Initializer,
-    Norm,
-    NormActivation,
-    Subsample,
-)
+from bnjax.models.layers import Initializer, NormActivation, Subsample
+from bnjax.models.norms import Activation, Norm, WithNorm
 from bnjax.models.pooling import average_pool
 
 Pool = Literal["average", "max", "subsample"]
 Convolution = Literal["patches", "xla"]
 
 
-class LeNet5(nn.Module):
+class LeNet5(WithNorm):
     """C1 5x5x6, pool, C3 5x5x16, pool, C5 120, F6 84, output: 61,706 parameters for one channel.
 
     Unlike the classical network, C3 sees all maps of the layer before, and the output is linear
@@ -36,7 +31,7 @@ class LeNet5(nn.Module):
     """
 
     classes: int = 10
-    norm: Norm | None = None
+    norm: Norm | str | None = None
     activation: Activation = nn.tanh
     pool: Pool = "average"
     kernel_init: Initializer = nn.initializers.lecun_normal()

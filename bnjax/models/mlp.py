@@ -3,10 +3,11 @@
 import flax.linen as nn
 import jax
 
-from bnjax.models.layers import Activation, Initializer, Norm, NormActivation
+from bnjax.models.layers import Initializer, NormActivation
+from bnjax.models.norms import Activation, Norm, WithNorm
 
 
-class MLP(nn.Module):
+class MLP(WithNorm):
     """784-100-100-100-10 with sigmoids by default; any input is flattened.
 
     99,710 parameters for 28x28 images without normalization, 100,010 with it.
@@ -21,7 +22,7 @@ class MLP(nn.Module):
 
     hidden: tuple[int, ...] = (100, 100, 100)
     classes: int = 10
-    norm: Norm | None = None
+    norm: Norm | str | None = None
     activation: Activation = nn.sigmoid
     kernel_init: Initializer = nn.initializers.normal(0.1)
 

@@ -24,7 +24,8 @@ from jax.sharding import PartitionSpec as P
 import bnjax.linen
 from bnjax.evidence.records import environment
 from bnjax.models.bn_inception import BNInception
-from bnjax.models.layers import ConvNorm, Norm
+from bnjax.models.layers import ConvNorm
+from bnjax.models.norms import Norm
 from bnjax.training.objectives import Objective
 from bnjax.training.optimizers import sgd
 from bnjax.training.program_cost import ProgramCost, abstract, compile_program

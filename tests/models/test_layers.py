@@ -171,25 +171,6 @@ def test_scaled_rounds_half_up_and_leaves_a_channel(features, width, expected):
     assert scaled(features, width) == expected
 
 
-def test_a_norm_gets_a_dtype_only_from_a_model_that_has_one():
-    """So that a factory for a layer without that argument serves float32 models."""
-    given = []
-
-    def norm(**arguments):
-        given.append(arguments)
-        return BatchNorm(**arguments)
-
-    for dtype in (None, jnp.bfloat16):
-        layer = ConvNorm(2, (1, 1), norm=norm, dtype=dtype)
-        jax.eval_shape(
-            lambda layer=layer: layer.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)), train=True)
-        )
-    assert given == [
-        {"use_running_average": False, "name": "norm"},
-        {"use_running_average": False, "name": "norm", "dtype": jnp.bfloat16},
-    ]
-
-
 @pytest.mark.parametrize("activation", [nn.relu, nn.sigmoid])
 def test_our_normalization_applies_the_activation_itself(activation):
     """The same numbers as one after the other; fewer bytes between the passes.

@@ -13,7 +13,14 @@ import pytest
 
 from bnjax.data import in_memory, open_data
 from bnjax.linen import BatchNorm
-from bnjax.models import BNInception, GoogLeNet, InceptionV3, googlenet, inception_v3
+from bnjax.models import (
+    BNInception,
+    GoogLeNet,
+    InceptionV3,
+    apply_train,
+    googlenet,
+    inception_v3,
+)
 from bnjax.recalibration import recalibrate
 from bnjax.training.objectives import classification_objective
 from bnjax.training.optimizers import make_optimizer, momentum_sgd
@@ -88,12 +95,8 @@ def train(arm: Arm, digits: Any) -> tuple[TrainState, int]:
     """Steps on all digits until the loss is low; the state that had it, how many it had right."""
     model, tx, auxiliary_weights, gain = arm
 
-    def apply(variables, images):
-        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return logits, updates.get("batch_stats", {})
-
     objective = classification_objective(auxiliary_weights=auxiliary_weights)
-    step = jax.jit(make_train_step(apply, tx, objective))
+    step = jax.jit(make_train_step(partial(apply_train, model), tx, objective))
     variables = initial(model, digits[0], gain)
     state = TrainState(
         jnp.int32(0),

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bnjax.linen import BatchNorm
-from bnjax.models import BNInception, GoogLeNet, InceptionV3, load_pretrained
+from bnjax.models import BNInception, GoogLeNet, InceptionV3, load_pretrained, norm_by_name
 
 CLASSES = 3
 MODEL = GoogLeNet(
@@ -202,6 +202,15 @@ def test_all_settings_that_differ_are_listed(tmp_path, state):
         load(tmp_path, state, MODEL.clone(norm=None))
     with pytest.raises(ValueError, match="averaging='cumulative'"):
         load(tmp_path, state, MODEL.clone(norm=partial(MODEL.norm, averaging="cumulative")))
+
+
+def test_another_normalization_is_refused(tmp_path, state):
+    """Red without the check: it has no place for the file's statistics."""
+    model = MODEL.clone(norm=norm_by_name("group:8", epsilon=1e-3))
+    with pytest.raises(ValueError, match="kind=GroupNorm at conv1/norm, needed: BatchNorm"):
+        load(tmp_path, state, model)
+    flax = load(tmp_path, state, MODEL.clone(norm=partial(nn.BatchNorm, epsilon=1e-3)))
+    assert structure(flax.variables) == structure(needed(MODEL))
 
 
 def test_unknown_sources_are_refused(tmp_path, state):

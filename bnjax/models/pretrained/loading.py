@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from bnjax.linen import BatchNorm
 from bnjax.models.pretrained.names import Entry
 from bnjax.models.pretrained.sources import Preprocessing, Source, SourceName, find_source
 from bnjax.models.summary import is_auxiliary
@@ -37,7 +38,7 @@ class _Outline(NamedTuple):
 
     Attributes:
         leaves: shapes and dtypes.
-        norms: settings of its normalizations, by path.
+        norms: settings of its normalizations, and their `kind`, the class, by path.
         classifiers: initializers of its last layers, by the path of the leaf.
     """
 
@@ -64,7 +65,8 @@ def load_pretrained(
     nothing that their pickles name is run.
 
     Args:
-        model: `InceptionV3`, `GoogLeNet` or `BNInception`, with `bnjax.linen.BatchNorm` as `norm`.
+        model: `InceptionV3`, `GoogLeNet` or `BNInception`, with `bnjax.linen.BatchNorm` (or Flax's)
+            as `norm`.
         path: the file: `.h5` for Keras; `.pth`, `.pt`, `.bin` or `.safetensors` for the others.
         source: `"keras"`, `"torchvision"` or `"timm"` (InceptionV3), `"torchvision"` (GoogLeNet),
             `"pretrainedmodels"` (BNInception).
@@ -121,6 +123,8 @@ def _outline(model: nn.Module, size: int) -> _Outline:
             if path[-1] == "norm":
                 names = ("epsilon", "use_scale", "use_bias", "averaging")
                 norms[path] = {name: getattr(module, name, None) for name in names}
+                is_batch_norm = isinstance(module, BatchNorm | nn.BatchNorm)
+                norms[path]["kind"] = BatchNorm if is_batch_norm else type(module)
             elif path[-1] == "logits" and isinstance(module, nn.Dense):
                 classifiers["params", *path, "kernel"] = module.kernel_init
                 classifiers["params", *path, "bias"] = module.bias_init
@@ -148,6 +152,7 @@ def _check_settings(model: nn.Module, source: Source, outline: _Outline) -> None
     if not outline.norms:
         wrong.append(f"norm=None, needed: partial(BatchNorm, epsilon={source.epsilon:g})")
     needed: dict[str, tuple[Any, ...]] = {
+        "kind": (BatchNorm,),
         "epsilon": (source.epsilon,),
         "use_scale": (True,) if source.scale else (True, False),
         "use_bias": (True,),
@@ -157,8 +162,8 @@ def _check_settings(model: nn.Module, source: Source, outline: _Outline) -> None
         for path, settings in outline.norms.items():
             if settings[name] not in allowed:
                 wrong.append(
-                    f"norm with {name}={settings[name]!r} at {'/'.join(path)}, "
-                    f"needed: {allowed[0]!r}"
+                    f"norm with {name}={_show(settings[name])} at {'/'.join(path)}, "
+                    f"needed: {_show(allowed[0])}"
                 )
                 break
     if wrong:
