@@ -22,20 +22,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bnjax.linen
-from bnjax.evidence.records import environment
-from bnjax.models.bn_inception import BNInception
-from bnjax.models.layers import ConvNorm, Norm
-from bnjax.training.objectives import Objective
-from bnjax.training.optimizers import sgd
-from bnjax.training.program_cost import ProgramCost, abstract, compile_program
-from bnjax.training.state import TrainState
-from bnjax.training.steps import cross_entropy, make_train_step
-from bnjax.training.topologies import (
+from bnjax.compilers.cost import ProgramCost, abstract, compile_program
+from bnjax.compilers.topologies import (
     MissingCompilerError,
     Topology,
     compiler_versions,
     find_topology,
 )
+from bnjax.evidence.records import environment
+from bnjax.models.bn_inception import BNInception
+from bnjax.models.layers import ConvNorm, Norm
+from bnjax.training.objectives import Objective
+from bnjax.training.optimizers import sgd
+from bnjax.training.state import TrainState
+from bnjax.training.steps import cross_entropy, make_train_step
 from experiments.benchmarks.compiled_table import table
 from experiments.kept_rows import KeptRows
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from bnjax.compilers.cost import DoesNotFitError
+from bnjax.compilers.topologies import Topology, compiler_versions
 from bnjax.evidence.records import environment
 from bnjax.linen import BatchNorm
 from bnjax.models.bn_inception import BNInception
 from bnjax.models.inception_v3 import AUXILIARY_WEIGHT, InceptionV3
 from bnjax.training.objectives import classification_objective
 from bnjax.training.optimizers import momentum_sgd, rmsprop
-from bnjax.training.program_cost import DoesNotFitError
-from bnjax.training.topologies import Topology, compiler_versions
 from experiments.benchmarks.compiled import (
     Program,
     compile_data_parallel,

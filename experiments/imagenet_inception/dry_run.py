@@ -20,17 +20,17 @@ import tyro
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax.data.image_data import FACTS
-from bnjax.evidence.records import environment, require_commit
-from bnjax.paths import local_path
-from bnjax.training.parallel import DataParallel, How
-from bnjax.training.program_cost import DoesNotFitError, ProgramCost, abstract, compile_program
-from bnjax.training.step_time import step_time
-from bnjax.training.topologies import (
+from bnjax.compilers.cost import DoesNotFitError, ProgramCost, abstract, compile_program
+from bnjax.compilers.step_time import step_time
+from bnjax.compilers.topologies import (
     Topology,
     compiler_versions,
     find_topology,
 )
+from bnjax.data.image_data import FACTS
+from bnjax.evidence.records import environment, require_commit
+from bnjax.paths import local_path
+from bnjax.training.parallel import DataParallel, How
 from experiments.command_line import ending, output_folder, preset_in
 from experiments.imagenet_inception.config import PRESETS, Config
 from experiments.imagenet_inception.dry_run_table import table
@@ -114,7 +114,7 @@ def dry_run(
 
     Args:
         config: of the run, but for `steps_per_dispatch`, which is one here.
-        topologies: names, see `bnjax.training.topologies`.
+        topologies: names, see `bnjax.compilers.topologies`.
         per_chip: images on each chip; None to split `batch_size`.
         how: the chips share the step.
         keep: a file for what is compiled, until all is: the same call goes on after it.

@@ -116,7 +116,7 @@ def _notes(result: Result) -> Iterator[str]:
         yield (
             "Least time: the slower of products and memory at the makers' stated rates, then all "
             "collectives over the chips' links "
-            "([step_time.py](../../bnjax/training/step_time.py)). A floor: latency, kernels that "
+            "([step_time.py](../../bnjax/compilers/step_time.py)). A floor: latency, kernels that "
             "reach neither rate, and waiting for data come on top."
         )
         yield (

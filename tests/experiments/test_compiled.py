@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 from jaxprs import equations
 
-from bnjax.training import topologies
-from bnjax.training.topologies import MissingCompilerError
+from bnjax.compilers import topologies
+from bnjax.compilers.topologies import MissingCompilerError
 from experiments.benchmarks import compiled
 from experiments.benchmarks.compiled import ARMS, PROGRAMS, Config, measure, table
 

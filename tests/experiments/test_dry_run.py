@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bnjax.training import topologies
+from bnjax.compilers import topologies
+from bnjax.compilers.cost import DoesNotFitError
+from bnjax.compilers.topologies import MissingCompilerError
 from bnjax.training.objectives import Metrics
-from bnjax.training.program_cost import DoesNotFitError
-from bnjax.training.topologies import MissingCompilerError
 from experiments.imagenet_inception import dry_run as module
 from experiments.imagenet_inception.config import PRESETS
 from experiments.imagenet_inception.dry_run import compile_step, dry_run, main

@@ -9,8 +9,8 @@ import sys
 import jax
 import pytest
 
+from bnjax.compilers.cost import DoesNotFitError
 from bnjax.models import bn_inception
-from bnjax.training.program_cost import DoesNotFitError
 from experiments.benchmarks import memory, networks, networks_memory, networks_table
 from experiments.benchmarks.__main__ import main
 from experiments.benchmarks.networks import Size

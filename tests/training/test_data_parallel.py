@@ -20,10 +20,10 @@ from small_runs import (
 )
 from tolerances import PARALLEL, assert_bitwise, assert_trees_close
 
+from bnjax.compilers.hlo import parse
+from bnjax.compilers.hlo_counts import collectives
 from bnjax.training.accumulation import make_accumulating_step, split_batch
 from bnjax.training.averaging import start_average, update_average
-from bnjax.training.hlo import parse
-from bnjax.training.hlo_counts import collectives
 from bnjax.training.objectives import classification_metrics
 from bnjax.training.optimizers import sgd
 from bnjax.training.parallel import DataParallel

@@ -10,8 +10,8 @@ import re
 from math import prod
 from typing import NamedTuple
 
-from bnjax.training.program_cost import ProgramCost
-from bnjax.training.topologies import CUBE, GPUS_PER_HOST, Chip
+from bnjax.compilers.cost import ProgramCost
+from bnjax.compilers.topologies import CUBE, GPUS_PER_HOST, Chip
 
 # A TPU has two links along each direction of its torus. A row of chips also joins its ends if it is
 # 16 long (v5e, v6e), and in slices of whole cubes (v4, v5p): Cloud TPU's page on each. That of v5e

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import jax
 
-from bnjax.training.hlo import parse
-from bnjax.training.hlo_counts import Collective, collectives, matmul_flops, traffic
-from bnjax.training.topologies import Topology
+from bnjax.compilers.hlo import parse
+from bnjax.compilers.hlo_counts import Collective, collectives, matmul_flops, traffic
+from bnjax.compilers.topologies import Topology
 
 Tree = Any
 

@@ -7,8 +7,8 @@ import sys
 import jax
 import pytest
 
-from bnjax.training import topologies
-from bnjax.training.topologies import CHIPS, MissingCompilerError, find_topology
+from bnjax.compilers import topologies
+from bnjax.compilers.topologies import CHIPS, MissingCompilerError, find_topology
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def run(*statements):
     """Runs statements in a new process, where JAX has not started."""
     lines = [
         "import jax",
-        "from bnjax.training.topologies import find_topology",
+        "from bnjax.compilers.topologies import find_topology",
         "jax.config.update('jax_platforms', 'cpu')",
         *statements,
     ]

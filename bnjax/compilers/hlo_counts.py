@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from bnjax.training.hlo import (
+from bnjax.compilers.hlo import (
     Computation,
     Instruction,
     Module,
