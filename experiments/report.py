@@ -14,16 +14,15 @@ from bnjax.command import command
 from bnjax.evidence.report import fill, same_picture
 from experiments.benchmarks import (
     batch_norm,
-    compiled,
     input_pipeline,
     mnist,
     networks,
-    networks_memory,
     train_step,
 )
 from experiments.command_line import ending
+from experiments.compiled import tables as compiled_tables
 from experiments.finished import read_result
-from experiments.imagenet_inception import dry_run_table, evaluation_table
+from experiments.imagenet_inception import evaluation_table
 from experiments.imagenet_inception import figures as imagenet_figures
 from experiments.imagenet_inception import summary as imagenet_summary
 from experiments.imagenet_inception import table as imagenet_table
@@ -44,13 +43,12 @@ FIGURES = {
 }
 """What draws the figures of a folder of runs."""
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
+COMPILED = ROOT / "experiments" / "compiled"
 SPEED = {
     "mnist": mnist,
     "batch_norm": batch_norm,
     "train_step": train_step,
     "networks": networks,
-    "networks_memory": networks_memory,
-    "compiled": compiled,
     "input_pipeline": input_pipeline,
 }
 """Benchmarks whose result is committed."""
@@ -107,6 +105,11 @@ def documents() -> Iterator[tuple[Path, str]]:
         for name, benchmark in GPU.items()
     }
     yield BENCHMARKS / "README.md", _filled(BENCHMARKS / "README.md", speed)
+    compiled = {
+        "normalization": compiled_tables.normalization_table(_result(COMPILED, "normalization")),
+        "memory": compiled_tables.memory_table(_result(COMPILED, "memory")),
+    }
+    yield COMPILED / "README.md", _filled(COMPILED / "README.md", compiled)
     short = {name: blocks[name] for name in ("mnist_arms", "mnist_differences")}
     short["imagenet_wide"] = imagenet["imagenet_wide"]
     yield ROOT / "README.md", _filled(ROOT / "README.md", short)
@@ -140,7 +143,7 @@ def _mnist_blocks(summary: dict[str, Any]) -> dict[str, str]:
 def _imagenet_blocks(summary: dict[str, Any]) -> dict[str, str]:
     return {
         "imagenet_arms": imagenet_table.arms_table(summary),
-        "imagenet_dry_run": dry_run_table.table(_result(IMAGENET, "dry_run")),
+        "imagenet_dry_run": compiled_tables.dry_run_table(_result(IMAGENET, "dry_run")),
         "imagenet_divergence": imagenet_table.divergence_text(summary),
         "imagenet_memory": imagenet_table.memory_text(read_result(LONG).record),
         "imagenet_evaluation": evaluation_table.table(_result(IMAGENET, "evaluation")),

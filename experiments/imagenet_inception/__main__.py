@@ -29,8 +29,9 @@ from experiments.command_line import (
     preset_in,
     unknown_word,
 )
+from experiments.compiled import dry_run
 from experiments.finished import runs_below
-from experiments.imagenet_inception import dry_run, evaluate
+from experiments.imagenet_inception import evaluate
 from experiments.imagenet_inception.config import PRESETS, Config, Task
 from experiments.imagenet_inception.figures import draw
 from experiments.imagenet_inception.runs import check, complete, run_name, task_for

@@ -23,8 +23,9 @@ import pytest
 from bnjax.data import imagenet
 from bnjax.models import __main__ as models
 from experiments import report, verify
+from experiments.compiled import dry_run
 from experiments.imagenet_inception import __main__ as inception
-from experiments.imagenet_inception import dry_run, evaluate
+from experiments.imagenet_inception import evaluate
 from experiments.imagenet_inception.config import Config as InceptionConfig
 from experiments.mnist_lenet import __main__ as lenet
 from experiments.mnist_lenet import runs as lenet_runs
@@ -204,7 +205,7 @@ def no_compute() -> Iterator[None]:
         for module, name in (
             (lenet, "complete"),
             (inception, "complete"),
-            (dry_run, "_row"),
+            (dry_run, "compile_cases"),
             (models, "summarize"),
             (evaluate, "measure"),
             (lenet_runs, "rerun"),

@@ -217,6 +217,18 @@ def test_what_is_fetched_outlives_donation():
     assert fetched["weight"].tolist() == [1] * 4
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_shardings_are_those_of_the_arrays(axis):
+    """Red where the other axis is split, or a copy is: for devices that hold no arrays."""
+    parallel = over("jit")
+    whole, rows = parallel.shardings(axis=axis)
+    array = np.ones((8, 8))
+    assert parallel.replicate(array).sharding == whole
+    assert parallel.split(array, axis=axis).sharding == rows
+    assert whole.shard_shape((8, 8)) == (8, 8)
+    assert rows.shard_shape((8, 8)) == ((1, 8), (8, 1))[axis]
+
+
 COLLECTIVES = {  # of one step: forward and backward of two layers, the gradient, the counts
     ("all", "mapped"): {"all-gather": 2, "all-reduce": 2 + 1 + 1},
     ("all", "jit"): {"all-gather": 2, "all-reduce": 2 + 1 + 1},
