@@ -12,6 +12,7 @@ import pytest
 
 from bnjax.compilers import topologies
 from bnjax.compilers.topologies import MissingCompilerError
+from bnjax.models import bn_inception
 from bnjax.training.objectives import Metrics
 from experiments.compiled import dry_run as module
 from experiments.compiled.dry_run import dry_run, main
@@ -107,8 +108,9 @@ def test_what_runs_is_what_is_compiled(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_network_normalizes_without_collectives_where_groups_stay_on_a_chip():
-    """The gradients' are the only ones, few and together."""
+def test_the_network_normalizes_without_collectives_where_groups_stay_on_a_chip(monkeypatch):
+    """The gradients' are the only ones, few and together; one Inception module of ten."""
+    monkeypatch.setattr(bn_inception, "FIGURE_5", bn_inception.FIGURE_5[2:3])
     config = replace(PRESETS["quick"], arms=("bn_x5",), width=1 / 32, normalize_together=4)
     (row,) = dry_run(config, ("cpu:2",), per_chip=4)["rows"]
     (sums,) = row["collectives"].values()

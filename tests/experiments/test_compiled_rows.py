@@ -135,37 +135,23 @@ def test_what_could_not_be_compiled_is_said_in_the_result(module, no_compilers, 
     assert [line for line in lines if line.startswith("- Not compiled: v5e:1x1: ")]
 
 
-def test_the_largest_number_of_cpu_devices_is_asked_for_first():
-    """JAX starts once: in a process of its own."""
-    run("assert [len(t.devices) for t in find_topologies(('cpu:1', 'cpu:3'))[0]] == [1, 3]")
-
-
-def test_importing_the_command_starts_no_backend_and_loads_no_compiler():
-    """With a platform's package installed, nothing else changes."""
-    run(
-        "import jax._src.xla_bridge as bridge",
-        "assert not bridge._backends, 'importing starts a backend'",
-        "assert dict(os.environ) == with_jax",
-    )
-
-
-def run(*statements):
-    """Runs statements in a process where JAX has not started."""
+def test_importing_changes_nothing_and_the_most_cpu_devices_are_asked_for_first():
+    """In a process of its own, for JAX starts once."""
     lines = [
         "import os, jax",
         "jax.config.update('jax_platforms', 'cpu')",
         "with_jax = dict(os.environ)",
         "import experiments.compiled.__main__",
+        "import jax._src.xla_bridge as bridge",
+        "assert not bridge._backends, 'importing starts a backend'",
+        "assert dict(os.environ) == with_jax, 'importing loads a compiler'",
         "from experiments.compiled.rows import find_topologies",
-        *statements,
+        "found, _ = find_topologies(('cpu:1', 'cpu:3'))",
+        "assert [len(topology.devices) for topology in found] == [1, 3]",
     ]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", "\n".join(lines)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", "\n".join(lines)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
