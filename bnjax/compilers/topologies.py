@@ -9,7 +9,7 @@ that computes as well.
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -128,6 +128,33 @@ def find_topology(name: str) -> Topology:
         devices = _cpu(int(size))
         chip = replace(chip, memory_bytes=_host_memory() // len(devices))
     return Topology(name, chip, tuple(devices))
+
+
+def find_topologies(names: Sequence[str]) -> tuple[list[Topology], dict[str, MissingCompilerError]]:
+    """Returns the topologies that can be compiled for, and why the others cannot, by name.
+
+    Raises:
+        ValueError: for a topology that does not exist.
+        MissingCompilerError: if there is none to compile for.
+    """
+    _start_with_enough_cpu_devices(names)
+    found: list[Topology] = []
+    missing: dict[str, MissingCompilerError] = {}
+    for name in names:
+        try:
+            found.append(find_topology(name))
+        except MissingCompilerError as error:
+            missing[name] = error
+    if missing and not found:
+        raise next(reversed(missing.values()))
+    return found, missing
+
+
+def _start_with_enough_cpu_devices(names: Sequence[str]) -> None:
+    """JAX starts once, with as many as the first topology asks for."""
+    counts = [int(size) for size in re.findall(r"\bcpu:([1-9]\d*)\b", " ".join(names))]
+    if counts:
+        find_topology(f"cpu:{max(counts)}")
 
 
 def compiler_versions() -> dict[str, str]:

@@ -19,11 +19,13 @@ import tyro
 from bnjax.command import command
 from experiments.command_line import ending, unknown_word
 from experiments.compiled import dry_run, memory, normalization
-from experiments.compiled.rows import write
+from experiments.compiled.results import write
+from experiments.compiled.rows import measure
 from experiments.compiled.tables import memory_table, normalization_table
 
 _MODULE = "experiments.compiled"
 _RESULTS = Path(__file__).parent / "results"
+_WORDS = ("dry-run", "memory", "normalization")
 
 
 def run_memory(
@@ -32,13 +34,11 @@ def run_memory(
 ) -> None:
     """Peak memory of a training step on one chip, by network and batch.
 
-    Minutes for each; a command that was cut short goes on when it is given again.
-
     Args:
         config: what to compile.
-        out: File for the result as JSON.
+        out: File for the result as JSON. What was cut short goes on with the same command.
     """
-    write(partial(memory.measure, config), memory_table, out, _RESULTS)
+    write(partial(measure, "memory", config), memory_table, out, _RESULTS)
 
 
 def run_normalization(
@@ -47,16 +47,11 @@ def run_normalization(
 ) -> None:
     """Bytes, memory, time and collectives that batch normalization adds, on TPUs and GPUs.
 
-    Minutes for each; a command that was cut short goes on when it is given again.
-
     Args:
         config: what to compile.
-        out: File for the result as JSON.
+        out: File for the result as JSON. What was cut short goes on with the same command.
     """
-    write(partial(normalization.measure, config), normalization_table, out, _RESULTS)
-
-
-_COMMANDS = {"memory": run_memory, "normalization": run_normalization}
+    write(partial(measure, "normalization", config), normalization_table, out, _RESULTS)
 
 
 @command()
@@ -70,10 +65,11 @@ def main() -> None:
         if word in ("-h", "--help"):
             print(__doc__)
             return
-        if word not in _COMMANDS:
-            raise ValueError(unknown_word(word, ("dry-run", *_COMMANDS)))
+        if word not in _WORDS:
+            raise ValueError(unknown_word(word, _WORDS))
+        run = run_memory if word == "memory" else run_normalization
         tyro.cli(
-            _COMMANDS[word],
+            run,
             prog=f"python -m {_MODULE} {word}",
             args=argv,
             config=(tyro.conf.OmitArgPrefixes,),

@@ -14,24 +14,23 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from bnjax.compilers.topologies import Topology
+from bnjax.compilers.topologies import Topology, find_topologies
 from bnjax.data.image_data import FACTS
 from bnjax.training.parallel import DataParallel, How
 from experiments.command_line import ending, preset_in
+from experiments.compiled.results import write
 from experiments.compiled.rows import (
+    SCHEMA,
     Case,
     Result,
     check_names,
     compile_cases,
-    find_topologies,
-    write,
 )
 from experiments.compiled.steps import AbstractStep
 from experiments.compiled.tables import dry_run_table
 from experiments.imagenet_inception.config import PRESETS, Config
 from experiments.imagenet_inception.programs import training_program
 
-SCHEMA = 1
 _RESULTS = Path(__file__).parents[1] / "imagenet_inception" / "results"
 PER_CHIP = 32
 """Images on a chip: the paper's mini-batch, of one replica."""

@@ -4,23 +4,22 @@ Activations are bfloat16, parameters float32; the batch, and what normalizes it,
 chips.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax.numpy as jnp
 
+from bnjax.compilers.topologies import Topology
 from bnjax.linen import BatchNorm
 from bnjax.models.bn_inception import BNInception
 from bnjax.models.inception_v3 import AUXILIARY_WEIGHT, InceptionV3
 from bnjax.training.objectives import classification_objective
 from bnjax.training.optimizers import momentum_sgd, rmsprop
 from bnjax.training.parallel import DataParallel
-from experiments.compiled.rows import Case, Result, check_names, compile_cases, find_topologies
+from experiments.compiled.rows import Case, check_names
 from experiments.compiled.steps import AbstractStep, training_step
 
-SCHEMA = 1
 NORM = partial(BatchNorm, momentum=0.9)
 
 
@@ -45,37 +44,13 @@ class Config:
             if size < 1:
                 raise ValueError(f"batch_sizes must be >= 1, got {size}.")
 
-
-def measure(config: Config, keep: Path | None = None) -> Result:
-    """Compiles a training step for every network, topology and batch.
-
-    Args:
-        config: what to compile.
-        keep: a file for the rows until all are there: the same call goes on after it.
-
-    Returns:
-        JSON values, raw; `missing` names the topologies whose compiler is not installed, and why.
-
-    Raises:
-        ValueError: for a topology that does not exist.
-        MissingCompilerError: if nothing at all can be compiled.
-    """
-    topologies, missing = find_topologies(config.topologies)
-    cases = []
-    for network in config.networks:
-        for topology in topologies:
-            for size in config.batch_sizes:
-                examples = size * len(topology.devices)
-                make = partial(NETWORKS[network], config.remat, examples)
-                identity = {"network": network, "batch_size": size}
-                cases.append(Case(identity, topology, DataParallel(devices=topology.devices), make))
-    settings = {
-        "schema": SCHEMA,
-        "benchmark": "memory",
-        "config": asdict(config),
-        "missing": {name: str(error) for name, error in missing.items()},
-    }
-    return compile_cases(cases, settings, keep)
+    def cases(self, topology: Topology) -> Iterator[Case]:
+        """Yields a training step for every network and batch."""
+        parallel = DataParallel(devices=topology.devices)
+        for network in self.networks:
+            for size in self.batch_sizes:
+                make = partial(NETWORKS[network], self.remat, size * parallel.device_count)
+                yield Case({"network": network, "batch_size": size}, topology, parallel, make)
 
 
 def _bn_inception(remat: bool, examples: int) -> AbstractStep:

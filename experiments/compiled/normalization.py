@@ -5,10 +5,9 @@ and a stack of convolutions. Activations are bfloat16, parameters float32; the b
 the chips, and its moments are those of all of them.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -16,14 +15,13 @@ import jax
 import jax.numpy as jnp
 
 import bnjax.linen
+from bnjax.compilers.topologies import Topology
 from bnjax.models.bn_inception import BNInception
 from bnjax.models.layers import ConvNorm, Norm
 from bnjax.training.optimizers import sgd
 from bnjax.training.parallel import DataParallel
-from experiments.compiled.rows import Case, Result, check_names, compile_cases, find_topologies
+from experiments.compiled.rows import Case, check_names
 from experiments.compiled.steps import AbstractStep, training_step
-
-SCHEMA = 1
 
 LAYERS: dict[str, Norm | None] = {
     "bias": None,
@@ -59,37 +57,14 @@ class Config:
         if not self.width > 0:
             raise ValueError(f"width must be > 0, got {self.width}.")
 
-
-def measure(config: Config, keep: Path | None = None) -> Result:
-    """Compiles every program with every normalization for every topology.
-
-    Args:
-        config: what to compile.
-        keep: a file for the rows until all are there: the same call goes on after it.
-
-    Returns:
-        JSON values, raw; `missing` names the topologies whose compiler is not installed, and why.
-
-    Raises:
-        ValueError: for a topology that does not exist.
-        MissingCompilerError: if nothing at all can be compiled.
-    """
-    topologies, missing = find_topologies(config.topologies)
-    cases = []
-    for topology in topologies:
-        examples = config.batch_size * len(topology.devices)
-        for program in config.programs:
+    def cases(self, topology: Topology) -> Iterator[Case]:
+        """Yields every program with every normalization."""
+        parallel = DataParallel(devices=topology.devices)
+        examples = self.batch_size * parallel.device_count
+        for program in self.programs:
             for arm, norm in LAYERS.items():
-                make = partial(PROGRAMS[program], config, norm, examples)
-                identity = {"program": program, "arm": arm}
-                cases.append(Case(identity, topology, DataParallel(devices=topology.devices), make))
-    settings = {
-        "schema": SCHEMA,
-        "benchmark": "normalization",
-        "config": asdict(config),
-        "missing": {name: str(error) for name, error in missing.items()},
-    }
-    return compile_cases(cases, settings, keep)
+                make = partial(PROGRAMS[program], self, norm, examples)
+                yield Case({"program": program, "arm": arm}, topology, parallel, make)
 
 
 def _bn_inception(config: Config, norm: Norm | None, examples: int) -> AbstractStep:

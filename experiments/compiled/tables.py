@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from bnjax.evidence.tables import table
 from experiments.imagenet_inception.table import NAMES, PAPER
@@ -14,16 +14,10 @@ GPU_ADDED_BYTES = 0.6
 EQUAL = 1.001
 """Target on TPUs, and for memory anywhere: not above Flax's, but for what scheduling moves."""
 
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _TIMES = (
-    "least time on",
-    "products, ms",
-    "memory, ms",
-    "links, ms",
-    "step, ms",
-    "XLA's estimate, ms",
-    "images/s",
-    "hours to the paper's steps",
-    "to its images",
+    *("least time on", "products, ms", "memory, ms", "links, ms", "step, ms"),
+    *("XLA's estimate, ms", "images/s", "hours to the paper's steps", "to its images"),
 )
 _PROGRAMS = {
     "bn_inception": "BN-Inception, a training step",
@@ -31,13 +25,8 @@ _PROGRAMS = {
 }
 _LAYERS = {"bias": "bias alone", "flax": "Flax", "bnjax": "bnjax"}
 _COSTS = (
-    "compiled for",
-    "normalization",
-    "GB to and from memory",
-    "XLA's estimate, ms",
-    "peak memory, MB",
-    "collectives (kB)",
-    "instructions",
+    *("compiled for", "normalization", "GB to and from memory", "XLA's estimate, ms"),
+    *("peak memory, MB", "collectives (kB)", "instructions"),
 )
 _COMPARED = {
     "bytes_accessed": "bytes",
@@ -67,58 +56,44 @@ def dry_run_table(result: Result) -> str:
 
 def _work(rows: list[Row]) -> str:
     compiled = [row for row in rows if not row["refused"]]
-    memory = _unit([row["peak_bytes"] for row in compiled], "G")
-    flops = _unit([row["flops"] for row in compiled], "T")
-    moved = _unit([row["bytes_accessed"] for row in compiled], "G")
-    sent = _unit([_collectives(row).bytes for row in compiled], "M")
+    memory, memory_unit = _unit([row["peak_bytes"] for row in compiled], "G")
+    flops, flops_unit = _unit([row["flops"] for row in compiled], "T")
+    moved, moved_unit = _unit([row["bytes_accessed"] for row in compiled], "G")
+    sent, sent_unit = _unit([_exchanged(row)[1] for row in compiled], "M")
     heads = (
-        "compiled for",
-        "images a step",
-        f"peak memory of a chip, {memory.prefix}B",
-        f"{flops.prefix}FLOP on a chip",
-        f"{moved.prefix}B moved on a chip",
-        f"collectives ({sent.prefix}B)",
+        *("compiled for", "images a step", f"peak memory of a chip, {memory}B"),
+        *(f"{flops}FLOP on a chip", f"{moved}B moved on a chip", f"collectives ({sent}B)"),
     )
 
     def cells(row: Row) -> list[str]:
         head, room = [row["topology"], f"{row['batch_size']:,}"], f"{_giga(row['memory_bytes'])} GB"
         if row["refused"]:
             return [*head, f"does not fit {room}", "", "", ""]
-        count, size = _collectives(row)
+        count, size = _exchanged(row)
+        fits = "fits" if row["fits"] else "does not fit"
         return [
             *head,
-            f"{row['peak_bytes'] / memory.size:.2f}, {'' if row['fits'] else 'does not '}"
-            f"fit{'s' if row['fits'] else ''} {room}",
-            f"{row['flops'] / flops.size:.3f}",
-            f"{row['bytes_accessed'] / moved.size:.2f}",
-            f"{count:,} ({size / sent.size:,.1f})",
+            f"{row['peak_bytes'] / memory_unit:.2f}, {fits} {room}",
+            f"{row['flops'] / flops_unit:.3f}",
+            f"{row['bytes_accessed'] / moved_unit:.2f}",
+            f"{count:,} ({size / sent_unit:,.1f})",
         ]
 
     return table(heads, list(map(cells, rows)))
 
 
-class _Unit(NamedTuple):
-    prefix: str
-    size: float
-
-
-def _unit(values: list[float], largest: str) -> _Unit:
-    """The largest, up to `largest`, in which every value but 0 is at least a tenth."""
+def _unit(values: list[float], largest: str) -> tuple[str, float]:
+    """Returns the largest unit, up to `largest`, in which every value but 0 is at least a tenth."""
     least = min(filter(None, values), default=math.inf)
-    units = [_Unit(prefix, 1000.0**power) for power, prefix in enumerate(("", *"kMGT"))]
-    fitting = [unit for unit in units if least >= unit.size / 10] or units[:1]
-    most = next(unit.size for unit in units if unit.prefix == largest)
-    return max((unit for unit in fitting if unit.size <= most), key=lambda unit: unit.size)
+    known = [prefix for prefix in _UNITS if _UNITS[prefix] <= _UNITS[largest]]
+    prefix = next((prefix for prefix in reversed(known) if least >= _UNITS[prefix] / 10), "")
+    return prefix, _UNITS[prefix]
 
 
-class _Collectives(NamedTuple):
-    count: int
-    bytes: int
-
-
-def _collectives(row: Row) -> _Collectives:
+def _exchanged(row: Row) -> tuple[int, int]:
+    """Returns how many collectives there are, and their bytes."""
     kinds = row["collectives"].values()
-    return _Collectives(sum(k["count"] for k in kinds), sum(k["bytes"] for k in kinds))
+    return sum(kind["count"] for kind in kinds), sum(kind["bytes"] for kind in kinds)
 
 
 def _least_time(row: Row) -> list[str]:
@@ -184,20 +159,15 @@ def normalization_table(result: Result) -> str:
 
 
 def _by_topology(result: Result, program: str) -> Iterator[tuple[str, Layers]]:
-    """The topologies for which all layers were compiled."""
+    """Yields the topologies for which all layers were compiled."""
     for topology in result["config"]["topologies"]:
-        rows = [
-            row
-            for row in result["rows"]
-            if (row["program"], row["topology"]) == (program, topology) and not row.get("refused")
-        ]
-        if len(rows) == len(_LAYERS):
-            yield topology, {row["arm"]: row | _collective_figures(row) for row in rows}
-
-
-def _collective_figures(row: Row) -> Row:
-    count, size = _collectives(row)
-    return {"collective_count": count, "collective_bytes": size}
+        layers = {}
+        for row in result["rows"]:
+            if (row["program"], row["topology"]) == (program, topology) and not row.get("refused"):
+                count, size = _exchanged(row)
+                layers[row["arm"]] = {**row, "collective_count": count, "collective_bytes": size}
+        if len(layers) == len(_LAYERS):
+            yield topology, layers
 
 
 def _comparison(topology: str, layers: Layers) -> Iterator[list[str]]:
@@ -225,7 +195,7 @@ def _ratio(layers: Layers, name: str) -> str:
 
 
 def _added(layers: Layers, name: str) -> float | None:
-    """What bnjax adds to a bias alone, over what Flax adds; None where Flax adds nothing."""
+    """Returns what bnjax adds to a bias over what Flax adds; None where Flax adds nothing."""
     ours, flax, bias = (layers[arm][name] for arm in ("bnjax", "flax", "bias"))
     if None in (ours, flax, bias) or flax <= bias:
         return None
@@ -330,7 +300,7 @@ def _missing(result: Result) -> Iterator[str]:
 
 
 def _versions(result: Result) -> str:
-    """Python's version, then those of packages and compilers."""
+    """Names Python's version, then those of packages and compilers."""
     environment = result["environment"]
     versions = {**environment["versions"], **result["compilers"]}
     named = (f"{name} {version}" for name, version in versions.items())

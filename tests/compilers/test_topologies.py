@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from bnjax.compilers import topologies
-from bnjax.compilers.topologies import CHIPS, MissingCompilerError, find_topology
+from bnjax.compilers.topologies import CHIPS, MissingCompilerError, find_topologies, find_topology
 
 
 @pytest.fixture
@@ -132,6 +132,23 @@ def test_a_missing_compiler_is_named_with_what_installs_it(monkeypatch, name, ra
     assert dict(os.environ) == before
 
 
+def test_a_missing_compiler_leaves_the_others(monkeypatch):
+    def describe(*, platform, **_):
+        if platform == "tpu":
+            raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(topologies.jax_topologies, "get_topology_desc", describe)
+    found, missing = find_topologies(("v5e:1x1", "cpu:2", "h100:1"))
+    assert [topology.name for topology in found] == ["cpu:2"]
+    assert list(missing) == ["v5e:1x1", "h100:1"]
+    assert "bnjax[gpu-aot]" in str(missing["h100:1"])
+    with pytest.raises(MissingCompilerError, match="gpu-aot"):
+        find_topologies(("v5e:1x1", "h100:1"))
+    with pytest.raises(ValueError, match="unknown chip 'v9'"):
+        find_topologies(("v5e:1x1", "cpu:2", "v9:1"))
+
+
 def test_other_errors_of_a_compiler_are_not_hidden(monkeypatch):
     def describe(**asked_for):
         raise RuntimeError("out of luck")
@@ -158,12 +175,13 @@ def test_a_smaller_topology_takes_no_cpu_devices_away(monkeypatch):
 
 
 def test_cpu_devices_are_made_where_jax_has_not_started():
-    """In a process of its own."""
+    """Red where the first of several topologies decides; in a process of its own."""
     lines = [
         "import jax",
-        "from bnjax.compilers.topologies import find_topology",
+        "from bnjax.compilers.topologies import find_topologies",
         "jax.config.update('jax_platforms', 'cpu')",
-        "assert len(find_topology('cpu:3').devices) == 3",
+        "found, _ = find_topologies(('cpu:1', 'cpu:3'))",
+        "assert [len(topology.devices) for topology in found] == [1, 3]",
         "assert jax.device_count() == 3",
     ]
     done = subprocess.run(

@@ -8,6 +8,7 @@ import pytest
 from bnjax.models import bn_inception
 from bnjax.training.optimizers import momentum_sgd
 from experiments.compiled import memory
+from experiments.compiled.rows import measure
 from experiments.compiled.steps import training_step
 from experiments.compiled.tables import memory_table
 
@@ -24,7 +25,7 @@ def test_memory_by_batch_of_a_whole_step(monkeypatch):
     monkeypatch.setattr(bn_inception, "FIGURE_5", bn_inception.FIGURE_5[2:3])
     monkeypatch.setitem(memory.NETWORKS, "bn_inception", small_step)
     with jax.numpy_dtype_promotion("standard"):
-        result = memory.measure(memory.Config(("bn_inception",), (1, 2), ("cpu:1",)))
+        result = measure("memory", memory.Config(("bn_inception",), (1, 2), ("cpu:1",)))
     result = json.loads(json.dumps(result))
     one, two = result["rows"]
     assert (one["batch_size"], two["batch_size"]) == (1, 2)

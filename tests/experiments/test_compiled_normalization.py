@@ -8,7 +8,8 @@ import pytest
 from jaxprs import equations
 
 from bnjax.models import bn_inception
-from experiments.compiled.normalization import LAYERS, PROGRAMS, Config, measure
+from experiments.compiled.normalization import LAYERS, PROGRAMS, Config
+from experiments.compiled.rows import measure
 from experiments.compiled.tables import normalization_table
 
 TINY = Config(programs=("convolutions",), topologies=("cpu:2",), batch_size=2, layers=2)
@@ -24,7 +25,7 @@ def _standard_promotion():
 @pytest.fixture(scope="module")
 def result():
     """A small run, as its file would hold it."""
-    return json.loads(json.dumps(measure(TINY)))
+    return json.loads(json.dumps(measure("normalization", TINY)))
 
 
 def test_the_result_holds_configuration_provenance_and_figures(result):
