@@ -6,7 +6,7 @@ WHAT is one of
   memory         peak memory of the Inception networks' training steps, batch by batch
   normalization  what batch normalization adds to a program, bnjax's and Flax's
 
-and takes --help. XLA's own compilers for TPUs and GPUs run on any machine, and nothing else does.
+and takes --help. XLA's own compilers for TPUs and GPUs run on any machine; the steps do not run.
 """
 
 import sys

@@ -56,9 +56,10 @@ def measure(name: str, config: Any, keep: Path | None = None) -> Result:
         "schema": SCHEMA,
         "benchmark": name,
         "config": asdict(config),
-        "missing": {name: str(error) for name, error in missing.items()},
+        "missing": {topology: str(error) for topology, error in missing.items()},
     }
-    return compile_cases([c for topology in found for c in config.cases(topology)], settings, keep)
+    cases = [case for topology in found for case in config.cases(topology)]
+    return compile_cases(cases, settings, keep)
 
 
 def compile_cases(cases: Sequence[Case], settings: dict[str, Any], keep: Path | None) -> Result:

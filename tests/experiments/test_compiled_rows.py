@@ -23,12 +23,12 @@ SIZE = 4 * 32 * 16
 
 
 def step(examples, **changes):
-    """A step of one product, whose batch `[2, n, 32]` is split along its second axis."""
+    """A step of one product, whose batch `[3, n, 32]` is split along its second axis."""
 
     def update(weights, batch):
         return weights - jax.grad(lambda w: jnp.square(batch @ w).mean())(weights)
 
-    batch = jax.ShapeDtypeStruct((2, examples, 32), jnp.float32)
+    batch = jax.ShapeDtypeStruct((3, examples, 32), jnp.float32)
     return AbstractStep(update, WEIGHTS, batch, axis=1)._replace(**changes)
 
 
@@ -49,7 +49,7 @@ def test_a_row_holds_the_figures_of_one_chip(how, capsys):
     (row,) = result["rows"]
     assert (row["name"], row["topology"], row["platform"]) == ("a", "cpu:2", "cpu")
     assert (row["devices"], row["refused"], row["least_time"]) == (2, None, None)
-    assert row["argument_bytes"] == SIZE + 4 * 2 * 8 * 32
+    assert row["argument_bytes"] == SIZE + 4 * 3 * 8 * 32
     assert row["alias_bytes"] == SIZE
     assert row["memory_bytes"] == find_topology("cpu:2").chip.memory_bytes
     if how == "jit":  # the others leave the gradient of a chip's own examples
