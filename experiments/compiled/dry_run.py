@@ -22,6 +22,7 @@ from experiments.compiled.results import write
 from experiments.compiled.rows import (
     SCHEMA,
     Case,
+    Progress,
     Result,
     check_names,
     compile_cases,
@@ -85,6 +86,7 @@ def dry_run(
     per_chip: int | None = PER_CHIP,
     how: How = "jit",
     keep: Path | None = None,
+    progress: Progress = lambda text: None,
 ) -> Result:
     """Compiles the step of each arm for each topology.
 
@@ -94,6 +96,7 @@ def dry_run(
         per_chip: images on each chip; None to split `batch_size`.
         how: the chips share the step.
         keep: a file for the rows until all are there: the same call goes on after it.
+        progress: is told what is compiled next.
 
     Returns:
         JSON values. A row that a compiler refused says why under `refused`.
@@ -125,7 +128,7 @@ def dry_run(
         "per_chip": per_chip,
         "parallel": how,
     }
-    return compile_cases(cases, settings, keep)
+    return compile_cases(cases, settings, keep, progress)
 
 
 def arm_step(config: Config, arm: str, parallel: DataParallel, classes: int) -> AbstractStep:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import jax
 from bnjax.evidence.records import require_commit
 from bnjax.paths import local_path
 from experiments.command_line import output_folder
-from experiments.compiled.rows import Result
+from experiments.compiled.rows import Progress, Result
 
 
 def write(
-    measure: Callable[[Path | None], Result],
+    measure: Callable[[Path | None, Progress], Result],
     table: Callable[[Result], str],
     out: Path | None,
     results: Path,
@@ -22,7 +23,7 @@ def write(
     """Measures, writes the result as JSON and prints its table.
 
     Args:
-        measure: of the file that keeps rows.
+        measure: called with the file that keeps rows, and with what is told of progress.
         table: of the result.
         out: the file; None to write none.
         results: the folder of committed results, which must come from a commit.
@@ -32,12 +33,16 @@ def write(
     """
     jax.config.update("jax_platforms", "cpu")  # nothing runs: leave an accelerator to others
     out = None if out is None else _file(out, results)
-    result = measure(None if out is None else out.with_suffix(".rows.tmp"))
+    result = measure(None if out is None else out.with_suffix(".rows.tmp"), _say)
     try:
         if out is not None:
             out.write_text(json.dumps(result, indent=1) + "\n")
     finally:  # a table needs no disk
         print(table(result))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _file(out: Path, results: Path) -> Path:

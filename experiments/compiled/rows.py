@@ -1,6 +1,5 @@
 """Rows of figures: each is what compilers say of one step for one topology."""
 
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ SCHEMA = 1
 
 Row = dict[str, Any]
 Result = dict[str, Any]
+Progress = Callable[[str], None]
 
 
 class Case(NamedTuple):
@@ -36,13 +36,16 @@ class Case(NamedTuple):
     make: Callable[[], AbstractStep]
 
 
-def measure(name: str, config: Any, keep: Path | None = None) -> Result:
+def measure(
+    name: str, config: Any, keep: Path | None = None, progress: Progress = lambda text: None
+) -> Result:
     """Compiles every case of a configuration for every topology.
 
     Args:
         name: the result's.
         config: of `memory` or `normalization`.
         keep: as for `compile_cases`.
+        progress: as for `compile_cases`.
 
     Returns:
         JSON values, raw; `missing` names the topologies whose compiler is not installed, and why.
@@ -59,16 +62,22 @@ def measure(name: str, config: Any, keep: Path | None = None) -> Result:
         "missing": {topology: str(error) for topology, error in missing.items()},
     }
     cases = [case for topology in found for case in config.cases(topology)]
-    return compile_cases(cases, settings, keep)
+    return compile_cases(cases, settings, keep, progress)
 
 
-def compile_cases(cases: Sequence[Case], settings: dict[str, Any], keep: Path | None) -> Result:
-    """Compiles all cases, and tells on standard error which is next.
+def compile_cases(
+    cases: Sequence[Case],
+    settings: dict[str, Any],
+    keep: Path | None = None,
+    progress: Progress = lambda text: None,
+) -> Result:
+    """Compiles all cases.
 
     Args:
         cases: to compile, in the order of the rows.
         settings: JSON values that the rows depend on.
         keep: a file for the rows until all are there: the same call goes on after it.
+        progress: is told what is compiled next.
 
     Returns:
         The settings, with versions under `environment` and `compilers`, and `rows`. A row that a
@@ -80,7 +89,7 @@ def compile_cases(cases: Sequence[Case], settings: dict[str, Any], keep: Path | 
         identity = {**case.identity, "topology": case.topology.name}
         if kept.find(**identity) is None:
             named = ", ".join(f"{name} {value}" for name, value in identity.items())
-            print(f"compiling {named}", file=sys.stderr, flush=True)
+            progress(f"compiling {named}")
             kept.add(identity | figures(case))
         rows.append(kept.find(**identity))
     kept.discard()
