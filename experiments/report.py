@@ -14,13 +14,12 @@ from bnjax.command import command
 from bnjax.evidence.report import fill, same_picture
 from experiments.benchmarks import (
     batch_norm,
-    compiled,
     input_pipeline,
     mnist,
     networks,
-    networks_memory,
     train_step,
 )
+from experiments.compiled import tables as compiled_tables
 from experiments.harness.command_line import ending
 from experiments.harness.experiment import ROOT
 from experiments.harness.found import experiments
@@ -28,13 +27,12 @@ from experiments.harness.found import experiments
 IN_README = {"mnist_lenet": ("arms", "differences"), "imagenet_inception": ("wide_arms",)}
 """Blocks of experiments' pages that stand in the repository's README too."""
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
+COMPILED = ROOT / "experiments" / "compiled"
 SPEED = {
     "mnist": mnist,
     "batch_norm": batch_norm,
     "train_step": train_step,
     "networks": networks,
-    "networks_memory": networks_memory,
-    "compiled": compiled,
     "input_pipeline": input_pipeline,
 }
 """Benchmarks whose result is committed."""
@@ -86,6 +84,11 @@ def documents() -> Iterator[tuple[Path, str]]:
         for name, benchmark in GPU.items()
     }
     yield _filled(BENCHMARKS / "README.md", speed)
+    compiled = {
+        "normalization": compiled_tables.normalization_table(_result(COMPILED, "normalization")),
+        "memory": compiled_tables.memory_table(_result(COMPILED, "memory")),
+    }
+    yield _filled(COMPILED / "README.md", compiled)
     yield _filled(ROOT / "README.md", short)
 
 

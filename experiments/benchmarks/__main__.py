@@ -13,12 +13,10 @@ from bnjax.evidence.records import require_commit
 from bnjax.training.parallel import one_cpu_device_per_core
 from experiments.benchmarks import (
     batch_norm,
-    compiled,
     input_pipeline,
     memory,
     mnist,
     networks,
-    networks_memory,
     train_step,
 )
 from experiments.harness.command_line import ending, output_folder
@@ -91,40 +89,6 @@ def run_networks(
     _run(networks, config, out)
 
 
-def run_compiled(
-    config: Annotated[compiled.Config, tyro.conf.arg(name="")] = compiled.Config(),  # noqa: B008
-    out: Path = Path("runs/benchmarks"),
-) -> None:
-    """A BN-Inception step compiled for TPUs and GPUs that are not here: bytes, memory, collectives.
-
-    Args:
-        config: what to compile.
-        out: Where compiled.json and compiled.md are written.
-    """
-    jax.config.update("jax_platforms", "cpu")  # chips are compiled for, none is used
-    out = _prepare(out)
-    result = compiled.measure(config, out / "compiled.rows.tmp")
-    _write(out, compiled, result)
-
-
-def run_networks_memory(
-    config: Annotated[networks_memory.Config, tyro.conf.arg(name="")] = networks_memory.Config(),  # noqa: B008
-    out: Path = Path("runs/benchmarks"),
-) -> None:
-    """Memory that a training step of BN-Inception and Inception-v3 takes on a chip, by batch.
-
-    Minutes for each; a run that is cut short goes on with the same command.
-
-    Args:
-        config: what to compile.
-        out: Where networks_memory.json and networks_memory.md are written.
-    """
-    jax.config.update("jax_platforms", "cpu")  # chips are compiled for, none is used
-    out = _prepare(out)
-    result = networks_memory.measure(config, out / "networks_memory.rows.tmp")
-    _write(out, networks_memory, result)
-
-
 def run_input_pipeline(
     config: Annotated[input_pipeline.Config, tyro.conf.arg(name="")] = input_pipeline.Config(),  # noqa: B008
     out: Path = Path("runs/benchmarks"),
@@ -145,11 +109,9 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "batch_norm": run_batch_norm,
-                "compiled": run_compiled,
                 "input_pipeline": run_input_pipeline,
                 "mnist": run_mnist,
                 "networks": run_networks,
-                "networks_memory": run_networks_memory,
                 "train_step": run_train_step,
             },
             prog="python -m experiments.benchmarks",

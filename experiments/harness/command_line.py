@@ -13,13 +13,13 @@ from pathlib import Path
 
 import absl.logging
 
+from bnjax.compilers.topologies import MissingCompilerError
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
 from bnjax.paths import check_writable, local_path, writable_folder
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import HostsError
-from bnjax.training.topologies import MissingCompilerError
 
 _ADDRESSES = 1 << 31
 _REMEDIES = {

@@ -1,7 +1,8 @@
 """python -m experiments.imagenet_inception: Figures 2 and 3 of the paper from one command."""
 
+from experiments.compiled import dry_run
 from experiments.harness.main import run_command
-from experiments.imagenet_inception import dry_run, evaluate
+from experiments.imagenet_inception import evaluate
 from experiments.imagenet_inception.experiment import EXPERIMENT
 
 

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.compiled.tables import dry_run_table
 from experiments.harness.arm import by_name
 from experiments.harness.page import Page
 from experiments.harness.report import Comparison, differences_text
 from experiments.harness.results import Runs, read_result
-from experiments.imagenet_inception import dry_run_table, evaluation_table
+from experiments.imagenet_inception import evaluation_table
 from experiments.imagenet_inception.arms import ARMS
 
 REPORT = Comparison(ARMS, reference="inception", figure="figure2.png")
@@ -32,7 +33,7 @@ def more(results: Path) -> dict[str, str]:
         "wide_control_differences": differences_text(wide_controls),
         "memory": memory_text(read_result(results / "long" / "bn_x5-s0").record),
         "evaluation": evaluation_table.table(_json(results / "evaluation.json")),
-        "dry_run": dry_run_table.table(_json(results / "dry_run.json")),
+        "dry_run": dry_run_table(_json(results / "dry_run.json")),
     }
 
 

@@ -23,10 +23,11 @@ import pytest
 from bnjax.data.prepare import imagenet
 from bnjax.models import __main__ as models
 from experiments import report, verify
+from experiments.compiled import dry_run
 from experiments.harness import main as harness
 from experiments.harness.images.compute import ImageCompute
 from experiments.imagenet_inception import __main__ as inception
-from experiments.imagenet_inception import dry_run, evaluate
+from experiments.imagenet_inception import evaluate
 from experiments.imagenet_inception.config import Config as InceptionConfig
 from experiments.imagenet_inception.experiment import EXPERIMENT as INCEPTION
 from experiments.mnist_lenet import __main__ as lenet
@@ -207,7 +208,7 @@ def no_compute() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module, name in (
             (harness, "complete"),
-            (dry_run, "_row"),
+            (dry_run, "compile_cases"),
             (models, "summarize"),
             (evaluate, "measure"),
             (verify, "rerun"),

@@ -20,10 +20,10 @@ from small_runs import (
 )
 from tolerances import PARALLEL, assert_bitwise, assert_trees_close
 
+from bnjax.compilers.hlo import parse
+from bnjax.compilers.hlo_counts import collectives
 from bnjax.training.accumulation import make_accumulating_step, split_batch
 from bnjax.training.averaging import start_average, update_average
-from bnjax.training.hlo import parse
-from bnjax.training.hlo_counts import collectives
 from bnjax.training.objectives import classification_metrics
 from bnjax.training.optimizers import sgd
 from bnjax.training.parallel import DataParallel
@@ -215,6 +215,18 @@ def test_what_is_fetched_outlives_donation():
     step(state, parallel.split(np.ones(8)))
     assert jax.random.key_data(fetched["key"]).tolist() == [0, 3]
     assert fetched["weight"].tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_shardings_are_those_of_the_arrays(axis):
+    """Red where the other axis is split, or a copy is: for devices that hold no arrays."""
+    parallel = over("jit")
+    whole, rows = parallel.shardings(axis=axis)
+    array = np.ones((8, 8))
+    assert parallel.replicate(array).sharding == whole
+    assert parallel.split(array, axis=axis).sharding == rows
+    assert whole.shard_shape((8, 8)) == (8, 8)
+    assert rows.shard_shape((8, 8)) == ((1, 8), (8, 1))[axis]
 
 
 COLLECTIVES = {  # of one step: forward and backward of two layers, the gradient, the counts

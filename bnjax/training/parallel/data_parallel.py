@@ -150,6 +150,16 @@ class DataParallel:
             leaf.copy_to_host_async()
         return jax.tree.map(copy, local_tree)
 
+    def shardings(self, *, axis: int = 0) -> tuple[NamedSharding, NamedSharding]:
+        """Returns where `replicate` and `split` put arrays, without putting any.
+
+        For shapes on devices that are not here, see `bnjax.compilers.cost.abstract`.
+
+        Args:
+            axis: of the examples, as in `split`.
+        """
+        return self._replicated, NamedSharding(self._mesh, self._spec(axis))
+
     def compile_train(
         self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], *, axis: int = 0
     ) -> "Compiled":

@@ -9,7 +9,7 @@ that computes as well.
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -42,12 +42,12 @@ class MissingCompilerError(ImportError):
 
 @dataclass(frozen=True)
 class Chip:
-    """What the maker states of one chip.
+    """One chip, as its maker states.
 
     Attributes:
         name: as in a topology's name.
-        platform: whose compiler it needs.
-        memory_bytes: of its own; a CPU device's is its share of this machine's.
+        platform: the one whose compiler it needs.
+        memory_bytes: its own; for a CPU device, its share of this machine's.
         matmul_flops_per_second: dense bfloat16 products; None for a CPU.
         memory_bytes_per_second: between chip and memory; None for a CPU.
         link_bytes_per_second: to other chips, each way, all links; None for a CPU.
@@ -72,7 +72,7 @@ CHIPS = (
     Chip("h100", "cuda", 84_978_434_048, 989e12, 3_352e9, 450e9),
     Chip("cpu", "cpu"),
 )
-"""Makers' data sheets: Cloud TPU's system architecture pages, NVIDIA's H100 SXM."""
+"""From makers' data sheets: Cloud TPU's system architecture pages, NVIDIA's H100 SXM."""
 
 # XLA's GpuTargetConfigProto, as a driver would report it.
 _H100 = """
@@ -97,7 +97,7 @@ class Topology:
 
     Attributes:
         name: such as `v5e:2x4`.
-        chip: each of them.
+        chip: the kind of each.
         devices: JAX's, one a chip, to make a mesh of. They hold no arrays.
     """
 
@@ -107,7 +107,7 @@ class Topology:
 
 
 def find_topology(name: str) -> Topology:
-    """The devices of a topology.
+    """Returns a topology and its devices.
 
     TPUs and GPUs start no backend. `cpu:n` starts JAX, with n CPU devices if it has not started.
     A process that also computes on a TPU of its own must have started it before.
@@ -130,8 +130,35 @@ def find_topology(name: str) -> Topology:
     return Topology(name, chip, tuple(devices))
 
 
+def find_topologies(names: Sequence[str]) -> tuple[list[Topology], dict[str, MissingCompilerError]]:
+    """Returns the topologies that can be compiled for, and why the others cannot, by name.
+
+    Raises:
+        ValueError: for a topology that does not exist.
+        MissingCompilerError: if there is none to compile for.
+    """
+    _start_with_enough_cpu_devices(names)
+    found: list[Topology] = []
+    missing: dict[str, MissingCompilerError] = {}
+    for name in names:
+        try:
+            found.append(find_topology(name))
+        except MissingCompilerError as error:
+            missing[name] = error
+    if missing and not found:
+        raise next(reversed(missing.values()))
+    return found, missing
+
+
+def _start_with_enough_cpu_devices(names: Sequence[str]) -> None:
+    """JAX starts once, with as many as the first topology asks for."""
+    counts = [int(size) for size in re.findall(r"\bcpu:([1-9]\d*)\b", " ".join(names))]
+    if counts:
+        find_topology(f"cpu:{max(counts)}")
+
+
 def compiler_versions() -> dict[str, str]:
-    """Versions of the packages that compile for TPUs and GPUs, of those that are installed."""
+    """Returns the versions of the installed packages that compile for TPUs and GPUs."""
     versions = {}
     for name in _COMPILERS:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -140,7 +167,7 @@ def compiler_versions() -> dict[str, str]:
 
 
 def _parse(name: str) -> tuple[Chip, str]:
-    """The chip and the size, which exists."""
+    """Returns the chip and the size, which exists."""
     chips = {chip.name: chip for chip in CHIPS}
     kind, _, size = name.partition(":")
     if kind not in chips:
@@ -236,7 +263,7 @@ def _cpu(count: int) -> list[jax.Device]:
 
 
 def _host_memory() -> int:
-    """Bytes of memory of this machine, which its CPU devices share."""
+    """Returns the bytes of this machine's memory, which its CPU devices share."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program takes at the rates that makers state: a floor, and no promise.
+"""The time of a compiled program at the rates that makers state: a floor, and no promise.
 
 Products and memory overlap wholly, so that the slower of the two counts for the whole program;
 collectives then come on top. Left out is what no data sheet states: the latency of collectives
@@ -10,8 +10,8 @@ import re
 from math import prod
 from typing import NamedTuple
 
-from bnjax.training.program_cost import ProgramCost
-from bnjax.training.topologies import CUBE, GPUS_PER_HOST, Chip
+from bnjax.compilers.cost import ProgramCost
+from bnjax.compilers.topologies import CUBE, GPUS_PER_HOST, Chip
 
 # A TPU has two links along each direction of its torus. A row of chips also joins its ends if it is
 # 16 long (v5e, v6e), and in slices of whole cubes (v4, v5p): Cloud TPU's page on each. That of v5e
@@ -42,10 +42,10 @@ class StepTime(NamedTuple):
 
 
 def step_time(cost: ProgramCost, chip: Chip) -> StepTime | None:
-    """What a program takes at stated rates; None for a CPU, which has none.
+    """Returns the time of a program at stated rates; None for a CPU, which has none.
 
     Args:
-        cost: of a program compiled for a topology of this chip, from `compile_program`.
+        cost: from `compile_program`, for a topology of this chip.
         chip: with its rates.
     """
     products, memory = chip.matmul_flops_per_second, chip.memory_bytes_per_second
@@ -59,15 +59,15 @@ def step_time(cost: ProgramCost, chip: Chip) -> StepTime | None:
 
 
 def exchange_seconds(kind: str, size: int, topology: str, chip: Chip) -> float:
-    """The time of collectives over all chips of a topology, at the rate of their links.
+    """Returns the seconds of collectives over all chips of a topology, at the rate of their links.
 
-    Of n chips each sends (n - 1)/n of the bytes for a gathering or scattering collective; an
+    Each of n chips sends (n - 1)/n of the bytes for a gathering or scattering collective; an
     all-reduce is one of each. Groups of fewer chips are taken for all chips. GPUs of several
     hosts exchange within the host, and an eighth each between hosts.
 
     Args:
         kind: as in `hlo_counts.COLLECTIVES`.
-        size: bytes that they take or give on one chip, whichever is more.
+        size: bytes of their operands on one chip, or of their results, whichever are more.
         topology: such as `v5e:2x4`.
         chip: the topology's, with a stated rate of its links.
 
@@ -94,7 +94,7 @@ def _share(count: int) -> float:
 
 
 def _used_links(edges: list[int]) -> float:
-    """The share of a chip's links that exist in its slice."""
+    """Returns the share of a chip's links that exist in its slice."""
     flat = len(edges) == 2
     cubes = not flat and not any(edge % CUBE for edge in edges)
     used = 0

@@ -1,4 +1,4 @@
-"""What a compiled program moves and multiplies, counted in its text for one device."""
+"""Counts, in a compiled program's text, what one device moves and multiplies."""
 
 import math
 import re
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from bnjax.training.hlo import (
+from bnjax.compilers.hlo import (
     Computation,
+    Execution,
     Instruction,
     Module,
-    Step,
     dimensions,
     elements,
     shape_bytes,
@@ -48,7 +48,7 @@ class Collective:
     Attributes:
         kind: one of `COLLECTIVES`.
         count: how often one runs.
-        bytes: what all of them take or give on one device, whichever is more.
+        bytes: operands of all of them on one device, or results, whichever are more.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Collective:
 
 
 class Traffic(NamedTuple):
-    """What the instructions of the entry computation read and write.
+    """The instructions that a device runs one after another.
 
     Attributes:
         bytes: operands and results of all of them.
@@ -76,18 +76,18 @@ def collectives(module: Module) -> tuple[Collective, ...]:
     """
     totals: dict[str, Collective] = {}
     spread: set[tuple[str, str]] = set()
-    for step in module.steps(fusions=True):
-        kind = step.instruction.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES or _wraps(module, step.instruction):
+    for each in module.executions(fusions=True):
+        kind = each.instruction.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES or _wraps(module, each.instruction):
             continue
-        channel = re.search(r"channel_id=(\d+)", step.instruction.attributes)
-        if step.fused and channel:
+        channel = re.search(r"channel_id=(\d+)", each.instruction.attributes)
+        if each.fused and channel:
             if (kind, channel[1]) in spread:
                 continue
             spread.add((kind, channel[1]))
         before = totals.get(kind, Collective(kind, 0, 0))
         totals[kind] = Collective(
-            kind, before.count + step.times, before.bytes + step.times * _payload(step)
+            kind, before.count + each.times, before.bytes + each.times * _payload(each)
         )
     return tuple(totals[kind] for kind in COLLECTIVES if kind in totals)
 
@@ -95,43 +95,43 @@ def collectives(module: Module) -> tuple[Collective, ...]:
 def traffic(module: Module) -> Traffic:
     """Counts bytes where XLA does not say them (GPUs): each kernel's operands and result.
 
-    Parameters, constants, tuples and bitcasts move nothing. Of an operand that a fusion only
-    slices, the slices count. Caches are left out, and so are a convolution's workspaces.
+    Parameters, constants, tuples and bitcasts move nothing. Where a fusion only slices an operand,
+    the slices count. Caches are left out, and so are a convolution's workspaces.
     """
     total, kernels = 0, 0
-    for step in module.steps(fusions=False):
-        instruction = step.instruction
+    for each in module.executions(fusions=False):
+        instruction = each.instruction
         opcode = instruction.opcode
         if opcode in _FREE | _CONTROL or opcode.endswith(("-done", "-update")):
             continue
         if _wraps(module, instruction):
             continue
-        kernels += step.times
-        read = sum(_read(module, step, position) for position in range(len(instruction.operands)))
-        total += step.times * (read + shape_bytes(_result(instruction)))
+        kernels += each.times
+        read = sum(_read(module, each, position) for position in range(len(instruction.operands)))
+        total += each.times * (read + shape_bytes(_result(instruction)))
     return Traffic(total, kernels)
 
 
 def matmul_flops(module: Module) -> int:
-    """FLOPs of convolutions and matrix products; a multiply and an add are two.
+    """Returns the FLOPs of convolutions and matrix products; a multiply and an add are two.
 
-    Also those that XLA hands to cuDNN and cuBLAS. Products with padding are left out.
+    Those that XLA hands to cuDNN and cuBLAS count, products with padding do not.
 
     Raises:
         ValueError: for a library call whose dimensions cannot be read.
     """
-    return sum(step.times * _flops(step) for step in module.steps(fusions=True))
+    return sum(each.times * _flops(each) for each in module.executions(fusions=True))
 
 
 def _wraps(module: Module, instruction: Instruction) -> bool:
-    """Whether it only starts a computation that is printed, and counted, by itself."""
+    """Returns whether it only starts a computation that is printed, and counted, by itself."""
     return instruction.opcode.endswith("-start") and any(
         name in module.computations for name in instruction.called("calls")
     )
 
 
 def _result(instruction: Instruction) -> str:
-    """The shape of what comes out; a start's also holds its operands and a context."""
+    """Returns the shape of what comes out; a start's also holds its operands and a context."""
     parts = elements(instruction.shape)
     if not instruction.opcode.endswith("-start") or len(parts) < 2:
         return instruction.shape
@@ -142,9 +142,9 @@ def _result(instruction: Instruction) -> str:
     return parts[1]  # (operands, results, contexts)
 
 
-def _payload(step: Step) -> int:
-    instruction = step.instruction
-    taken = sum(_operand_bytes(step.computation, name) for name in instruction.operands)
+def _payload(each: Execution) -> int:
+    instruction = each.instruction
+    taken = sum(_operand_bytes(each.computation, name) for name in instruction.operands)
     return max(taken, shape_bytes(_result(instruction)))
 
 
@@ -152,10 +152,10 @@ def _operand_bytes(computation: Computation, name: str) -> int:
     return shape_bytes(_result(computation[name]))
 
 
-def _read(module: Module, step: Step, position: int) -> int:
-    """Bytes that an instruction reads of its operand."""
-    instruction = step.instruction
-    whole = _operand_bytes(step.computation, instruction.operands[position])
+def _read(module: Module, each: Execution, position: int) -> int:
+    """Returns the bytes that an instruction reads of its operand."""
+    instruction = each.instruction
+    whole = _operand_bytes(each.computation, instruction.operands[position])
     for name in instruction.called("calls"):
         inside = module.computations[name]
         parameter = next(
@@ -174,7 +174,7 @@ def _read(module: Module, step: Step, position: int) -> int:
 
 
 def _users(computation: Computation, name: str) -> Iterable[Instruction]:
-    """Who uses a value, itself or as a bitcast."""
+    """Yields the instructions that use a value, itself or as a bitcast."""
     for other in computation.values():
         if name in other.operands and other.opcode != "parameter":
             if other.opcode == "bitcast":
@@ -183,38 +183,38 @@ def _users(computation: Computation, name: str) -> Iterable[Instruction]:
                 yield other
 
 
-def _flops(step: Step) -> int:
-    instruction = step.instruction
+def _flops(each: Execution) -> int:
+    instruction = each.instruction
     if instruction.opcode == "dot":
-        return _dot_flops(step, r"lhs_contracting_dims=\{([\d,]*)\}")
+        return _dot_flops(each, r"lhs_contracting_dims=\{([\d,]*)\}")
     if instruction.opcode == "convolution":
-        return _convolution_flops(instruction, _three_shapes(step))
+        return _convolution_flops(instruction, _three_shapes(each))
     if instruction.opcode == "custom-call":
         target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
         name = target[1] if target else ""
         if name in _CUDNN:
-            shapes = _three_shapes(step)
+            shapes = _three_shapes(each)
             roles = _CUDNN[name]
             return _convolution_flops(instruction, [shapes[role] for role in roles])
         if name.startswith(("__cublas$gemm", "__cublas$lt$matmul")):
-            return _dot_flops(step, r'"lhs_contracting_dimensions":\[([\d,"]*)\]')
+            return _dot_flops(each, r'"lhs_contracting_dimensions":\[([\d,"]*)\]')
     return 0
 
 
-def _dot_flops(step: Step, pattern: str) -> int:
-    instruction = step.instruction
+def _dot_flops(each: Execution, pattern: str) -> int:
+    instruction = each.instruction
     found = re.search(pattern, instruction.attributes)
     if found is None:
         raise ValueError(f"text: no contracting dimensions in {instruction.attributes[:120]!r}.")
-    left = dimensions(step.computation[instruction.operands[0]].shape)
+    left = dimensions(each.computation[instruction.operands[0]].shape)
     contracted = math.prod(left[int(i)] for i in re.findall(r"\d+", found[1]))
     return 2 * math.prod(dimensions(instruction.shape)) * contracted
 
 
-def _three_shapes(step: Step) -> list[tuple[int, ...]]:
-    """Of both operands and of the result."""
-    operands = [step.computation[name].shape for name in step.instruction.operands[:2]]
-    return [dimensions(shape) for shape in (*operands, step.instruction.shape)]
+def _three_shapes(each: Execution) -> list[tuple[int, ...]]:
+    """Returns the sizes of both operands and of the result."""
+    operands = [each.computation[name].shape for name in each.instruction.operands[:2]]
+    return [dimensions(shape) for shape in (*operands, each.instruction.shape)]
 
 
 def _convolution_flops(instruction: Instruction, shapes: list[tuple[int, ...]]) -> int:
@@ -227,20 +227,23 @@ def _convolution_flops(instruction: Instruction, shapes: list[tuple[int, ...]]) 
     )
     window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     fields = dict(item.split("=") for item in window[1].split()) if window else {}
-    products = output["b"] * output["f"] * kernel["i"]
-    for axis, spatial in enumerate(sorted(set(image) - {"b", "f"})):
+    spatial = sorted(set(image) - {"b", "f"})
 
-        def field(name: str, default: str, axis: int = axis) -> str:
-            return fields[name].split("x")[axis] if name in fields else default
+    def by_axis(name: str, default: str) -> list[str]:
+        return fields[name].split("x") if name in fields else [default] * len(spatial)
 
+    strides, pads = by_axis("stride", "1"), by_axis("pad", "0_0")
+    image_dilations, kernel_dilations = by_axis("lhs_dilate", "1"), by_axis("rhs_dilate", "1")
+    products = output["b"] * output["f"] * kernel["i"]  # kernel["i"]: of one group
+    for i, axis in enumerate(spatial):
         products *= _taps(
-            image[spatial],
-            output[spatial],
-            kernel[spatial],
-            stride=int(field("stride", "1")),
-            before=int(field("pad", "0_0").split("_")[0]),
-            image_dilation=int(field("lhs_dilate", "1")),
-            kernel_dilation=int(field("rhs_dilate", "1")),
+            image[axis],
+            output[axis],
+            kernel[axis],
+            stride=int(strides[i]),
+            before=int(pads[i].split("_")[0]),
+            image_dilation=int(image_dilations[i]),
+            kernel_dilation=int(kernel_dilations[i]),
         )
     return 2 * products
 
@@ -256,7 +259,7 @@ def _taps(
     image_dilation: int,
     kernel_dilation: int,
 ) -> int:
-    """Pairs of an output and a kernel position, in one direction, that meet the image."""
+    """Counts pairs of an output and a kernel position, along one axis, that meet the image."""
     last = (image - 1) * image_dilation
     places = (
         out * stride + tap * kernel_dilation - before

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax.training.hlo import dimensions, elements, parse, shape_bytes
-from bnjax.training.hlo_counts import Collective, collectives, matmul_flops, traffic
+from bnjax.compilers.hlo import dimensions, elements, parse, shape_bytes
+from bnjax.compilers.hlo_counts import Collective, collectives, matmul_flops, traffic
 
 SUM = """
 %sum (a: f32[], b: f32[]) -> f32[] {

@@ -1,4 +1,4 @@
-"""XLA's programs as text, read into instructions: what `Compiled.as_text()` returns."""
+"""Reads the text of XLA's programs, from `Compiled.as_text()`, into instructions."""
 
 import math
 import re
@@ -29,10 +29,10 @@ class Instruction(NamedTuple):
 
     Attributes:
         name: unique in its computation.
-        shape: of the result, as written.
-        opcode: what it does.
+        shape: the result's, as written.
+        opcode: the operation's name.
         operands: names of its operands; for a parameter, its number.
-        attributes: what follows the operands.
+        attributes: the rest of the line.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Instruction(NamedTuple):
     attributes: str
 
     def called(self, *roles: str) -> tuple[str, ...]:
-        """The computations that it names as `calls`, `to_apply`, `body` and so on."""
+        """Returns the computations that it names in a role: `calls`, `to_apply`, `body`, ..."""
         return tuple(
             name
             for role, names in _CALLED.findall(self.attributes)
@@ -54,13 +54,13 @@ class Instruction(NamedTuple):
 Computation = Mapping[str, Instruction]
 
 
-class Step(NamedTuple):
-    """An instruction that a run of the program meets.
+class Execution(NamedTuple):
+    """An instruction that a run of the program executes.
 
     Attributes:
         instruction: the line.
-        computation: where it stands.
-        times: how often it runs.
+        computation: the one that holds it.
+        times: how often it is executed.
         fused: whether it is part of a fusion.
     """
 
@@ -81,21 +81,21 @@ class Module(NamedTuple):
     computations: Mapping[str, Computation]
     entry: str
 
-    def steps(self, *, fusions: bool) -> Iterator[Step]:
-        """What a run meets, from the entry down through calls, loops and branches.
+    def executions(self, *, fusions: bool) -> Iterator[Execution]:
+        """Yields what a run executes, from the entry down through calls, loops and branches.
 
-        A loop whose number of turns the compiler does not know counts once. Of a branch, all sides
+        A loop whose number of turns the compiler does not know counts once. All sides of a branch
         count. What a fusion or a collective calls for single elements does not.
 
         Args:
             fusions: whether to go into fusions, or to leave each as one instruction.
         """
-        yield from self._steps(self.entry, 1, fusions, False)
+        yield from self._within(self.entry, 1, fusions, False)
 
-    def _steps(self, name: str, times: int, fusions: bool, fused: bool) -> Iterator[Step]:
+    def _within(self, name: str, times: int, fusions: bool, fused: bool) -> Iterator[Execution]:
         computation = self.computations[name]
         for instruction in computation.values():
-            yield Step(instruction, computation, times, fused)
+            yield Execution(instruction, computation, times, fused)
             roles: tuple[str, ...] = ()
             turns = times
             if instruction.opcode == "call":
@@ -106,6 +106,7 @@ class Module(NamedTuple):
                 turns = times * int(trips[1]) if trips else times
             elif instruction.opcode == "conditional":
                 roles = ("branch_computations",)
+            # A start may wrap a whole computation, which runs while others do.
             elif instruction.opcode.endswith("-start") or (
                 fusions and instruction.opcode == "fusion"
             ):
@@ -113,14 +114,14 @@ class Module(NamedTuple):
             for called in instruction.called(*roles):
                 if called in self.computations:
                     inside = fused or instruction.opcode == "fusion"
-                    yield from self._steps(called, turns, fusions, inside)
+                    yield from self._within(called, turns, fusions, inside)
 
 
 def parse(text: str) -> Module:
     """Reads a program.
 
     Args:
-        text: of `jax.stages.Compiled.as_text()`, or of `jax.stages.Lowered.as_text("hlo")`.
+        text: from `jax.stages.Compiled.as_text()` or `jax.stages.Lowered.as_text("hlo")`.
 
     Raises:
         ValueError: if it has no entry computation, or a line cannot be read.
@@ -147,7 +148,7 @@ def parse(text: str) -> Module:
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of an array, or of a tuple's arrays, without padding.
+    """Returns the bytes of an array, or of a tuple's arrays, without padding.
 
     Args:
         shape: as written, such as `(bf16[8,128]{1,0}, f32[])`.
@@ -159,7 +160,7 @@ def shape_bytes(shape: str) -> int:
 
 
 def dimensions(shape: str) -> tuple[int, ...]:
-    """Sizes of an array; of a tuple, of its first array."""
+    """Returns the sizes of an array, or of a tuple's first array."""
     found = _ARRAY.search(shape)
     if found is None:
         raise ValueError(f"shape: {shape!r} holds no array.")
@@ -167,7 +168,7 @@ def dimensions(shape: str) -> tuple[int, ...]:
 
 
 def elements(shape: str) -> list[str]:
-    """The shapes in a tuple, in order; of an array, itself alone."""
+    """Returns the shapes in a tuple, in order, or an array's shape alone."""
     if not shape.startswith("("):
         return [shape]
     parts, depth, begin = [], 0, 1
@@ -180,6 +181,7 @@ def elements(shape: str) -> list[str]:
 
 
 def _instruction(line: str) -> Instruction:
+    """Reads a line such as `%d = f32[4,4]{1,0} dot(%p, %q), lhs_contracting_dims={1}`."""
     line = re.sub(r"/\*.*?\*/", "", line)
     name = _NAME.match(line)
     if name is None:
@@ -198,7 +200,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Position of the bracket that closes the first one."""
+    """Returns the position of the bracket that closes the first one."""
     depth = 0
     for position, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from bnjax.training.hlo_counts import Collective
-from bnjax.training.program_cost import ProgramCost
-from bnjax.training.step_time import StepTime, exchange_seconds, step_time
-from bnjax.training.topologies import CHIPS
+from bnjax.compilers.cost import ProgramCost
+from bnjax.compilers.hlo_counts import Collective
+from bnjax.compilers.step_time import StepTime, exchange_seconds, step_time
+from bnjax.compilers.topologies import CHIPS
 
 CHIP = {chip.name: chip for chip in CHIPS}
 

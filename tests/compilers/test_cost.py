@@ -7,13 +7,13 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax.training.hlo_counts import Collective
-from bnjax.training.program_cost import (
+from bnjax.compilers.cost import (
     DoesNotFitError,
     abstract,
     compile_program,
 )
-from bnjax.training.topologies import CHIPS, Topology, find_topology
+from bnjax.compilers.hlo_counts import Collective
+from bnjax.compilers.topologies import CHIPS, Topology, find_topology
 
 CHIP = {chip.name: chip for chip in CHIPS}
 

@@ -1,4 +1,4 @@
-"""What a compiled program will cost, read from the compiler; nothing runs."""
+"""The cost of a compiled program, read from the compiler; nothing runs."""
 
 import time
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import jax
 
-from bnjax.training.hlo import parse
-from bnjax.training.hlo_counts import Collective, collectives, matmul_flops, traffic
-from bnjax.training.topologies import Topology
+from bnjax.compilers.hlo import parse
+from bnjax.compilers.hlo_counts import Collective, collectives, matmul_flops, traffic
+from bnjax.compilers.topologies import Topology
 
 Tree = Any
 
@@ -28,10 +28,10 @@ class ProgramCost:
         devices: how many run it.
         argument_bytes: memory of the arguments.
         output_bytes: memory of the results.
-        alias_bytes: of the results, what lies in donated arguments.
+        alias_bytes: the part of the results that lies in donated arguments.
         temporary_bytes: memory of everything between.
         peak_bytes: the most memory in use at a time.
-        fits: whether that is within the chip's memory.
+        fits: whether that is within the chip's memory; None where the memory is not known.
         flops: XLA's count; for a GPU, those of convolutions and matrix products.
         bytes_accessed: to and from memory: XLA's count; for a GPU, `hlo_counts.traffic`.
         kernels: instructions that run one after another, loops by their turns.
@@ -58,11 +58,11 @@ class ProgramCost:
 
 
 class Lowerable(Protocol):
-    """What can be compiled ahead of time."""
+    """A function that can be compiled ahead of time."""
 
     @property
     def lower(self) -> Callable[..., jax.stages.Lowered]:
-        """Takes the arguments, abstract ones."""
+        """Lowers the function for abstract arguments."""
         ...
 
 
@@ -95,12 +95,12 @@ def compile_program(program: Lowerable, topology: Topology, *args: Tree) -> Prog
 
 
 def _fast(topology: Topology) -> dict[str, str | bool] | None:
-    """For CPUs, no optimized machine code: less time to compile, and no figure changes."""
+    """Returns the compiler's options: for CPUs less time to compile, which changes no figure."""
     return {"xla_backend_optimization_level": "0"} if topology.chip.platform == "cpu" else None
 
 
 def abstract(tree: Tree, sharding: jax.sharding.Sharding) -> Tree:
-    """A tree's shapes and dtypes, placed: arguments for `compile_program`.
+    """Returns a tree's shapes and dtypes, placed: arguments for `compile_program`.
 
     Args:
         tree: of arrays or `jax.ShapeDtypeStruct`.
@@ -112,7 +112,7 @@ def abstract(tree: Tree, sharding: jax.sharding.Sharding) -> Tree:
 
 
 def _check_placed(topology: Topology, args: Tree) -> None:
-    """Otherwise XLA would compile for this machine without a word."""
+    """Refuses arguments that are not placed: XLA would compile for this machine without a word."""
     ours = set(topology.devices)
     placed = False
     for path, leaf in jax.tree_util.tree_flatten_with_path(args)[0]:

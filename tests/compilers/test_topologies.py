@@ -7,8 +7,8 @@ import sys
 import jax
 import pytest
 
-from bnjax.training import topologies
-from bnjax.training.topologies import CHIPS, MissingCompilerError, find_topology
+from bnjax.compilers import topologies
+from bnjax.compilers.topologies import CHIPS, MissingCompilerError, find_topologies, find_topology
 
 
 @pytest.fixture
@@ -132,6 +132,23 @@ def test_a_missing_compiler_is_named_with_what_installs_it(monkeypatch, name, ra
     assert dict(os.environ) == before
 
 
+def test_a_missing_compiler_leaves_the_others(monkeypatch):
+    def describe(*, platform, **_):
+        if platform == "tpu":
+            raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(topologies.jax_topologies, "get_topology_desc", describe)
+    found, missing = find_topologies(("v5e:1x1", "cpu:2", "h100:1"))
+    assert [topology.name for topology in found] == ["cpu:2"]
+    assert list(missing) == ["v5e:1x1", "h100:1"]
+    assert "bnjax[gpu-aot]" in str(missing["h100:1"])
+    with pytest.raises(MissingCompilerError, match="gpu-aot"):
+        find_topologies(("v5e:1x1", "h100:1"))
+    with pytest.raises(ValueError, match="unknown chip 'v9'"):
+        find_topologies(("v5e:1x1", "cpu:2", "v9:1"))
+
+
 def test_other_errors_of_a_compiler_are_not_hidden(monkeypatch):
     def describe(**asked_for):
         raise RuntimeError("out of luck")
@@ -152,26 +169,20 @@ def test_more_cpu_devices_than_jax_started_with_are_refused():
         find_topology("cpu:9")
 
 
+def test_a_smaller_topology_takes_no_cpu_devices_away(monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("asked for fewer"))
+    assert len(find_topology("cpu:2").devices) == 2
+
+
 def test_cpu_devices_are_made_where_jax_has_not_started():
-    """In a process of its own."""
-    run("assert len(find_topology('cpu:3').devices) == 3", "assert jax.device_count() == 3")
-
-
-def test_a_smaller_topology_takes_no_cpu_devices_away():
-    run(
-        "jax.config.update('jax_num_cpu_devices', 3)",
-        "assert len(find_topology('cpu:2').devices) == 2",
-        "assert jax.device_count() == 3",
-    )
-
-
-def run(*statements):
-    """Runs statements in a new process, where JAX has not started."""
+    """Red where the first of several topologies decides; in a process of its own."""
     lines = [
         "import jax",
-        "from bnjax.training.topologies import find_topology",
+        "from bnjax.compilers.topologies import find_topologies",
         "jax.config.update('jax_platforms', 'cpu')",
-        *statements,
+        "found, _ = find_topologies(('cpu:1', 'cpu:3'))",
+        "assert [len(topology.devices) for topology in found] == [1, 3]",
+        "assert jax.device_count() == 3",
     ]
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120

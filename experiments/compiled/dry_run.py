@@ -1,0 +1,177 @@
+"""The training step of the ImageNet experiment's arms: memory, traffic and least time, by topology.
+
+`python -m experiments.imagenet_inception dry-run` is the same command.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from bnjax.compilers.topologies import Topology, find_topologies
+from bnjax.data.sets import FACTS
+from bnjax.training.parallel import DataParallel, How
+from experiments.compiled.results import write
+from experiments.compiled.rows import (
+    SCHEMA,
+    Case,
+    Progress,
+    Result,
+    check_names,
+    compile_cases,
+)
+from experiments.compiled.steps import AbstractStep
+from experiments.compiled.tables import dry_run_table
+from experiments.harness.arm import by_name
+from experiments.harness.command_line import ending, preset_in
+from experiments.harness.images.programs import training_program
+from experiments.imagenet_inception.arms import ARMS
+from experiments.imagenet_inception.config import PRESETS, Config
+
+_RESULTS = Path(__file__).parents[1] / "imagenet_inception" / "results"
+PER_CHIP = 32
+"""Images on a chip: the paper's mini-batch, of one replica."""
+MOST_PER_CHIP = 1 << 16
+"""Images of 224 pixels that no chip holds."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compiles the training step for TPUs, GPUs or CPU devices that need not be here.
+
+    Prints, for each arm and topology, memory, FLOPs, bytes, collectives and the least time of a
+    step. One step a dispatch is compiled, whatever steps_per_dispatch says. --arm is --arms.
+    """
+
+    config: Config
+    preset: Literal["quick", "cifar", "paper"] = "paper"
+    """Starting values of all fields; here with bn_x5 alone."""
+    topology: tuple[str, ...] = ("v5e:2x4",)
+    """What to compile for, one or several: v5e:1x1 to v5e:16x16, v4:2x2x2, v5p:4x4x4, v6e:2x4 (TPU
+    slices), h100:8 (GPUs), cpu:8 (CPU devices)."""
+    per_chip: int | None = PER_CHIP
+    """Images on each chip, so that batch_size is so many times the chips; None: batch_size is
+    split over them."""
+    parallel: How = "jit"
+    """How the chips share the step."""
+    out: Path | None = None
+    """File for the result as JSON. A dry run that was cut short goes on with the same command."""
+
+
+def main(argv: Sequence[str], module: str = "experiments.imagenet_inception") -> None:
+    """Reads the command line after `dry-run` of a module; compiles, prints a table."""
+    with ending(module):
+        arguments = _parse(argv, module)
+        write(
+            partial(
+                dry_run,
+                arguments.config,
+                arguments.topology,
+                arguments.per_chip,
+                arguments.parallel,
+            ),
+            dry_run_table,
+            arguments.out,
+            _RESULTS,
+        )
+
+
+def dry_run(
+    config: Config,
+    topologies: Sequence[str],
+    per_chip: int | None = PER_CHIP,
+    how: How = "jit",
+    keep: Path | None = None,
+    progress: Progress = lambda text: None,
+) -> Result:
+    """Compiles the step of each arm for each topology.
+
+    Args:
+        config: of the run, but for `steps_per_dispatch`, which is one here.
+        topologies: names, see `bnjax.compilers.topologies`.
+        per_chip: images on each chip; None to split `batch_size`.
+        how: the chips share the step.
+        keep: a file for the rows until all are there: the same call goes on after it.
+        progress: is told what is compiled next.
+
+    Returns:
+        JSON values. A row that a compiler refused says why under `refused`.
+
+    Raises:
+        ValueError: for an unknown topology, or a batch that it cannot share.
+        MissingCompilerError: if a compiler is not installed, with what installs it.
+    """
+    check_names("topology", topologies)
+    if per_chip is not None and not 1 <= per_chip <= MOST_PER_CHIP:
+        raise ValueError(f"per_chip must be in 1 .. {MOST_PER_CHIP} or None, got {per_chip}.")
+    classes = _classes(config.data)
+    found, missing = find_topologies(topologies)
+    for error in missing.values():
+        raise error
+    cases = []
+    for arm in config.arms:
+        for topology in found:
+            parallel = DataParallel(how, devices=topology.devices)
+            size = config.batch_size if per_chip is None else per_chip * parallel.device_count
+            one_step = replace(config, batch_size=size, steps_per_dispatch=1)
+            _check_batch(one_step, topology, parallel)  # all, before minutes go into the first
+            identity = {"arm": arm, "batch_size": size}
+            make = partial(arm_step, one_step, arm, parallel, classes)
+            cases.append(Case(identity, topology, parallel, make))
+    settings = {
+        "schema": SCHEMA,
+        "config": asdict(config),
+        "per_chip": per_chip,
+        "parallel": how,
+    }
+    return compile_cases(cases, settings, keep, progress)
+
+
+def arm_step(config: Config, arm: str, parallel: DataParallel, classes: int) -> AbstractStep:
+    """Returns what trains an arm, `config.steps_per_dispatch` steps at a time.
+
+    Raises:
+        ValueError: for a batch that the devices cannot share.
+    """
+    chosen = by_name(ARMS, arm).changed_by(config)
+    program = training_program(config, chosen, parallel, classes=classes)
+    scalars = (jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32))
+    state = jax.eval_shape(program.init, *scalars)
+    return AbstractStep(program.step, state, program.batch_shapes, program.axis)
+
+
+def _classes(data: str) -> int:
+    if data == "mnist5k":
+        return 10
+    if data not in FACTS:
+        raise ValueError(
+            f"data={data}: how many classes it has is not known without it. Give a named data set "
+            f"with as many: {', '.join(FACTS)}."
+        )
+    return FACTS[data].classes
+
+
+def _check_batch(config: Config, topology: Topology, parallel: DataParallel) -> None:
+    try:
+        parallel.check_batch(config.batch_size // config.micro_batches)
+    except ValueError as error:
+        raise ValueError(
+            f"{topology.name}: {error} Or give each chip a batch of its own: --per-chip {PER_CHIP}."
+        ) from None
+
+
+def _parse(argv: Sequence[str], module: str) -> Arguments:
+    preset: Any = preset_in(argv, PRESETS, default="paper")
+    return tyro.cli(
+        Arguments,
+        prog=f"python -m {module} dry-run",
+        args=[re.sub("^--arm(?==|$)", "--arms", argument) for argument in argv],
+        default=Arguments(replace(PRESETS[preset], arms=("bn_x5",)), preset),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
