@@ -1,12 +1,7 @@
 """The layer benchmark: contestants compute the same; counts and errors are right."""
 
 import itertools
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from benchmark_commands import call_without, result_in, table_in
 from tolerances import EXACT
 
 from experiments.benchmarks import batch_norm, batch_norm_collectives, batch_norm_costs, memory
@@ -32,7 +28,6 @@ from experiments.benchmarks.batch_norm_programs import (
 SHAPE = (6, 4, 3, 5)
 PRESENT = ("ours", "ours_autodiff", "flax", "flax_two_pass", "flax_nnx")  # the rest: tests/parity
 
-ROOT = Path(__file__).parents[2]
 MISSING = ("torch", "torch_one_thread", "haiku", "equinox", "keras")
 TINY = (
     "--shapes 4x3x3x4 --dtypes bfloat16 --repeats 1 --turn-seconds 1e-4 --bandwidth-bytes 4096 "
@@ -42,26 +37,16 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """What a tiny run without the parity extra leaves behind: folder, standard output, errors."""
+    """Folder, output and errors of a tiny run without the parity extra."""
     folder = tmp_path_factory.mktemp("benchmark")
-    for name in ("torch", "haiku", "equinox", "keras"):
-        (folder / f"{name}.py").write_text("raise ImportError('hidden by the test')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks", "batch_norm", *TINY.split()],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "benchmarks", done.stdout, done.stderr
+    hidden = ("torch", "haiku", "equinox", "keras")
+    shown, errors = call_without(folder, hidden, f"batch_norm {TINY}")
+    return folder / "runs" / "benchmarks", shown, errors
 
 
 @pytest.mark.slow
 def test_json_holds_every_measure_of_every_contestant(written):
-    result = json.loads((written[0] / "batch_norm.json").read_text(), parse_constant=pytest.fail)
-    assert (result["schema"], result["benchmark"]) == (1, "batch_norm")
+    result = result_in(written[0], batch_norm)
     assert result["config"]["shapes"] == ["4x3x3x4"]
     assert result["environment"]["device_count"] == 1  # the eight are in another process
     assert result["bytes_per_second"] > 0
@@ -80,20 +65,16 @@ def test_json_holds_every_measure_of_every_contestant(written):
 @pytest.mark.slow
 def test_a_run_starts_again_with_memory_kept_and_says_so(written):
     folder, _, errors = written
-    result = json.loads((folder / "batch_norm.json").read_text())
+    result = result_in(folder, batch_norm)
     assert errors.count("Starting again with ") == 1
     assert memory.KEEP.items() <= result["allocation"].items()
 
 
 @pytest.mark.slow
-def test_the_file_and_the_terminal_show_the_table_of_the_json(written):
+def test_a_run_writes_its_table_and_names_missing_peers(written):
     folder, shown, _ = written
-    result = json.loads((folder / "batch_norm.json").read_text())
-    text = batch_norm.table(result)
-    assert (folder / "batch_norm.md").read_text(encoding="utf-8") == text + "\n"
-    assert text in shown
-    assert "| Haiku | not measured: hidden by the test; " in text
-    assert set(result["missing"]) == set(MISSING)
+    assert "| Haiku | not measured: hidden by the test; " in table_in(folder, shown, batch_norm)
+    assert set(result_in(folder, batch_norm)["missing"]) == set(MISSING)
 
 
 @pytest.fixture

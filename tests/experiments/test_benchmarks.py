@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_commands import call
 
 from experiments.benchmarks import input_pipeline, machine, memory, mnist, turns
-from experiments.benchmarks.__main__ import main
 from experiments.benchmarks.benchmark import provenance
 from experiments.benchmarks.turns import Spread, spread, take_turns
 
@@ -55,9 +55,8 @@ from experiments.benchmarks.turns import Spread, spread, take_turns
 )
 def test_a_wrong_command_line_says_what_is_wrong(monkeypatch, capsys, argv, said):
     monkeypatch.setattr(memory.os, "execve", lambda *_: pytest.fail("started again"))
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *argv.split()])
     with pytest.raises(SystemExit) as stop:
-        main()
+        call(monkeypatch, argv)
     assert stop.value.code != 0
     assert said in f"{stop.value.code} {capsys.readouterr().err}"
 

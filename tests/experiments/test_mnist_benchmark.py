@@ -1,17 +1,15 @@
 """The MNIST benchmark writes results and tables; its programs compute the same."""
 
-import json
 import os
-import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmark_commands import call_without, result_in, table_in
 
 from bnjax.data import load_dataset
 from bnjax.training.checkpoints import Checkpoints
@@ -34,31 +32,26 @@ from experiments.mnist_lenet.arms import make_model
 from experiments.mnist_lenet.config import Config as Setting
 from experiments.mnist_lenet.train import train
 
-ROOT = Path(__file__).parents[2]
 TINY = "--steps 4 --steps-per-dispatch 2 --seeds 1 --repeats 1 --matmul-size 64 --matmul-tries 1"
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """What a tiny run without PyTorch leaves behind: its folder, and standard output."""
+    """Folder and output of a tiny run without PyTorch."""
     folder = tmp_path_factory.mktemp("benchmark")
-    (folder / "torch.py").write_text("raise ImportError('hidden by the test')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks", "mnist", *TINY.split(), "--out", "out"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "out", done.stdout
+    shown, _ = call_without(folder, ("torch",), f"mnist {TINY} --out out")
+    return folder / "out", shown
+
+
+@pytest.fixture(scope="module")
+def flax():
+    """The Flax loop."""
+    return FlaxLoop(Setting(), load_dataset("mnist5k"))
 
 
 @pytest.mark.slow
 def test_json_holds_configuration_environment_and_raw_repeats(written):
-    result = json.loads((written[0] / "mnist.json").read_text())
-    assert (result["schema"], result["benchmark"]) == (1, "mnist")
+    result = result_in(written[0], mnist)
     assert result["config"] == {
         "data": "mnist5k",
         "data_dir": None,
@@ -95,29 +88,24 @@ def test_programs_run_in_turn_and_each_keeps_its_own_times(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(mnist, "run_bnjax", lambda task, *_: run(f"bnjax {len(task.members)}"))
     monkeypatch.setattr(mnist, "run_loop", lambda loop, *_, untimed: run("flax"))
+    kernel = {"kernel": np.zeros((2, 2))}
+    state = SimpleNamespace(params=dict.fromkeys(LAYERS, kernel))
+    loop = SimpleNamespace(start=lambda: state)
+    monkeypatch.setattr(mnist, "FlaxLoop", lambda *_: loop)
+    monkeypatch.setattr(mnist, "order", lambda *_: np.zeros((4, 3), int))
     monkeypatch.setattr(mnist, "matmul_flops_per_second", lambda size, tries: 1.0)
-    config = mnist.Config(seeds=3, steps=2, steps_per_dispatch=2, repeats=2)
-    result = mnist.measure(config)
+    result = mnist.measure(mnist.Config(seeds=3, repeats=2))
     assert ran == ["bnjax 3", "bnjax 1", "flax"] * 2
     seconds = [[repeat["seconds"] for repeat in p["repeats"]] for p in result["programs"]]
     assert seconds == [[1, 4], [2, 5], [3, 6]]
 
 
 @pytest.mark.slow
-def test_the_file_and_the_terminal_show_the_table_of_the_json(written):
-    folder, shown = written
-    text = mnist.table(json.loads((folder / "mnist.json").read_text()))
-    assert (folder / "mnist.md").read_text(encoding="utf-8") == text + "\n"
-    assert text in shown
-
-
-@pytest.mark.slow
-def test_a_missing_peer_is_named_with_the_reason(written):
+def test_a_run_writes_its_table_and_names_a_missing_peer(written):
     """Red where the row is left out."""
-    folder, _ = written
-    result = json.loads((folder / "mnist.json").read_text())
-    assert result["torch"] is None
-    assert "| PyTorch, eager | not measured: hidden by the test; " in mnist.table(result)
+    text = table_in(*written, mnist)
+    assert result_in(written[0], mnist)["torch"] is None
+    assert "| PyTorch, eager | not measured: hidden by the test; " in text
 
 
 def test_step_flops_are_those_counted_by_hand():
@@ -128,16 +116,16 @@ def test_step_flops_are_those_counted_by_hand():
     assert counted == forward + kernels + inputs == 26_376_000
 
 
-def test_step_flops_are_those_of_the_compiled_flax_step():
+def test_step_flops_are_those_of_the_compiled_flax_step(flax):
     """XLA's own count holds the elementwise work too, which is small."""
-    state = FlaxLoop(Setting(), load_dataset("mnist5k")).start()
+    state = flax.start()
     compiled = flax_step.lower(state, np.zeros((60, 784), np.float32), np.zeros(60, int)).compile()
     counted = mnist.step_flops(60, [state.params[layer]["kernel"].shape for layer in LAYERS])
     assert 1 < compiled.cost_analysis()["flops"] / counted < 1.1
 
 
 @pytest.mark.slow
-def test_bnjax_and_flax_train_the_same_network(tmp_path):
+def test_bnjax_and_flax_train_the_same_network(flax, tmp_path):
     """Red for another weight_std, learning rate, order, threshold or epsilon in one of them."""
     setting, dataset = Setting(), load_dataset("mnist5k")
     task = bnjax_task(setting, seeds=1, steps=4, steps_per_dispatch=2)
@@ -147,9 +135,8 @@ def test_bnjax_and_flax_train_the_same_network(tmp_path):
     assert restored.step == 6
     ours = jax.tree.map(lambda leaf: leaf[0], restored.state.state.params)
 
-    loop = FlaxLoop(setting, dataset)
-    initial = jax.tree.map(np.array, loop.start().params)
-    theirs = loop.train(loop.start(), order(setting, dataset, 6)).params
+    initial = jax.tree.map(np.array, flax.start().params)
+    theirs = flax.train(flax.start(), order(setting, dataset, 6)).params
     for name in LAYERS:
         moved = np.abs(initial[name]["kernel"] - theirs[name]["kernel"]).max()
         assert moved > 1e-3
@@ -183,13 +170,7 @@ def test_the_clock_of_a_loop_leaves_out_the_untimed_steps(monkeypatch):
 
 def test_table_compares_medians_with_the_better_peer():
     result = {
-        "config": {
-            "data": "mnist5k",
-            "steps": 100,
-            "steps_per_dispatch": 10,
-            "repeats": 3,
-            "matmul_size": 8,
-        },
+        "config": dict(data="mnist5k", steps=100, steps_per_dispatch=10, repeats=3, matmul_size=8),
         "setting": {"batch_size": 60, "learning_rate": 0.1},
         "test_examples": 1_000,
         "environment": {"processor": "P", "device_count": 2, "python": "3", "versions": {}},

@@ -4,7 +4,6 @@ Without the Inception modules, whose compilation takes a minute.
 """
 
 import io
-import json
 import math
 import sys
 from contextlib import redirect_stdout
@@ -12,10 +11,10 @@ from contextlib import redirect_stdout
 import jax
 import numpy as np
 import pytest
+from benchmark_commands import call, result_in, table_in
 
 from bnjax.models import bn_inception
 from experiments.benchmarks import networks, train_step, training
-from experiments.benchmarks.__main__ import main
 from experiments.benchmarks.training import (
     JaxTraining,
     StepSpec,
@@ -48,23 +47,13 @@ def written(tmp_path_factory):
     folder, shown = tmp_path_factory.mktemp("benchmarks"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(shown):
         patch.setitem(sys.modules, "torch", None)
-        run(patch, f"train_step {TINY} --contestants ours bias torch --out {folder}")
-        run(patch, f"networks --sizes narrow {SHORT} --out {folder}")
+        call(patch, f"train_step {TINY} --contestants ours bias torch --out {folder}")
+        call(patch, f"networks --sizes narrow {SHORT} --out {folder}")
     return folder, shown.getvalue()
 
 
-def run(patch, argv):
-    patch.setattr(sys, "argv", ["benchmarks", *argv.split()])
-    main()
-
-
-def read(folder, name):
-    return json.loads((folder / f"{name}.json").read_text(), parse_constant=pytest.fail)
-
-
 def test_a_run_of_train_step_writes_every_measure(written):
-    result = read(written[0], "train_step")
-    assert (result["schema"], result["benchmark"]) == (1, "train_step")
+    result = result_in(written[0], train_step)
     assert result["config"]["image_size"] == 8
     (cell,) = result["cells"]
     for key in ("seconds", "page_faults", "temporary_bytes", "final_loss"):
@@ -73,8 +62,7 @@ def test_a_run_of_train_step_writes_every_measure(written):
 
 
 def test_a_run_of_networks_writes_what_was_chosen_for_the_machine(written):
-    result = read(written[0], "networks")
-    assert (result["schema"], result["benchmark"]) == (1, "networks")
+    result = result_in(written[0], networks)
     assert result["config"]["dtype"] == "float32"
     assert result["config"]["contestants"] == ["ours", "torch"]
     assert (result["peers"], result["threads"]) == ({}, None)
@@ -91,13 +79,8 @@ def test_a_run_of_networks_writes_what_was_chosen_for_the_machine(written):
     ],
 )
 def test_a_run_writes_its_table_and_names_a_missing_peer(written, benchmark, row):
-    folder, shown = written
-    name = benchmark.__name__.rpartition(".")[2]
-    result = read(folder, name)
-    text = benchmark.table(result)
-    assert (folder / f"{name}.md").read_text(encoding="utf-8") == text + "\n"
-    assert text in shown
-    assert set(result["missing"]) == {"torch"}
+    text = table_in(*written, benchmark)
+    assert set(result_in(written[0], benchmark)["missing"]) == {"torch"}
     assert row in text
 
 
@@ -106,7 +89,7 @@ def test_a_network_that_diverges_has_no_times(monkeypatch, tmp_path):
     monkeypatch.setattr(bn_inception, "FIGURE_5", MODULE)
     argv = f"train_step {TINY} --contestants bias --learning-rate 1e30 --out {tmp_path}"
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, argv)
+        call(monkeypatch, argv)
     assert "bias diverged: choose a learning_rate below 1e+30" in str(stop.value.code)
     assert not list(tmp_path.iterdir())
 
