@@ -202,20 +202,21 @@ def test_the_output_does_not_count_as_kept_and_nothing_counts_twice():
         assert residual_bytes(layer, LayerSpec(SHAPE, "float32")) == kept
 
 
+NONE = {"forward": 0, "backward": 1}  # the gradient of the parameters
+ONE = {"forward": 1, "backward": 1}
+
+
 @pytest.mark.parametrize(
-    ("name", "mode", "counts"),
+    ("name", "counts"),
     [
-        ("bias", "jit", {"forward": 0, "backward": 1}),
-        ("bias", "shard_map", {"forward": 0, "backward": 1}),
-        ("flax", "jit", {"forward": 1, "backward": 1}),
-        ("flax", "shard_map", {"forward": 1, "backward": 1}),
-        ("flax_two_pass", "shard_map", {"forward": 2, "backward": 2}),
-        ("ours", "jit", {"forward": 1, "backward": 1}),
-        ("ours", "shard_map", {"forward": 1, "backward": 1}),
+        ("bias", {"jit": NONE, "shard_map": NONE}),
+        ("flax", {"jit": ONE, "shard_map": ONE}),
+        ("flax_two_pass", {"shard_map": {"forward": 2, "backward": 2}}),
+        ("ours", {"jit": ONE, "shard_map": ONE}),
     ],
 )
-def test_collectives_of_the_compiled_layer(name, mode, counts):
-    assert collectives(name)[mode] == counts
+def test_collectives_of_the_compiled_layer(name, counts):
+    assert counts.items() <= collectives(name).items()
 
 
 def test_a_layer_that_cannot_be_spread_is_named_as_such(monkeypatch):
@@ -223,11 +224,7 @@ def test_a_layer_that_cannot_be_spread_is_named_as_such(monkeypatch):
         raise ValueError("no axis name\nand a second line")
 
     monkeypatch.setattr(batch_norm_collectives, "_under_shard_map", refuse)
-    counts = collectives("bias")
-    assert counts == {
-        "jit": {"forward": 0, "backward": 1},
-        "shard_map": {"refused": "no axis name"},
-    }
+    assert collectives("bias") == {"jit": NONE, "shard_map": {"refused": "no axis name"}}
 
 
 def test_programs_wait_for_each_call_on_cpus(monkeypatch):

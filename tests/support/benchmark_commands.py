@@ -21,6 +21,14 @@ def call(patch: pytest.MonkeyPatch, argv: str) -> None:
     main()
 
 
+def hide(patch: pytest.MonkeyPatch, folder: Path, *packages: str) -> None:
+    """Makes this process find that packages are not installed, by files in a folder."""
+    for name in packages:
+        (folder / f"{name}.py").write_text("raise ImportError('hidden by the test')\n")
+        patch.delitem(sys.modules, name, raising=False)
+    patch.syspath_prepend(folder)
+
+
 def call_without(folder: Path, hidden: tuple[str, ...], argv: str) -> tuple[str, str]:
     """Runs it in a process that starts in a folder and finds the hidden packages not installed.
 
