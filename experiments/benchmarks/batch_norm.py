@@ -1,99 +1,84 @@
 """Forward and backward pass of one batch normalization layer: bnjax beside every installed peer.
 
-All contestants get the same numbers and take turns in one process. `bias` adds a bias and nothing
-else: the floor. What is measured, and against which target: `batch_norm_table`.
+All contestants get the same numbers and take turns in one process. `bias` only adds a bias: it is
+the floor. `batch_norm_table` has the targets.
 """
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
 
-from bnjax.evidence.records import environment
-from experiments.benchmarks import memory
-from experiments.benchmarks.batch_norm_collectives import collectives_apart
+from experiments.benchmarks import machine
+from experiments.benchmarks.batch_norm_collectives import collectives_in_subprocess
 from experiments.benchmarks.batch_norm_costs import accuracy, residual_bytes
-from experiments.benchmarks.batch_norm_layers import LAYERS, Wanted
+from experiments.benchmarks.batch_norm_layers import LAYERS, LayerSpec
 from experiments.benchmarks.batch_norm_programs import (
-    Given,
-    JaxProgram,
-    Program,
-    layer_of,
-    made_inputs,
+    TORCH_THREADS,
+    make_inputs,
+    make_layer,
+    make_program,
 )
 from experiments.benchmarks.batch_norm_table import table
-from experiments.benchmarks.turns import take_turns
+from experiments.benchmarks.benchmark import (
+    Result,
+    TimedConfig,
+    check,
+    not_installed,
+    provenance,
+    start_keeping_memory,
+)
+from experiments.benchmarks.turns import raw, take_turns
 
-__all__ = ["CONTESTANTS", "SCHEMA", "Config", "measure", "table"]
+__all__ = ["CONTESTANTS", "Config", "measure", "start", "table"]
 
-SCHEMA = 1
-
-_TORCH = {"torch": None, "torch_one_thread": 1}  # the number of threads
-
-CONTESTANTS = (*LAYERS, *_TORCH)
+CONTESTANTS = (*LAYERS, *TORCH_THREADS)
 
 _PACKAGES = {"haiku": "dm-haiku", "equinox": "equinox", "keras": "keras", "torch": "torch"}
 
-Dtype = Literal["float32", "bfloat16"]
-Activation = Literal["none", "relu"]
-Measure = Literal["time", "memory", "accuracy", "collectives"]
-
 
 @dataclass(frozen=True)
-class Config:
-    """Forward and backward pass of one batch normalization layer, beside every installed peer."""
+class Config(TimedConfig):
+    """One layer, forward and backward: time, memory, accuracy, collectives; beside every peer."""
 
     shapes: tuple[str, ...] = ("32x56x56x64", "32x28x28x192", "32x14x14x576", "60x100")
     """Inputs, channels last: examples x height x width x channels, or examples x features."""
-    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
-    """Of input and output; parameters and statistics are float32."""
-    activations: tuple[Activation, ...] = ("none", "relu")
-    """What follows the normalization."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Types of input and output; parameters and statistics are float32."""
+    activations: tuple[Literal["none", "relu"], ...] = ("none", "relu")
+    """Activations after the normalization."""
     contestants: tuple[str, ...] = CONTESTANTS
     """Who takes part."""
-    measures: tuple[Measure, ...] = ("time", "memory", "accuracy", "collectives")
+    measures: tuple[Literal["time", "memory", "accuracy", "collectives"], ...] = (
+        "time",
+        "memory",
+        "accuracy",
+        "collectives",
+    )
     """What to measure."""
-    repeats: int = 30
-    """Turns of each contestant at each shape, dtype and activation."""
     turn_seconds: float = 0.03
-    """A turn's length: calls are made until it is over, at least one."""
+    """Length of a turn: calls are made until it is over, at least one."""
     bandwidth_bytes: int = 2**28
-    """Size of each of the arrays of a + 3 b, whose rate is the memory's bandwidth: far above any
-    cache, if the caches are not to be measured."""
+    """Size of each array of a + 3 b, whose rate is the memory's bandwidth; far above any cache,
+    unless the caches are to be measured."""
     bandwidth_tries: int = 10
     """Times of which the fastest counts."""
     accuracy_shape: str = "32x14x14x64"
     """Input of the measure of accuracy."""
-    keep_memory: bool = True
-    """Start anew with glibc told to keep freed memory; else the environment is left alone."""
 
     def __post_init__(self) -> None:
         for text in (*self.shapes, self.accuracy_shape):
-            parsed_shape(text)
-        unknown = [name for name in self.contestants if name not in CONTESTANTS]
-        if unknown:
-            raise ValueError(
-                f"contestants: unknown {unknown[0]!r}; choose from {', '.join(CONTESTANTS)}."
-            )
-        for name in ("shapes", "dtypes", "activations", "contestants", "measures"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be given, each once; got {values}.")
-        for name in ("repeats", "bandwidth_tries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
-        if self.bandwidth_bytes < 4:
-            raise ValueError(f"bandwidth_bytes must be >= 4, got {self.bandwidth_bytes}.")
-        if not 0 < self.turn_seconds < math.inf:
-            raise ValueError(f"turn_seconds must be > 0, got {self.turn_seconds}.")
+            parse_shape(text)
+        check(self, choices={"contestants": CONTESTANTS}, least={"bandwidth_bytes": 4})
 
 
-def parsed_shape(text: str) -> tuple[int, ...]:
-    """`"32x14x14x576"` as numbers.
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Returns the shape in `"32x14x14x576"`.
 
     Raises:
-        ValueError: if it is not two or four numbers, or leaves one value per feature.
+        ValueError: it is not two or four numbers, or leaves one value per feature.
     """
     try:
         shape = tuple(map(int, text.split("x")))
@@ -107,110 +92,75 @@ def parsed_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def measure(config: Config) -> dict[str, Any]:
-    """Measures all contestants that are installed.
+start = start_keeping_memory
 
-    Returns:
-        JSON values, raw; `missing` names the contestants whose library is not installed, and why.
-    """
+
+def measure(config: Config) -> Result:
+    """Measures all contestants that are installed."""
     present, versions, missing = _installed(config.contestants)
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "benchmark": "batch_norm",
-        "config": asdict(config),
-        "environment": environment(),
-        "allocation": memory.settings(),
-        "peers": versions,
-        "missing": missing,
-    }
-    if "time" in config.measures:
-        rate = memory.bytes_per_second(config.bandwidth_bytes, config.bandwidth_tries)
-        result["bytes_per_second"] = rate
+    result = provenance("batch_norm", config, peers=versions, missing=missing)
+    measures = set(config.measures)
+    if "time" in measures:
+        result["bytes_per_second"] = machine.bytes_per_second(
+            config.bandwidth_bytes, config.bandwidth_tries
+        )
     result["cells"] = [
-        _cell(config, parsed_shape(shape), dtype, activation, present)
+        _cell(config, LayerSpec(parse_shape(shape), dtype, activation == "relu"), present)
         for activation in config.activations
         for dtype in config.dtypes
         for shape in config.shapes
-        if {"time", "memory"} & set(config.measures)
+        if {"time", "memory"} & measures
     ]
-    jax_names = [name for name in present if name not in _TORCH]
-    if "memory" in config.measures:
+    jax_names = [name for name in present if name in LAYERS]
+    if "memory" in measures:
         result["residual_bytes"] = _residuals(config, jax_names)
-    if "accuracy" in config.measures:
+    if "accuracy" in measures:
         _say("accuracy")
-        result["accuracy"] = accuracy(
-            parsed_shape(config.accuracy_shape),
-            [name for name in present if name != "bias"],
-            program,
-        )
-    if "collectives" in config.measures:
+        normalizing = [name for name in present if name != "bias"]
+        result["accuracy"] = accuracy(parse_shape(config.accuracy_shape), normalizing)
+    if "collectives" in measures:
         _say("collectives")
-        result["collectives"] = collectives_apart(jax_names)
+        result["collectives"] = collectives_in_subprocess(jax_names)
     return result
 
 
-def program(name: str, wanted: Wanted, given: Given) -> Program:
-    """The named contestant's program."""
-    if name in _TORCH:
-        from experiments.benchmarks.batch_norm_torch import TorchProgram
-
-        return TorchProgram(wanted, given, threads=_TORCH[name])
-    return JaxProgram(name, wanted, given)
-
-
-def _cell(
-    config: Config,
-    shape: tuple[int, ...],
-    dtype: str,
-    activation: str,
-    names: list[str],
-) -> dict[str, Any]:
-    """Times and temporary memory at one shape, dtype and activation."""
-    _say(f"{'x'.join(map(str, shape))} {dtype} {activation}")
-    wanted, given = Wanted(shape, dtype, activation == "relu"), made_inputs(shape)
-    programs = {name: program(name, wanted, given) for name in names}
-    cell: dict[str, Any] = {"shape": shape, "dtype": dtype, "activation": activation}
+def _cell(config: Config, spec: LayerSpec, names: Sequence[str]) -> dict[str, Any]:
+    """Returns times and temporary memory at one shape, dtype and activation."""
+    setting = {"dtype": spec.dtype, "activation": "relu" if spec.relu else "none"}
+    _say(f"{'x'.join(map(str, spec.shape))} {setting['dtype']} {setting['activation']}")
+    inputs = make_inputs(spec.shape)
+    programs = {name: make_program(name, spec, inputs) for name in names}
+    cell: dict[str, Any] = {"shape": spec.shape, **setting}
     if "time" in config.measures:
         runners = {name: each.run for name, each in programs.items()}
-        turns = take_turns(runners, repeats=config.repeats, turn_seconds=config.turn_seconds)
-        cell["seconds"] = {name: [turn.seconds for turn in taken] for name, taken in turns.items()}
-        cell["page_faults"] = {
-            name: [turn.page_faults for turn in taken] for name, taken in turns.items()
-        }
+        cell |= raw(take_turns(runners, repeats=config.repeats, turn_seconds=config.turn_seconds))
     if "memory" in config.measures:
         cell["temporary_bytes"] = {name: each.temporary_bytes() for name, each in programs.items()}
     return cell
 
 
-def _residuals(config: Config, names: list[str]) -> list[dict[str, Any]]:
-    shape = (8, 4, 4, 8)  # the count per value depends on no size; features are kept apart by it
-    return [
-        {
-            "dtype": dtype,
-            "activation": activation,
-            "per_value": {
-                name: residual_bytes(
-                    layer_of(name, Wanted(shape, dtype, activation == "relu"), made_inputs(shape)),
-                    shape,
-                    dtype,
-                )
-                for name in names
-            },
-        }
-        for activation in config.activations
-        for dtype in config.dtypes
-    ]
+def _residuals(config: Config, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the bytes per value that are kept, which no size changes: a small one serves."""
+    shape = (8, 4, 4, 8)
+    entries = []
+    for activation in config.activations:
+        for dtype in config.dtypes:
+            spec = LayerSpec(shape, dtype, activation == "relu")
+            layers = {name: make_layer(name, spec, make_inputs(shape)) for name in names}
+            per_value = {name: residual_bytes(layer, spec) for name, layer in layers.items()}
+            entries.append({"dtype": dtype, "activation": activation, "per_value": per_value})
+    return entries
 
 
-def _installed(names: tuple[str, ...]) -> tuple[list[str], dict[str, str], dict[str, str]]:
-    """Those that can be made; the versions of their libraries; the others, and why."""
+def _installed(names: Sequence[str]) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Returns those that can be made, their libraries' versions, and why others are missing."""
     present, versions, missing = [], {}, {}
-    wanted = Wanted((2, 2, 2, 2), "float32")
+    spec = LayerSpec((2, 2, 2, 2), "float32")
     for name in names:
         try:
-            program(name, wanted, made_inputs(wanted.shape))
+            make_program(name, spec, make_inputs(spec.shape))
         except ImportError as error:
-            missing[name] = f"{error}; the extra bnjax[parity] has it on Python 3.11"
+            missing[name] = not_installed(error)
             continue
         present.append(name)
         if name in _PACKAGES:

@@ -1,6 +1,7 @@
 """Collectives of a layer that is spread over eight devices, counted in the compiled program.
 
-In a process of its own, on eight pretended CPU devices: where time is measured, there must be one.
+They are counted in another process, on eight simulated CPU devices: where time is measured, there
+must be one.
 """
 
 import json
@@ -17,13 +18,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax.command import command
-from experiments.benchmarks.batch_norm_layers import Wanted
+from experiments.benchmarks.batch_norm_layers import LayerSpec
 from experiments.benchmarks.batch_norm_programs import (
-    arranged,
-    forward,
     forward_and_backward,
-    layer_of,
-    made_inputs,
+    make_inputs,
+    make_layer,
+    to_layout,
 )
 
 DEVICES = 8
@@ -35,11 +35,11 @@ _COLLECTIVE = re.compile(
 )
 
 
-def collectives_apart(names: Sequence[str]) -> dict[str, Any]:
-    """`collectives` of each named contestant, from another process.
+def collectives_in_subprocess(names: Sequence[str]) -> dict[str, Any]:
+    """Returns `collectives` of each named contestant, from another process.
 
     Raises:
-        RuntimeError: if that process fails.
+        RuntimeError: that process fails.
     """
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmarks.batch_norm_collectives", *names],
@@ -54,53 +54,53 @@ def collectives_apart(names: Sequence[str]) -> dict[str, Any]:
 
 
 def collectives(name: str) -> dict[str, dict[str, Any]]:
-    """Collectives of one contestant, forward and backward.
+    """Counts the collectives of one contestant, forward and backward.
 
     Returns:
-        `jit`: under `jit` and `jax.set_mesh`, with the examples spread over all devices;
+        `jit`: under `jit` and `jax.set_mesh`, with the examples split over all devices;
         `shard_map`: with the axis name given to the layer. Each has the counts `forward` and
-        `backward`, or `refused`: why.
+        `backward`, or `refused` with the reason.
     """
     counts: dict[str, dict[str, Any]] = {}
     for mode, compiled in (("jit", _under_jit), ("shard_map", _under_shard_map)):
         try:
             one, both = (_count(compiled(name, backward)) for backward in (False, True))
             counts[mode] = {"forward": one, "backward": both - one}
-        except ValueError as error:  # Refused, or what a peer raises while it is traced
+        except ValueError as error:  # UnsupportedError, or a peer's own error while it is traced
             counts[mode] = {"refused": str(error).partition("\n")[0]}
     return counts
 
 
 def _under_jit(name: str, backward: bool) -> str:
-    layer, arrays = _prepared(name, Wanted(_SHAPE, "float32"), backward)
-    spread = NamedSharding(_mesh(), P(_AXIS))
-    whole = NamedSharding(_mesh(), P())
-    arrays = [jax.device_put(array, spread) for array in arrays]
-    params, state = jax.device_put((layer.params, layer.state), whole)
+    function, arrays, trees = _prepared(name, LayerSpec(_SHAPE, "float32"), backward)
+    arrays = jax.device_put(arrays, NamedSharding(_mesh(), P(_AXIS)))
+    trees = jax.device_put(trees, NamedSharding(_mesh(), P()))
     with jax.set_mesh(_mesh()):
-        return _compiled(_function(layer, backward), *arrays, params, state)
+        return _compiled(function, *arrays, *trees)
 
 
 def _under_shard_map(name: str, backward: bool) -> str:
-    layer, arrays = _prepared(name, Wanted(_SHAPE, "float32", axis_name=_AXIS), backward)
+    spec = LayerSpec(_SHAPE, "float32", axis_name=_AXIS)
+    function, arrays, trees = _prepared(name, spec, backward)
     mapped = jax.shard_map(
-        _function(layer, backward),
+        function,
         mesh=_mesh(),
         in_specs=(*(P(_AXIS) for _ in arrays), P(), P()),
         out_specs=(P(_AXIS), P(), P(_AXIS), P()) if backward else (P(_AXIS), P()),
     )
-    return _compiled(mapped, *arrays, layer.params, layer.state)
+    return _compiled(mapped, *arrays, *trees)
 
 
-def _prepared(name: str, wanted: Wanted, backward: bool) -> tuple[Any, list[jax.Array]]:
-    given = made_inputs(wanted.shape)
-    layer = layer_of(name, wanted, given)
-    values = (given.x, given.dy) if backward else (given.x,)
-    return layer, [arranged(value, layer, wanted.dtype) for value in values]
-
-
-def _function(layer: Any, backward: bool) -> Callable[..., Any]:
-    return forward_and_backward(layer) if backward else forward(layer)
+def _prepared(
+    name: str, spec: LayerSpec, backward: bool
+) -> tuple[Callable[..., Any], list[jax.Array], tuple[Any, Any]]:
+    """Returns the function, its arrays, which have examples, and its parameters and state."""
+    inputs = make_inputs(spec.shape)
+    layer = make_layer(name, spec, inputs)
+    function = forward_and_backward(layer) if backward else layer.apply
+    values = (inputs.x, inputs.dy) if backward else (inputs.x,)
+    arrays = [to_layout(value, layer, spec.dtype) for value in values]
+    return function, arrays, (layer.params, layer.state)
 
 
 def _mesh() -> Mesh:

@@ -1,7 +1,7 @@
 """One batch normalization layer of each JAX library, behind one signature.
 
-Peers are set up as their own documentation does it: statistics in float32, gradients by autodiff,
-ReLU applied to what they return. Their imports are inside the functions: a missing one is named.
+Peers are set up as in their own documentation: statistics in float32, gradients by autodiff, ReLU
+applied to their output. They are imported inside the functions, so that a missing one is named.
 """
 
 import os
@@ -21,12 +21,12 @@ EPSILON = 1e-5
 DECAY = 0.9
 
 
-class Wanted(NamedTuple):
-    """What a layer is made for.
+class LayerSpec(NamedTuple):
+    """The input and the form of a layer.
 
     Attributes:
-        shape: of the input, channels last.
-        dtype: of input and output.
+        shape: the input's, channels last.
+        dtype: the type of input and output.
         relu: whether ReLU follows.
         axis_name: mapped axis whose devices share the batch, in `shard_map`.
     """
@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
 
     @property
     def features(self) -> int:
-        """Number of channels."""
+        """Returns the number of channels."""
         return self.shape[-1]
 
 
@@ -47,9 +47,9 @@ class Layer(NamedTuple):
 
     Attributes:
         apply: `(x, params, state) -> (y, new state)`; `y` has the dtype of `x`.
-        params: with the given scale and bias.
-        state: before the first step.
-        scale_and_bias: finds both, in that order, in a tree like `params`; the scale may be None.
+        params: parameters, with the given scale and bias.
+        state: the state before the first step.
+        scale_and_bias: returns both from a tree like `params`; the scale may be None.
         channels_first: whether `x` is `[examples, channels, ...]`, the library's own layout.
     """
 
@@ -60,13 +60,13 @@ class Layer(NamedTuple):
     channels_first: bool = False
 
 
-class Refused(ValueError):
-    """The library does not offer what is wanted."""
+class UnsupportedError(ValueError):
+    """The library does not offer such a layer."""
 
 
-def ours(wanted: Wanted, scale: jax.Array, bias: jax.Array, *, impl: str) -> Layer:
-    """`bnjax.normalize_batch`, with ReLU inside."""
-    settings: dict[str, Any] = {"activation": "relu"} if wanted.relu else {}
+def ours(spec: LayerSpec, scale: jax.Array, bias: jax.Array, *, impl: str) -> Layer:
+    """Makes `bnjax.normalize_batch`, with ReLU inside."""
+    settings: dict[str, Any] = {"activation": "relu"} if spec.relu else {}
 
     def apply(x: jax.Array, params: Tree, state: Tree) -> tuple[jax.Array, Tree]:
         return bnjax.normalize_batch(
@@ -76,46 +76,46 @@ def ours(wanted: Wanted, scale: jax.Array, bias: jax.Array, *, impl: str) -> Lay
             epsilon=EPSILON,
             decay=DECAY,
             running_var="biased",
-            axis_name=wanted.axis_name,
+            axis_name=spec.axis_name,
             impl=impl,  # type: ignore[arg-type]
             **settings,
         )
 
-    state = bnjax.init_stats(wanted.features)
-    return Layer(apply, {"scale": scale, "bias": bias}, state, _by_name("scale", "bias"))
+    state = bnjax.init_stats(spec.features)
+    return Layer(apply, {"scale": scale, "bias": bias}, state, _scale_and_bias)
 
 
-def flax_linen(wanted: Wanted, scale: jax.Array, bias: jax.Array, *, fast: bool) -> Layer:
-    """`flax.linen.BatchNorm`; `fast=False` is its variance of two passes."""
+def flax_linen(spec: LayerSpec, scale: jax.Array, bias: jax.Array, *, fast: bool) -> Layer:
+    """Makes `flax.linen.BatchNorm`; `fast=False` computes the variance in two passes."""
     layer = nn.BatchNorm(
         use_running_average=False,
         momentum=DECAY,
         epsilon=EPSILON,
-        dtype=wanted.dtype,
-        axis_name=wanted.axis_name,
+        dtype=spec.dtype,
+        axis_name=spec.axis_name,
         use_fast_variance=fast,
     )
 
     def apply(x: jax.Array, params: Tree, state: Tree) -> tuple[jax.Array, Tree]:
         variables = {"params": params, "batch_stats": state}
         y, updates = layer.apply(variables, x, mutable=["batch_stats"])
-        return _activated(y, wanted), updates["batch_stats"]
+        return _activated(y, spec), updates["batch_stats"]
 
-    state = {"mean": jnp.zeros(wanted.features), "var": jnp.ones(wanted.features)}
-    return Layer(apply, {"scale": scale, "bias": bias}, state, _by_name("scale", "bias"))
+    state = {"mean": jnp.zeros(spec.features), "var": jnp.ones(spec.features)}
+    return Layer(apply, {"scale": scale, "bias": bias}, state, _scale_and_bias)
 
 
-def flax_nnx(wanted: Wanted, scale: jax.Array, bias: jax.Array) -> Layer:
-    """`flax.nnx.BatchNorm`, split and merged as its guide does it for plain JAX transforms."""
+def flax_nnx(spec: LayerSpec, scale: jax.Array, bias: jax.Array) -> Layer:
+    """Makes `flax.nnx.BatchNorm`, split and merged as in its guide for plain JAX transforms."""
     from flax import nnx
 
     layer = nnx.BatchNorm(
-        wanted.features,
+        spec.features,
         use_running_average=False,
         momentum=DECAY,
         epsilon=EPSILON,
-        dtype=jnp.dtype(wanted.dtype),
-        axis_name=wanted.axis_name,
+        dtype=jnp.dtype(spec.dtype),
+        axis_name=spec.axis_name,
         rngs=nnx.Rngs(0),
     )
     parts: Any = nnx.split(layer, nnx.Param, nnx.BatchStat)
@@ -124,7 +124,7 @@ def flax_nnx(wanted: Wanted, scale: jax.Array, bias: jax.Array) -> Layer:
 
     def apply(x: jax.Array, params: Tree, state: Tree) -> tuple[jax.Array, Tree]:
         own = nnx.merge(definition, params, state, copy=True)
-        return _activated(own(x), wanted), nnx.state(own, nnx.BatchStat)
+        return _activated(own(x), spec), nnx.state(own, nnx.BatchStat)
 
     def scale_and_bias(params: Tree) -> tuple[jax.Array, jax.Array]:
         pure = nnx.to_pure_dict(params)
@@ -133,21 +133,21 @@ def flax_nnx(wanted: Wanted, scale: jax.Array, bias: jax.Array) -> Layer:
     return Layer(apply, params, state, scale_and_bias)
 
 
-def haiku(wanted: Wanted, scale: jax.Array, bias: jax.Array) -> Layer:
-    """`haiku.BatchNorm`, computing in float32 and returning the input's dtype.
+def haiku(spec: LayerSpec, scale: jax.Array, bias: jax.Array) -> Layer:
+    """Makes `haiku.BatchNorm`, with the mixed precision of its ImageNet example.
 
-    That is the mixed-precision policy of its ImageNet example.
+    It computes in float32 and returns the input's dtype.
     """
-    network = _haiku_network(wanted)
+    network = _haiku_network(spec)
 
     def apply(x: jax.Array, params: Tree, state: Tree) -> tuple[jax.Array, Tree]:
         y, state = network.apply(params, state, x)
-        return _activated(y, wanted), state
+        return _activated(y, spec), state
 
-    alone = Wanted(wanted.shape, wanted.dtype)  # initialization runs outside of the mapped axis
-    example = jnp.zeros((2,) * (len(wanted.shape) - 1) + wanted.shape[-1:])
+    alone = spec._replace(axis_name=None)  # initialization runs outside of the mapped axis
+    example = jnp.zeros((2,) * (len(spec.shape) - 1) + spec.shape[-1:])
     _, state = _haiku_network(alone).init(jax.random.key(0), example)
-    broadcast = (1,) * (len(wanted.shape) - 1) + (-1,)
+    broadcast = (1,) * (len(spec.shape) - 1) + (-1,)
     params = {"batch_norm": {"scale": scale.reshape(broadcast), "offset": bias.reshape(broadcast)}}
 
     def scale_and_bias(params: Tree) -> tuple[jax.Array, jax.Array]:
@@ -157,70 +157,70 @@ def haiku(wanted: Wanted, scale: jax.Array, bias: jax.Array) -> Layer:
     return Layer(apply, params, state, scale_and_bias)
 
 
-def _haiku_network(wanted: Wanted) -> Any:
+def _haiku_network(spec: LayerSpec) -> Any:
     import haiku as hk
 
     def forward(x: jax.Array) -> jax.Array:
         layer = hk.BatchNorm(
-            True, True, decay_rate=DECAY, eps=EPSILON, cross_replica_axis=wanted.axis_name
+            True, True, decay_rate=DECAY, eps=EPSILON, cross_replica_axis=spec.axis_name
         )
         return layer(x.astype(jnp.float32), is_training=True).astype(x.dtype)
 
     return hk.without_apply_rng(hk.transform_with_state(forward))
 
 
-def equinox(wanted: Wanted, scale: jax.Array, bias: jax.Array) -> Layer:
-    """`equinox.nn.BatchNorm` in its mode "batch", under `vmap`: an example a call."""
+def equinox(spec: LayerSpec, scale: jax.Array, bias: jax.Array) -> Layer:
+    """Makes `equinox.nn.BatchNorm` in its mode "batch", under `vmap`: an example a call."""
     import equinox as eqx
 
-    names = ("batch",) if wanted.axis_name is None else ("batch", wanted.axis_name)
+    names = ("batch",) if spec.axis_name is None else ("batch", spec.axis_name)
     layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(
-        wanted.features, axis_name=names, mode="batch", momentum=DECAY, eps=EPSILON
+        spec.features, axis_name=names, mode="batch", momentum=DECAY, eps=EPSILON
     )
 
     def apply(x: jax.Array, params: Tree, state: Tree) -> tuple[jax.Array, Tree]:
         own = eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, params)
         each = jax.vmap(own, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
         y, state = each(x.astype(jnp.float32), state)  # it has no dtype of its own
-        return _activated(y.astype(x.dtype), wanted), state
+        return _activated(y.astype(x.dtype), spec), state
 
     return Layer(apply, (scale, bias), state, lambda params: params, channels_first=True)
 
 
-def keras(wanted: Wanted, scale: jax.Array, bias: jax.Array) -> Layer:
-    """`keras.layers.BatchNormalization` on JAX, called without state."""
+def keras(spec: LayerSpec, scale: jax.Array, bias: jax.Array) -> Layer:
+    """Makes `keras.layers.BatchNormalization` on JAX, called without state."""
     os.environ.setdefault("KERAS_BACKEND", "jax")  # read when keras is imported
     import keras
 
     if keras.backend.backend() != "jax":
         raise ImportError(f"keras runs on {keras.backend.backend()}: set KERAS_BACKEND=jax")
-    if wanted.axis_name is not None:
-        raise Refused("no axis name")
-    policy = "mixed_bfloat16" if wanted.dtype == "bfloat16" else wanted.dtype
+    if spec.axis_name is not None:
+        raise UnsupportedError("no axis name")
+    policy = "mixed_bfloat16" if spec.dtype == "bfloat16" else spec.dtype
     layer = keras.layers.BatchNormalization(momentum=DECAY, epsilon=EPSILON, dtype=policy)
-    layer.build(wanted.shape)
+    layer.build(spec.shape)
     state = [variable.value for variable in layer.non_trainable_variables]
 
     def apply(x: jax.Array, params: Tree, state: Tree) -> tuple[jax.Array, Tree]:
         y, state = layer.stateless_call(params, state, x, training=True)
-        return _activated(y, wanted), state
+        return _activated(y, spec), state
 
     return Layer(apply, [scale, bias], state, lambda params: (params[0], params[1]))
 
 
-def bias_alone(wanted: Wanted, scale: jax.Array, bias: jax.Array) -> Layer:
-    """No normalization: the floor of what a layer can cost."""
+def bias_alone(spec: LayerSpec, scale: jax.Array, bias: jax.Array) -> Layer:
+    """Makes a layer without normalization: the least that a layer can cost."""
     del scale
 
     def apply(x: jax.Array, params: Tree, state: Tree) -> tuple[jax.Array, Tree]:
         bias = jnp.expand_dims(params["bias"], tuple(range(x.ndim - 1)))
-        y = x.astype(bias.dtype) + bias  # in float32, as is the sum that is the bias's gradient
-        return _activated(y.astype(x.dtype), wanted), state
+        y = x.astype(bias.dtype) + bias  # float32, and so is the sum that is the bias's gradient
+        return _activated(y.astype(x.dtype), spec), state
 
-    return Layer(apply, {"bias": bias}, {}, _by_name("scale", "bias"))
+    return Layer(apply, {"bias": bias}, {}, _scale_and_bias)
 
 
-LAYERS: dict[str, Callable[[Wanted, jax.Array, jax.Array], Layer]] = {
+LAYERS: dict[str, Callable[[LayerSpec, jax.Array, jax.Array], Layer]] = {
     "ours": partial(ours, impl="fused"),
     "ours_autodiff": partial(ours, impl="autodiff"),
     "flax": partial(flax_linen, fast=True),
@@ -231,12 +231,12 @@ LAYERS: dict[str, Callable[[Wanted, jax.Array, jax.Array], Layer]] = {
     "keras": keras,
     "bias": bias_alone,
 }
-"""Makes each contestant but PyTorch's."""
+"""Functions that make each contestant's layer, except PyTorch's."""
 
 
-def _activated(y: jax.Array, wanted: Wanted) -> jax.Array:
-    return jax.nn.relu(y) if wanted.relu else y
+def _activated(y: jax.Array, spec: LayerSpec) -> jax.Array:
+    return jax.nn.relu(y) if spec.relu else y
 
 
-def _by_name(scale: str, bias: str) -> Callable[[Tree], tuple[jax.Array | None, jax.Array]]:
-    return lambda params: (params.get(scale), params[bias])
+def _scale_and_bias(params: Tree) -> tuple[jax.Array | None, jax.Array]:
+    return params.get("scale"), params["bias"]

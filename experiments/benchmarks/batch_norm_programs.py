@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.benchmarks.batch_norm_layers import LAYERS, Layer, Tree, Wanted
+from experiments.benchmarks.batch_norm_layers import LAYERS, Layer, LayerSpec, Tree
+
+TORCH_THREADS = {"torch": None, "torch_one_thread": 1}
+"""PyTorch's contestants, and their numbers of threads; None is PyTorch's own choice."""
 
 
-class Given(NamedTuple):
-    """Inputs of every contestant, float64 `[..., features]`; each rounds them to its dtype.
+class Inputs(NamedTuple):
+    """Every contestant's inputs, float64 `[..., features]`; each rounds them to its dtype.
 
     Attributes:
         x: the layer's input.
-        dy: the cotangent of its output.
+        dy: the cotangent of the output.
         scale: float64 `[features]`.
         bias: float64 `[features]`.
     """
@@ -27,8 +30,8 @@ class Given(NamedTuple):
     bias: np.ndarray
 
 
-class Result(NamedTuple):
-    """What one call computes, float64, channels last. `dscale` is None without a scale."""
+class Outputs(NamedTuple):
+    """Outputs of one call, float64, channels last. `dscale` is None without a scale."""
 
     y: np.ndarray
     dx: np.ndarray
@@ -36,24 +39,24 @@ class Result(NamedTuple):
     dbias: np.ndarray
 
 
-class Program(Protocol):
-    """A contestant with its inputs in place, compiled."""
+class LayerProgram(Protocol):
+    """A contestant's compiled layer with its inputs in place."""
 
     def run(self, calls: int) -> None:
-        """Forward and backward pass, so often; returns when the last is done."""
+        """Makes forward and backward passes; returns when the last is done."""
 
-    def result(self) -> Result:
-        """What a call computes."""
+    def result(self) -> Outputs:
+        """Returns the outputs of a call."""
 
     def temporary_bytes(self) -> int | None:
-        """Memory of a call besides inputs and outputs; None where it cannot be known."""
+        """Returns a call's memory besides inputs and outputs; None where it cannot be known."""
 
 
-def made_inputs(shape: tuple[int, ...], *, offset: float = 0, seed: int = 0) -> Given:
-    """Normal values of standard deviation one around `offset`; the same at every call."""
+def make_inputs(shape: tuple[int, ...], *, offset: float = 0, seed: int = 0) -> Inputs:
+    """Returns normal values around `offset` with standard deviation 1, the same at every call."""
     random = np.random.default_rng(seed)
     features = shape[-1]
-    return Given(
+    return Inputs(
         offset + random.normal(size=shape),
         random.normal(size=shape),
         random.uniform(0.5, 1.5, features),
@@ -61,16 +64,11 @@ def made_inputs(shape: tuple[int, ...], *, offset: float = 0, seed: int = 0) -> 
     )
 
 
-def forward(layer: Layer) -> Callable[..., Any]:
-    """`(x, params, state) -> (y, new state)`, to be compiled."""
-    return layer.apply
-
-
 def forward_and_backward(layer: Layer) -> Callable[..., Any]:
-    """`(x, dy, params, state) -> (y, new state, dx, gradient of params)`, to be compiled.
+    """Returns `(x, dy, params, state) -> (y, new state, dx, gradient of params)`, to be compiled.
 
-    The cotangent waits for the output, as in a network, where it depends on it: otherwise the
-    compiler could read `x` once for both passes.
+    The cotangent waits for the output, as in a network, where it depends on the output: otherwise
+    the compiler could read `x` once for both passes.
     """
 
     def step(x: jax.Array, dy: jax.Array, params: Tree, state: Tree) -> tuple[Tree, ...]:
@@ -83,46 +81,55 @@ def forward_and_backward(layer: Layer) -> Callable[..., Any]:
     return step
 
 
-def layer_of(name: str, wanted: Wanted, given: Given) -> Layer:
-    """The named contestant with the given scale and bias, which are float32."""
-    scale, bias = (jnp.asarray(value, jnp.float32) for value in (given.scale, given.bias))
-    return LAYERS[name](wanted, scale, bias)
+def make_layer(name: str, spec: LayerSpec, inputs: Inputs) -> Layer:
+    """Returns the named contestant's layer with the given scale and bias, in float32."""
+    scale, bias = (jnp.asarray(value, jnp.float32) for value in (inputs.scale, inputs.bias))
+    return LAYERS[name](spec, scale, bias)
 
 
-def arranged(values: np.ndarray, layer: Layer, dtype: str) -> jax.Array:
-    """An input in the layer's layout and dtype."""
+def to_layout(values: np.ndarray, layer: Layer, dtype: str) -> jax.Array:
+    """Returns an input in the layer's layout and dtype."""
     return jnp.asarray(np.moveaxis(values, -1, 1) if layer.channels_first else values, dtype)
+
+
+def make_program(name: str, spec: LayerSpec, inputs: Inputs) -> LayerProgram:
+    """Returns the named contestant's program."""
+    if name in TORCH_THREADS:
+        from experiments.benchmarks.batch_norm_torch import TorchProgram
+
+        return TorchProgram(spec, inputs, threads=TORCH_THREADS[name])
+    return JaxProgram(name, spec, inputs)
 
 
 class JaxProgram:
     """A contestant of `LAYERS`, under `jit`."""
 
-    def __init__(self, name: str, wanted: Wanted, given: Given) -> None:
-        layer = layer_of(name, wanted, given)
-        x, dy = (arranged(values, layer, wanted.dtype) for values in (given.x, given.dy))
+    def __init__(self, name: str, spec: LayerSpec, inputs: Inputs) -> None:
+        layer = make_layer(name, spec, inputs)
+        x, dy = (to_layout(values, layer, spec.dtype) for values in (inputs.x, inputs.dy))
         self._layer = layer
         self._arguments = (x, dy, layer.params, layer.state)
         self._step = jax.jit(forward_and_backward(layer))
-        self._wait_each = jax.default_backend() == "cpu"  # which would run several calls at once
+        self._wait_each = jax.default_backend() == "cpu"  # CPUs would run several calls at once
 
     def run(self, calls: int) -> None:
-        """Forward and backward pass, so often; returns when the last is done."""
+        """Makes forward and backward passes; returns when the last is done."""
         for _ in range(calls):
             y = self._step(*self._arguments)[0]
             if self._wait_each:
                 y.block_until_ready()
         y.block_until_ready()
 
-    def result(self) -> Result:
-        """What a call computes."""
+    def result(self) -> Outputs:
+        """Returns the outputs of a call."""
         y, _, dx, dparams = self._step(*self._arguments)
         axis = 1 if self._layer.channels_first else -1
         y, dx = (np.moveaxis(_float64(value), axis, -1) for value in (y, dx))
         dscale, dbias = self._layer.scale_and_bias(dparams)
-        return Result(y, dx, None if dscale is None else _float64(dscale), _float64(dbias))
+        return Outputs(y, dx, None if dscale is None else _float64(dscale), _float64(dbias))
 
     def temporary_bytes(self) -> int | None:
-        """By XLA's account."""
+        """Returns XLA's account of a call's temporary memory."""
         analysis = self._step.lower(*self._arguments).compile().memory_analysis()
         return None if analysis is None else int(analysis.temp_size_in_bytes)
 

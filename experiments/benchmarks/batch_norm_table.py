@@ -1,10 +1,19 @@
 """The layer benchmark in Markdown, a pure function of its JSON."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from experiments.benchmarks.machine import surroundings
+from experiments.benchmarks.benchmark import Result
+from experiments.benchmarks.tables import (
+    bullets,
+    markdown,
+    optional,
+    quartiles,
+    surroundings,
+    turns_note,
+    verdict,
+)
 from experiments.benchmarks.turns import Spread, spread
 
 RATIOS = {
@@ -12,21 +21,21 @@ RATIOS = {
     ("flax", "bfloat16"): 0.8,
     ("torch", "float32"): 1.1,
 }
-"""Target: bnjax's time is at most so many times a peer's, normalization alone, on CPUs."""
+"""Targets on CPUs: bnjax's time over a peer's, at most; normalization alone."""
 
 FLOOR_SHARE = 0.8
-"""Target on a GPU: this share of what the memory's bandwidth allows, normalization alone."""
+"""Target on a GPU: share of the speed that the memory's bandwidth allows; normalization alone."""
 
 RESIDUAL_BYTES = 2
-"""Target: kept for each value in bfloat16 with ReLU, at most."""
+"""Target: bytes kept for each value in bfloat16 with ReLU, at most."""
 
 EXACT = 2
-"""Target: errors of `y` are at most so many times those of Flax's variance of two passes."""
+"""Target: errors of `y` over those of Flax's variance in two passes, at most."""
 
 PASSES = 8
 """Arrays as large as `x` that must move: `x` twice and `y`; then `x` and `dy` twice and `dx`."""
 
-NAMES = {
+LABELS = {
     "ours": "bnjax",
     "ours_autodiff": 'bnjax, impl="autodiff"',
     "flax": "Flax Linen",
@@ -40,123 +49,111 @@ NAMES = {
     "bias": "bias alone",
 }
 
-Result = dict[str, Any]
+Cell = dict[str, Any]
+Table = tuple[Sequence[str], list[list[str]]]
+"""Heads and rows."""
 
 
 def table(result: Result) -> str:
-    """Tables of times, memory, accuracy and collectives, then targets and conditions."""
-    parts = [
+    """Returns tables of times, memory, accuracy and collectives, then targets and conditions."""
+    tables = (
         *_summary(result),
         *_times(result),
         *_memory(result),
         *_accuracy(result),
         *_collectives(result),
-        [f"- {note}" for note in (*_targets(result), *_conditions(result))],
-    ]
-    return "\n\n".join("\n".join(lines) for lines in parts)
+    )
+    notes = bullets((*_targets(result), *_conditions(result)))
+    return "\n\n".join((*(markdown(heads, rows) for heads, rows in tables), notes))
 
 
-def _summary(result: Result) -> Iterator[list[str]]:
-    """A line for each shape: bnjax against Flax, PyTorch and the memory; no empty columns."""
-    cells = [cell for cell in result["cells"] if "ours" in cell.get("seconds", {})]
-    if not cells:
-        return
-    flax, torch = f"x {NAMES['flax']}", f"x {NAMES['torch']}"
-    heads = ["input", "bnjax, ms", flax, "target", torch, "target", "of the floor"]
-    align = ["---"] + ["---:"] * 6
-    rows = [_against_peers(result, cell) for cell in cells]
-    filled = [i for i in range(len(heads)) if any(row[i] for row in rows)]
-    yield [_row([row[i] for i in filled]) for row in (heads, align, *rows)]
+def _summary(result: Result) -> Iterator[Table]:
+    """Compares bnjax with Flax, PyTorch and the memory, by cell; without empty columns."""
+    rows = []
+    for cell in result["cells"]:
+        if "ours" not in cell.get("seconds", {}):
+            continue
+        row = [f"{_shape(cell)}, {_setting(cell)}", _milliseconds(_spread(cell, "ours"))]
+        for peer in ("flax", "torch"):
+            ratio = _ratio(cell, peer) if peer in cell["seconds"] else None
+            row += [optional("{:.2f}", ratio), optional("{:g}", _target_ratio(result, cell, peer))]
+        rows.append([*row, f"{100 * _floor_share(result, cell):.0f} %"])
+    if rows:
+        flax, torch = f"x {LABELS['flax']}", f"x {LABELS['torch']}"
+        heads = ["input", "bnjax, ms", flax, "target", torch, "target", "of the floor"]
+        filled = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+        yield [heads[i] for i in filled], [[row[i] for i in filled] for row in rows]
 
 
-def _against_peers(result: Result, cell: Result) -> list[str]:
-    entries = [f"{_shape(cell)}, {_setting(cell)}", _milliseconds(_spread(cell, "ours"))]
-    for peer in ("flax", "torch"):
-        target = _most(result, cell, peer)
-        entries += [
-            f"{_ratio(cell, peer):.2f}" if peer in cell["seconds"] else "",
-            f"{target:g}" if target else "",
-        ]
-    return [*entries, f"{100 * _share(result, cell, 'ours'):.0f} %"]
-
-
-def _times(result: Result) -> Iterator[list[str]]:
-    """All contestants: a table for each activation and dtype; the shapes are its columns."""
-    groups: dict[str, list[Result]] = {}
+def _times(result: Result) -> Iterator[Table]:
+    """Lists all contestants, by activation and dtype; the shapes are the columns."""
+    groups: dict[str, list[Cell]] = {}
     for cell in result["cells"]:
         if "seconds" in cell:
             groups.setdefault(_setting(cell), []).append(cell)
     for setting, cells in groups.items():
-        lines = [
-            _row([f"ms, {setting}", *map(_shape, cells)]),
-            _row(["---"] + ["---:"] * len(cells)),
+        measured = [
+            [LABELS[name], *(_milliseconds(_spread(cell, name)) for cell in cells)]
+            for name in cells[0]["seconds"]
         ]
-        for name in cells[0]["seconds"]:
-            times = [_milliseconds(_spread(cell, name)) for cell in cells]
-            lines.append(_row([NAMES[name], *times]))
-        yield lines + [
-            _row([NAMES[name], f"not measured: {reason}", *[""] * (len(cells) - 1)])
+        missing = [
+            [LABELS[name], f"not measured: {reason}", *[""] * (len(cells) - 1)]
             for name, reason in result["missing"].items()
         ]
+        yield [f"ms, {setting}", *map(_shape, cells)], measured + missing
 
 
-def _memory(result: Result) -> Iterator[list[str]]:
-    """What is kept for the backward pass; temporary memory at the first shape."""
+def _memory(result: Result) -> Iterator[Table]:
+    """Lists bytes kept for the backward pass, and temporary memory at the first shape."""
     if "residual_bytes" not in result:
         return
     first = result["config"]["shapes"][0]
-    cells = [cell for cell in result["cells"] if _shape(cell) == first]
-    settings = list(map(_setting, result["residual_bytes"]))
-    heads = [f"kept, bytes a value, {setting}" for setting in settings]
-    heads += [f"temporary, MB at {first}, {setting}" for setting in settings]
-    lines = [_row(["memory", *heads]), _row(["---"] + ["---:"] * len(heads))]
-    by_setting = {_setting(cell): cell for cell in cells}
-    for name in by_setting[settings[0]]["temporary_bytes"]:
-        kept = [entry["per_value"].get(name) for entry in result["residual_bytes"]]
-        sizes = [by_setting[setting]["temporary_bytes"][name] for setting in settings]
-        lines.append(
-            _row(
-                [
-                    NAMES[name],
-                    *("" if value is None else f"{value:g}" for value in kept),
-                    *("" if size is None else f"{size / 1e6:.2f}" for size in sizes),
-                ]
-            )
-        )
-    yield lines
+    entries = {_setting(entry): entry["per_value"] for entry in result["residual_bytes"]}
+    cells = {_setting(cell): cell for cell in result["cells"] if _shape(cell) == first}
+    temporary = [cells[setting]["temporary_bytes"] for setting in entries]
+    rows = [
+        [
+            LABELS[name],
+            *(optional("{:g}", kept.get(name)) for kept in entries.values()),
+            *("" if size[name] is None else f"{size[name] / 1e6:.2f}" for size in temporary),
+        ]
+        for name in temporary[0]
+    ]
+    heads = [f"kept, bytes a value, {setting}" for setting in entries]
+    heads += [f"temporary, MB at {first}, {setting}" for setting in entries]
+    yield ["memory", *heads], rows
 
 
-def _accuracy(result: Result) -> Iterator[list[str]]:
-    """Errors against float64, at each offset."""
+def _accuracy(result: Result) -> Iterator[Table]:
+    """Lists errors against float64, at each offset."""
     if "accuracy" not in result:
         return
-    offsets = [entry["offset"] for entry in result["accuracy"]]
-    heads = [f"{key} at {offset:g}" for offset in offsets for key in ("y", "dx", "dscale")]
-    lines = [
-        _row(["largest error in float32, first step", *heads]),
-        _row(["---"] + ["---:"] * len(heads)),
+    entries, keys = result["accuracy"], ("y", "dx", "dscale")
+    heads = [f"{key} at {entry['offset']:g}" for entry in entries for key in keys]
+    rows = [
+        [LABELS[name], *(_error(entry["errors"][name][key]) for entry in entries for key in keys)]
+        for name in entries[0]["errors"]
     ]
-    for name in result["accuracy"][0]["errors"]:
-        errors = [entry["errors"][name] for entry in result["accuracy"]]
-        values = [each[key] for each in errors for key in ("y", "dx", "dscale")]
-        lines.append(_row([NAMES[name], *(_error(value) for value in values)]))
-    yield lines
+    yield ["largest error in float32, first step", *heads], rows
 
 
-def _collectives(result: Result) -> Iterator[list[str]]:
-    """Counts under `jit` and in `shard_map`."""
+def _collectives(result: Result) -> Iterator[Table]:
+    """Lists counts under `jit` and in `shard_map`."""
     if "collectives" not in result:
         return
+    rows = [
+        [
+            LABELS[name],
+            *(
+                str(modes[mode].get(direction, "no"))  # "no" where the contestant refuses
+                for mode in ("jit", "shard_map")
+                for direction in ("forward", "backward")
+            ),
+        ]
+        for name, modes in result["collectives"].items()
+    ]
     heads = ["jit: forward", "backward", "shard_map: forward", "backward"]
-    lines = [_row(["collectives on 8 devices", *heads]), _row(["---"] + ["---:"] * len(heads))]
-    for name, modes in result["collectives"].items():
-        entries: list[str] = []
-        for mode in ("jit", "shard_map"):
-            counts = modes[mode]
-            refused = "refused" in counts
-            entries += ["no"] * 2 if refused else [str(counts[k]) for k in ("forward", "backward")]
-        lines.append(_row([NAMES[name], *entries]))
-    yield lines
+    yield ["collectives on 8 devices", *heads], rows
 
 
 def _targets(result: Result) -> Iterator[str]:
@@ -164,11 +161,8 @@ def _targets(result: Result) -> Iterator[str]:
     for entry in result.get("residual_bytes", []):
         if _setting(entry) == "bfloat16 + ReLU" and "ours" in entry["per_value"]:
             kept = entry["per_value"]["ours"]
-            yield _target(
-                f"bnjax keeps at most {RESIDUAL_BYTES} bytes a value in bfloat16 with ReLU",
-                f"{kept:g}",
-                kept <= RESIDUAL_BYTES,
-            )
+            goal = f"bnjax keeps at most {RESIDUAL_BYTES} bytes a value in bfloat16 with ReLU"
+            yield _target(goal, f"{kept:g}", kept <= RESIDUAL_BYTES)
     for entry in result.get("accuracy", []):
         errors = entry["errors"]
         if {"ours", "flax_two_pass"} <= set(errors):
@@ -188,31 +182,29 @@ def _targets(result: Result) -> Iterator[str]:
 
 
 def _time_targets(result: Result) -> Iterator[str]:
-    """Ratios on CPUs, the share of the floor elsewhere; normalization alone."""
+    """Judges ratios on CPUs, the share of the floor elsewhere; normalization alone."""
     timed = [
         cell
         for cell in result["cells"]
         if "ours" in cell.get("seconds", {}) and cell["activation"] == "none"
     ]
     for cell in timed if result["environment"]["backend"] != "cpu" else []:
-        share = _share(result, cell, "ours")
-        yield _target(
-            f"{100 * FLOOR_SHARE:.0f} % of the floor, {cell['dtype']}, {_shape(cell)}",
-            f"{100 * share:.0f} %",
-            share >= FLOOR_SHARE,
-        )
-    for peer, dtype in RATIOS:
-        cells = [
-            cell
+        share = _floor_share(result, cell)
+        goal = f"{100 * FLOOR_SHARE:.0f} % of the floor, {cell['dtype']}, {_shape(cell)}"
+        yield _target(goal, f"{100 * share:.0f} %", share >= FLOOR_SHARE)
+    for (peer, dtype), most in RATIOS.items():
+        ratios = {
+            _shape(cell): _ratio(cell, peer)
             for cell in timed
-            if cell["dtype"] == dtype and peer in cell["seconds"] and _most(result, cell, peer)
-        ]
-        if cells:
-            ratios = {_shape(cell): _ratio(cell, peer) for cell in cells}
+            if cell["dtype"] == dtype
+            and peer in cell["seconds"]
+            and _target_ratio(result, cell, peer)
+        }
+        if ratios:
             yield _target(
-                f"at most {RATIOS[peer, dtype]:g} x {NAMES[peer]} in {dtype}",
+                f"at most {most:g} x {LABELS[peer]} in {dtype}",
                 ", ".join(f"{ratio:.2f} at {shape}" for shape, ratio in ratios.items()),
-                max(ratios.values()) <= RATIOS[peer, dtype],
+                max(ratios.values()) <= most,
             )
 
 
@@ -231,9 +223,7 @@ def _conditions(result: Result) -> Iterator[str]:
             for turns in cell["page_faults"].values()
         )
         yield (
-            f"Median of {config['repeats']} turns (quartiles), turn by turn in one process in "
-            "random order; a turn is one untimed call, then calls for "
-            f"{config['turn_seconds']:g} s. The floor is the time in which "
+            f"{turns_note(config, 'call')} The floor is the time in which "
             f"{result['bytes_per_second'] / 1e9:.1f} GB/s, measured in the same run by a + 3 b, "
             f"move {PASSES} arrays: x read twice and y written forward, x and dy read twice and dx "
             "written backward; what stays in caches can beat it. Page faults a call, largest "
@@ -253,44 +243,39 @@ def _conditions(result: Result) -> Iterator[str]:
     yield surroundings(result)
 
 
-def _target(what: str, value: str, reached: bool) -> str:
-    return f"Target: {what}: {value}: {'reached' if reached else 'missed'}."
+def _target(goal: str, value: str, reached: bool) -> str:
+    return f"Target: {goal}: {value}: {verdict(reached)}."
 
 
-def _spread(cell: Result, name: str) -> Spread:
+def _spread(cell: Cell, name: str) -> Spread:
     return spread(cell["seconds"][name])
 
 
-def _median(cell: Result, name: str) -> float:
-    return _spread(cell, name).median
-
-
-def _share(result: Result, cell: Result, name: str) -> float:
-    """Of the bandwidth floor: one is as fast as the memory allows."""
+def _floor_share(result: Result, cell: Cell) -> float:
+    """Returns bnjax's share of the bandwidth floor: 1 is as fast as the memory allows."""
     width = {"float32": 4, "bfloat16": 2}[cell["dtype"]]
     moved = PASSES * math.prod(cell["shape"]) * width
-    return moved / result["bytes_per_second"] / _median(cell, name)
+    return moved / result["bytes_per_second"] / _spread(cell, "ours").median
 
 
-def _ratio(cell: Result, peer: str) -> float:
-    """To PyTorch's better number of threads."""
+def _ratio(cell: Cell, peer: str) -> float:
+    """Returns bnjax's time over a peer's, PyTorch's with its better number of threads."""
     variants = {peer, f"{peer}_one_thread"} & set(cell["seconds"])
-    return _median(cell, "ours") / min(_median(cell, name) for name in variants)
+    return _spread(cell, "ours").median / min(_spread(cell, name).median for name in variants)
 
 
-def _most(result: Result, cell: Result, peer: str) -> float | None:
-    """The target for that ratio, where there is one."""
+def _target_ratio(result: Result, cell: Cell, peer: str) -> float | None:
+    """Returns the target for that ratio, where there is one."""
     bound = result["environment"]["backend"] == "cpu" and cell["activation"] == "none"
     return RATIOS.get((peer, cell["dtype"])) if bound else None
 
 
 def _milliseconds(taken: Spread) -> str:
     digits = 1 if taken.median >= 0.01 else 2 if taken.median >= 0.001 else 3
-    low, median, high = (f"{1e3 * value:.{digits}f}" for value in sorted(taken))
-    return f"{median} ({low} to {high})"
+    return quartiles(taken, unit=1e3, digits=digits)
 
 
-def _setting(cell: Result) -> str:
+def _setting(cell: Cell) -> str:
     return f"{cell['dtype']}{' + ReLU' if cell['activation'] == 'relu' else ''}"
 
 
@@ -298,9 +283,5 @@ def _error(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.1e}"
 
 
-def _shape(cell: Result) -> str:
+def _shape(cell: Cell) -> str:
     return "x".join(map(str, cell["shape"]))
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from experiments.benchmarks.batch_norm_layers import DECAY, EPSILON, Wanted
-from experiments.benchmarks.batch_norm_programs import Given, Result
+from experiments.benchmarks.batch_norm_layers import DECAY, EPSILON, LayerSpec
+from experiments.benchmarks.batch_norm_programs import Inputs, Outputs
 
 
 class TorchProgram:
@@ -14,26 +14,26 @@ class TorchProgram:
     In bfloat16 the input is bfloat16, scale, bias and statistics float32: what autocast does.
 
     Args:
-        wanted: what the layer is made for.
-        given: its inputs.
-        threads: that PyTorch computes with on CPUs; by default its own choice.
+        spec: the input and the form of the layer.
+        inputs: rounded here to the layer's dtype.
+        threads: number of PyTorch's threads on CPUs; None is its own choice.
     """
 
-    def __init__(self, wanted: Wanted, given: Given, *, threads: int | None = None) -> None:
+    def __init__(self, spec: LayerSpec, inputs: Inputs, *, threads: int | None = None) -> None:
         self._threads = threads or torch.get_num_threads()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        make = {2: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d}[len(wanted.shape)]
-        self._layer = make(wanted.features, eps=EPSILON, momentum=1 - DECAY).to(self._device)
+        make = {2: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d}[len(spec.shape)]
+        self._layer = make(spec.features, eps=EPSILON, momentum=1 - DECAY).to(self._device)
         with torch.no_grad():
-            self._layer.weight.copy_(torch.from_numpy(given.scale))
-            self._layer.bias.copy_(torch.from_numpy(given.bias))
-        self._relu = wanted.relu
-        dtype = getattr(torch, wanted.dtype)
-        self._x, self._dy = (self._tensor(values, dtype) for values in (given.x, given.dy))
+            self._layer.weight.copy_(torch.from_numpy(inputs.scale))
+            self._layer.bias.copy_(torch.from_numpy(inputs.bias))
+        self._relu = spec.relu
+        dtype = getattr(torch, spec.dtype)
+        self._x, self._dy = (self._tensor(values, dtype) for values in (inputs.x, inputs.dy))
         self._x.requires_grad_(True)
 
     def run(self, calls: int) -> None:
-        """Forward and backward pass, so often; returns when the last is done."""
+        """Makes forward and backward passes; returns when the last is done."""
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         for _ in range(calls):
@@ -41,11 +41,11 @@ class TorchProgram:
         self._wait()
         torch.set_num_threads(before)
 
-    def result(self) -> Result:
-        """What a call computes."""
+    def result(self) -> Outputs:
+        """Returns the outputs of a call."""
         y = self._call()
         weight, bias = self._layer.weight, self._layer.bias
-        return Result(
+        return Outputs(
             np.moveaxis(_float64(y), 1, -1),
             np.moveaxis(_float64(self._x.grad), 1, -1),
             _float64(weight.grad),
@@ -53,7 +53,7 @@ class TorchProgram:
         )
 
     def temporary_bytes(self) -> int | None:
-        """The peak less inputs and outputs on a GPU; unknown elsewhere."""
+        """Returns the peak without inputs and outputs on a GPU; unknown elsewhere."""
         if self._device.type != "cuda":
             return None
         self._wait()

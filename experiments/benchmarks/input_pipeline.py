@@ -1,16 +1,16 @@
 """Training crops from full-size JPEG files: images a second on one core, beside tf.data.
 
-All take the same windows of the same files to the same size, turn by turn in one process that may
-use one core.
+All contestants take the same windows of the same files to the same size, turn by turn in one
+process that may use one core.
 """
 
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import PIL
@@ -18,33 +18,47 @@ import PIL
 from bnjax.data.views.crops import Window, sample_window
 from bnjax.data.views.decoding import open_image
 from bnjax.data.views.distortions import Distortion, distort
-from bnjax.evidence.records import environment
+from experiments.benchmarks.benchmark import Result, check, provenance
 from experiments.benchmarks.input_pipeline_photos import read_folder, synthetic_photo
-from experiments.benchmarks.input_pipeline_table import table
-from experiments.benchmarks.turns import take_turns
-
-__all__ = ["CONTESTANTS", "SCHEMA", "Config", "measure", "table"]
-
-SCHEMA = 1
+from experiments.benchmarks.tables import (
+    bullets,
+    markdown,
+    optional,
+    quartiles,
+    ratio_by_turn,
+    surroundings,
+    verdict,
+)
+from experiments.benchmarks.turns import raw, spread, take_turns
 
 CONTESTANTS = ("ours", "ours_distorted", "tf", "tf_same")
-"""Ours, without and with distortions; TensorFlow by its defaults, and making our pixels."""
+"""bnjax without and with distortions; TensorFlow by its defaults, and making bnjax's pixels."""
+
+LEAST = 1.0
+"""Target: images a second over those of tf.data with its defaults."""
+
+LABELS = {
+    "ours": "bnjax",
+    "ours_distorted": "bnjax, colours distorted at full strength",
+    "tf": "tf.data, decode_and_crop_jpeg and resize, defaults",
+    "tf_same": "tf.data, the same with accurate DCT and antialias",
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Training crops from full-size JPEG files, on one core."""
+    """Training crops from full-size JPEG files on one core: bnjax, tf.data."""
 
     folder: Path | None = None
-    """Of JPEG files, with those below it; by default synthetic photos are made."""
+    """Folder with JPEG files, also in folders below it; by default synthetic photos are made."""
     files: int = 64
-    """How many, at most; each gets one window, as GoogLeNet samples them."""
+    """Number of files, at most; each gets one window, as GoogLeNet samples them."""
     width: int = 500
-    """Of synthetic photos, pixels; the usual size of ImageNet's is 500 x 375."""
+    """Width of synthetic photos, pixels; the usual size of ImageNet's is 500 x 375."""
     height: int = 375
-    """Of synthetic photos, pixels."""
+    """Height of synthetic photos, pixels."""
     quality: int = 90
-    """Of synthetic photos, JPEG's."""
+    """JPEG quality of synthetic photos."""
     image_size: int = 224
     """Height and width of the views, pixels."""
     contestants: tuple[str, ...] = CONTESTANTS
@@ -52,42 +66,31 @@ class Config:
     repeats: int = 20
     """Turns of each contestant."""
     turn_seconds: float = 0.2
-    """A turn's length: all files are decoded until it is over, at least once."""
+    """Length of a turn: all files are decoded until it is over, at least once."""
     seed: int = 0
-    """Of photos and windows."""
+    """Seed of photos and windows."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.contestants if name not in CONTESTANTS]
-        if unknown:
-            raise ValueError(
-                f"contestants: unknown {unknown[0]!r}; choose from {', '.join(CONTESTANTS)}."
-            )
-        if not self.contestants or len(set(self.contestants)) < len(self.contestants):
-            raise ValueError(f"contestants must be given, each once; got {self.contestants}.")
-        for name in ("files", "width", "height", "image_size", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
-        if not 1 <= self.quality <= 95:
+        check(self, choices={"contestants": CONTESTANTS}, least={"seed": 0})
+        if self.quality > 95:
             raise ValueError(f"quality must be in [1, 95], got {self.quality}.")
-        if not self.turn_seconds > 0:
-            raise ValueError(f"turn_seconds must be > 0, got {self.turn_seconds}.")
 
 
 class Pipeline(Protocol):
-    """Makes all views so many times and returns those of the last."""
+    """A contestant."""
 
     def run(self, calls: int) -> list[np.ndarray]:
-        """Every file so many times."""
+        """Makes all views the given number of times, and returns those of the last."""
 
 
-class OurDecoding:
+class Decoding:
     """bnjax's views of given windows.
 
     Args:
         files: JPEG.
-        windows: of each.
+        windows: one of each file.
         size: height and width of the views.
-        distortion: of colours; None leaves them.
+        distortion: of colours; None leaves them as they are.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class OurDecoding:
         self._rng = np.random.default_rng(0)
 
     def run(self, calls: int) -> list[np.ndarray]:
-        """Every file so many times; the views of the last time."""
+        """Makes all views the given number of times, and returns those of the last."""
         for _ in range(calls):
             views = [self._view(data, window) for data, window in self._work]
         return views
@@ -114,18 +117,22 @@ class OurDecoding:
         return view if self._distortion is None else distort(view, self._distortion, self._rng)
 
 
-def measure(config: Config) -> dict[str, Any]:
-    """Times all contestants.
+def start(config: Config) -> None:
+    """Prepares nothing."""
+    del config
 
-    Returns:
-        JSON values, raw; `missing` names the contestants whose library is not installed, and why.
+
+def measure(config: Config) -> Result:
+    """Times all contestants that are installed.
 
     Raises:
         ValueError: the folder has no JPEG file.
         DataError: a file is damaged.
     """
     files = _files(config)
-    windows = _windows(config, files)
+    pictures = [open_image(data) for data in files]
+    rng = np.random.default_rng(config.seed)
+    windows = [sample_window(picture.width, picture.height, rng) for picture in pictures]
     with _one_core() as pinned:
         pipelines, versions, missing = _pipelines(config, files, windows)
         print(f"measuring: {', '.join(pipelines)}", file=sys.stderr, flush=True)
@@ -135,24 +142,24 @@ def measure(config: Config) -> dict[str, Any]:
             turn_seconds=config.turn_seconds,
         )
     views = {name: np.stack(pipeline.run(1)).astype(int) for name, pipeline in pipelines.items()}
-    sizes = [open_image(data) for data in files]
+    count = len(files)
     return {
-        "schema": SCHEMA,
-        "benchmark": "input_pipeline",
-        "config": {**asdict(config), "folder": None if config.folder is None else "given"},
-        "environment": environment(),
-        "allocation": {},
-        "peers": {"pillow": PIL.__version__, **versions},
-        "missing": missing,
+        **provenance(
+            "input_pipeline",
+            config,
+            peers={"pillow": PIL.__version__, **versions},
+            missing=missing,
+        ),
         "pinned": pinned,
         "files": {
-            "count": len(files),
-            "bytes": sum(map(len, files)) / len(files),
-            "pixels": sum(size.width * size.height for size in sizes) / len(files),
-            "window_pixels": sum(window.width * window.height for window in windows) / len(files),
+            "count": count,
+            "bytes": sum(map(len, files)) / count,
+            "pixels": sum(picture.width * picture.height for picture in pictures) / count,
+            "window_pixels": sum(window.width * window.height for window in windows) / count,
         },
         "seconds": {
-            name: [turn.seconds / len(files) for turn in taken] for name, taken in turns.items()
+            name: [seconds / count for seconds in taken]
+            for name, taken in raw(turns)["seconds"].items()
         },
         "difference": {
             name: float(np.abs(other - views["ours"]).mean())
@@ -173,16 +180,10 @@ def _files(config: Config) -> list[bytes]:
     ]
 
 
-def _windows(config: Config, files: Sequence[bytes]) -> list[Window]:
-    rng = np.random.default_rng(config.seed)
-    pictures = [open_image(data) for data in files]
-    return [sample_window(picture.width, picture.height, rng) for picture in pictures]
-
-
 def _pipelines(
     config: Config, files: Sequence[bytes], windows: Sequence[Window]
 ) -> tuple[dict[str, Pipeline], dict[str, str], dict[str, str]]:
-    """Who can take part; TensorFlow's version, if it does; who cannot, and why."""
+    """Returns who takes part; TensorFlow's version, if it does; who is missing, and why."""
     size = config.image_size
     pipelines: dict[str, Pipeline] = {}
     versions: dict[str, str] = {}
@@ -190,7 +191,7 @@ def _pipelines(
     for name in config.contestants:
         if not name.startswith("tf"):
             distortion = Distortion() if name == "ours_distorted" else None
-            pipelines[name] = OurDecoding(files, windows, size, distortion=distortion)
+            pipelines[name] = Decoding(files, windows, size, distortion=distortion)
             continue
         try:
             import tensorflow
@@ -218,3 +219,54 @@ def _one_core() -> Iterator[bool]:
         yield True
     finally:
         os.sched_setaffinity(0, cores)
+
+
+def table(result: Result) -> str:
+    """Returns a line for each contestant, the target, then the conditions."""
+    size = result["config"]["image_size"]
+    heads = [
+        f"training crops of {size} x {size}",
+        "images/s on one core (quartiles)",
+        "x tf.data",
+    ]
+    rows: list[list[str]] = []
+    for name, seconds in result["seconds"].items():
+        rate, ratio = spread([1 / value for value in seconds]), _ratio(result, name)
+        rows.append([LABELS[name], quartiles(rate, digits=0), optional("{:.2f}", ratio)])
+    for name, reason in result["missing"].items():
+        rows.append([LABELS[name], f"not measured: {reason}", ""])
+    return f"{markdown(heads, rows)}\n\n{bullets(_notes(result))}"
+
+
+def _ratio(result: Result, name: str) -> float | None:
+    """Returns images a second over those of tf.data's defaults, the median over the repeats."""
+    if not {name, "tf"} <= set(result["seconds"]):
+        return None
+    return ratio_by_turn(result["seconds"], "tf", name).median
+
+
+def _notes(result: Result) -> Iterator[str]:
+    config, files, ratio = result["config"], result["files"], _ratio(result, "ours")
+    if ratio is not None:
+        reached = verdict(ratio >= LEAST)
+        yield f"Target: at least {LEAST:.1f} times tf.data's defaults: {ratio:.2f}: {reached}."
+    kind = "JPEG files of the user's" if config["folder"] else "synthetic JPEG photos"
+    yield (
+        f"{files['count']} {kind}, on average {files['bytes'] / 1e3:.0f} kB and "
+        f"{files['pixels'] / 1e3:.0f} thousand pixels, of which the windows cover "
+        f"{100 * files['window_pixels'] / files['pixels']:.0f} %. The same windows for all, "
+        "uint8 out."
+    )
+    differences = [f"{LABELS[name]}: {value:.2f}" for name, value in result["difference"].items()]
+    yield (
+        "TensorFlow's defaults are the fast DCT, and a resizing that takes the four nearest pixels "
+        "and so skips some where the window is larger than the view; bnjax takes the accurate DCT "
+        "and averages over all pixels. Mean difference of the views from bnjax's, levels of 255: "
+        f"{'; '.join(differences) or 'not measured'}."
+    )
+    yield (
+        f"Median of {config['repeats']} turns (quartiles), turn by turn in random order in one "
+        f"process {'on one core' if result['pinned'] else 'which the system may move'}; a turn is "
+        f"one untimed pass over the files, then passes for {config['turn_seconds']:g} s."
+    )
+    yield surroundings(result)

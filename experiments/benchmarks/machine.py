@@ -1,7 +1,6 @@
-"""What the machine is, in a line, and what it can do: its rate of float32 matrix products."""
+"""The speed of this machine: its memory's bandwidth, its rate of float32 matrix products."""
 
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +9,44 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def surroundings(result: dict[str, Any]) -> str:
-    """Processor, versions and allocator of a result with `environment`, `peers`, `allocation`."""
-    environment = result["environment"]
-    versions = {"python": environment["python"], **environment["versions"], **result["peers"]}
-    settings = " ".join(f"{key}={value}" for key, value in result["allocation"].items())
-    device = environment["processor"]
-    if environment["backend"] != "cpu":
-        device += f", {environment['device_kind']}"
-    named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{device}; {named}{'; ' if settings else ''}{settings}."
+def bytes_per_second(size: int, tries: int) -> float:
+    """Returns the best rate of a + 3 b in float32, which reads two arrays and writes one.
+
+    Args:
+        size: bytes of each array, >= 4.
+        tries: how often, >= 1; one more, uncounted, comes first.
+
+    Raises:
+        ValueError: size or tries is too low.
+    """
+    if size < 4 or tries < 1:
+        raise ValueError(f"size must be >= 4 and tries >= 1, got {size} and {tries}.")
+    a, b = (jnp.full(size // 4, value, jnp.float32) for value in (1, 2))
+    triad = jax.jit(lambda a, b: a + 3 * b)
+    # Launching takes time on an accelerator: many calls share it.
+    calls = 1 if jax.default_backend() == "cpu" else 20
+    seconds = []
+    for _ in range(tries + 1):
+        begin = time.perf_counter()
+        for _ in range(calls):
+            result = triad(a, b)
+        result.block_until_ready()
+        seconds.append((time.perf_counter() - begin) / calls)
+    return 3 * a.nbytes / min(seconds[1:])
 
 
 def matmul_flops_per_second(size: int, tries: int) -> float:
-    """The best rate of square float32 matrix products on all cores, in FLOP/s.
+    """Returns the best rate of square float32 matrix products on all cores, in FLOP/s.
 
     A product of n x n matrices counts as 2 n^3 FLOPs. Each try runs it twice: by one device, with
     all threads that XLA gives it, and with the rows of the first factor split over all devices.
 
     Args:
         size: n, >= 1.
-        tries: how often; the first, uncounted one compiles.
+        tries: how often, >= 1; one more, uncounted, compiles first.
 
     Raises:
-        ValueError: if size or tries is below one.
+        ValueError: size or tries is below one.
     """
     for name, value in (("size", size), ("tries", tries)):
         if value < 1:
@@ -44,12 +57,8 @@ def matmul_flops_per_second(size: int, tries: int) -> float:
     placements = []
     for used in (devices[:1], devices):
         mesh = Mesh(np.array(used), ("rows",))
-        placements.append(
-            (
-                jax.device_put(left, NamedSharding(mesh, P("rows"))),
-                jax.device_put(right, NamedSharding(mesh, P())),
-            )
-        )
+        split, whole = NamedSharding(mesh, P("rows")), NamedSharding(mesh, P())
+        placements.append((jax.device_put(left, split), jax.device_put(right, whole)))
     multiply = jax.jit(jnp.matmul)
     seconds = [[_seconds(multiply, factors) for factors in placements] for _ in range(tries + 1)]
     return 2 * rows * size**2 / min(min(pair) for pair in seconds[1:])

@@ -24,7 +24,7 @@ from experiments.mnist_lenet.config import Config as Setting
 from experiments.mnist_lenet.train import train
 
 LAYERS = ("dense1", "dense2", "dense3", "logits")
-"""Of dense layers, first to last; all but the last are normalized."""
+"""Dense layers, first to last; all but the last are normalized."""
 
 State = TypeVar("State")
 
@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
     Attributes:
         seconds: wall time of the timed steps.
-        correct: examples of the test set that each seed's network classifies rightly at the end.
+        correct: correctly classified examples of the test set at the end, for each seed.
     """
 
     seconds: float
@@ -45,21 +45,21 @@ class Loop(Protocol[State]):
     """A training loop of one seed, a Python call for each batch."""
 
     def start(self) -> State:
-        """The state before the first step."""
+        """Returns the state before the first step."""
 
     def train(self, state: State, indices: np.ndarray) -> State:
-        """Trains on the batches `[steps, batch]`, and returns when that is done."""
+        """Trains on the batches `[steps, batch]`; returns when that is done."""
 
     def correct(self, state: State) -> int:
-        """Rightly classified examples of the test set."""
+        """Returns the number of correctly classified examples of the test set."""
 
 
 def run_bnjax(task: Task, dataset: DataSet, description: str = "") -> Trained:
     """Runs the whole program of `experiments.mnist_lenet` and times all but the first dispatch.
 
     The clock runs from the evaluation after the first dispatch to the one after the last. It
-    counts what the program does between them for all members: order of examples, steps, metrics,
-    and that last evaluation.
+    counts all that the program does between them for all members: order of examples, steps,
+    metrics, and that last evaluation.
     """
     log = _Times()
     outcomes = train(task, dataset, Compute(), log, description=description)
@@ -80,7 +80,7 @@ class _Times(RunLog):
 
 
 def bnjax_task(setting: Setting, *, seeds: int, steps: int, steps_per_dispatch: int) -> Task:
-    """The paper's normalized network with seeds 0, 1, ..., for one dispatch and `steps` more.
+    """Returns the task of seeds 0, 1, ...: the normalized network, a dispatch and `steps` more.
 
     The experiment's percentiles and population statistics, which no other program computes, are
     taken over as few examples as they can be.
@@ -107,13 +107,13 @@ def run_loop(loop: Loop[Any], indices: np.ndarray, *, untimed: int) -> Trained:
 
 
 def order(setting: Setting, dataset: DataSet, steps: int) -> np.ndarray:
-    """The batches of seed 0, int32 `[steps, batch]`."""
+    """Returns the batches of seed 0, int32 `[steps, batch]`."""
     size = len(dataset.train.labels)
     return batch_indices(0, 0, steps, batch_size=setting.batch_size, size=size)
 
 
 def inputs(setting: Setting, split: ArraySplit) -> np.ndarray:
-    """The network's inputs, float32 zeros and ones `[n, pixels]`."""
+    """Returns the network's inputs, float32 zeros and ones `[n, pixels]`."""
     return np.array(binarize(jnp.asarray(split.images), setting.threshold)).reshape(
         len(split.images), -1
     )
@@ -130,7 +130,7 @@ class FlaxMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Logits `[n, 10]` of inputs `[n, pixels]`."""
+        """Returns logits `[n, 10]` of inputs `[n, pixels]`."""
         kernel_init = nn.initializers.normal(self.setting.weight_std)
         for i in (1, 2, 3):
             x = nn.Dense(100, use_bias=False, kernel_init=kernel_init, name=f"dense{i}")(x)
@@ -153,7 +153,7 @@ class FlaxState(TrainState):
 class FlaxLoop:
     """One jitted step for each batch of NumPy arrays, the state donated.
 
-    It prepares its inputs once and has its order for nothing: both come before the clock starts.
+    Inputs and order are prepared before the clock starts, so they cost it nothing.
     """
 
     def __init__(self, setting: Setting, dataset: DataSet) -> None:
@@ -164,7 +164,7 @@ class FlaxLoop:
         self._test, self._answers = inputs(setting, dataset.test), dataset.test.labels
 
     def start(self) -> FlaxState:
-        """The state of seed 0 before the first step."""
+        """Returns the state of seed 0 before the first step."""
         example = jnp.zeros((1, self._images.shape[1]))
         variables = self._init(jax.random.key(0), example)
         return FlaxState.create(
@@ -175,13 +175,13 @@ class FlaxLoop:
         )
 
     def train(self, state: FlaxState, indices: np.ndarray) -> FlaxState:
-        """Trains on the batches `[steps, batch]`; gives up the old state."""
+        """Trains on the batches `[steps, batch]`; the old state is donated."""
         for chosen in indices:
             state, _ = flax_step(state, self._images[chosen], self._labels[chosen])
         return jax.block_until_ready(state)
 
     def correct(self, state: FlaxState) -> int:
-        """Rightly classified examples of the test set, with the running statistics."""
+        """Counts correctly classified examples of the test set, with the running statistics."""
         logits = _flax_logits(state, self._test)
         return int((np.argmax(logits, -1) == self._answers).sum())
 
@@ -190,7 +190,7 @@ class FlaxLoop:
 def flax_step(
     state: FlaxState, images: jax.Array, labels: jax.Array
 ) -> tuple[FlaxState, jax.Array]:
-    """One step on a batch: the new state, and the mean loss before it."""
+    """Makes a step on a batch; returns the new state, and the mean loss before it."""
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
         logits, updates = state.apply_fn(

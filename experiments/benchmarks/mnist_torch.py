@@ -13,13 +13,13 @@ from experiments.mnist_lenet.config import Config as Setting
 
 
 class TorchLoop:
-    """A step for each batch, on tensors that are prepared before the clock starts.
+    """Makes a step on each batch, on tensors that are prepared before the clock starts.
 
     Args:
         setting: the experiment's numbers.
-        dataset: what to train and test on.
+        dataset: to train and test on.
         params: initial parameters of `FlaxMLP`, NumPy or JAX arrays.
-        threads: that PyTorch computes with.
+        threads: number of PyTorch's threads.
     """
 
     def __init__(self, setting: Setting, dataset: DataSet, params: Any, *, threads: int) -> None:
@@ -30,12 +30,12 @@ class TorchLoop:
         self._test, self._answers = _tensors(setting, dataset.test)
 
     def start(self) -> nn.Sequential:
-        """The network with the initial parameters, in training mode."""
+        """Returns the network with the initial parameters, in training mode."""
         network = _network(self._setting, self._params)
         return network.train()
 
     def train(self, state: nn.Sequential, indices: np.ndarray) -> nn.Sequential:
-        """Trains the network, which it changes, on the batches `[steps, batch]`."""
+        """Trains the network in place on the batches `[steps, batch]`."""
         threads_before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         optimizer = torch.optim.SGD(state.parameters(), lr=self._setting.learning_rate)
@@ -48,7 +48,7 @@ class TorchLoop:
         return state
 
     def correct(self, state: nn.Sequential) -> int:
-        """Rightly classified examples of the test set, with the running statistics."""
+        """Counts correctly classified examples of the test set, with the running statistics."""
         with torch.no_grad():
             answers = state.eval()(self._test).argmax(-1)
         return int((answers == self._answers).sum())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Runner = Callable[[int], Any]
-"""Makes so many calls and returns when the last is done."""
+"""Makes the given number of calls and returns when the last is done."""
 
 
 class Turn(NamedTuple):
@@ -29,7 +29,7 @@ class Turn(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Median and quartiles, seconds a call."""
+    """Median and quartiles."""
 
     median: float
     low: float
@@ -41,14 +41,14 @@ def take_turns(
 ) -> dict[str, list[Turn]]:
     """Times each contestant once in every repeat, in a new random order each time.
 
-    A turn begins with an untimed call, in which caches fill and the threads of the one before
-    come to rest. As many timed ones follow as `turn_seconds` hold, at least one.
+    A turn begins with an untimed call, in which caches fill and the threads of the contestant
+    before come to rest. As many timed calls follow as fit into `turn_seconds`, at least one.
 
     Args:
-        runners: compiled and ready; each is called twice more before the first turn.
+        runners: compiled and ready; two calls of each come before the first turn.
         repeats: turns of each.
         turn_seconds: a turn's length.
-        seed: of the order.
+        seed: for the order.
     """
     calls = {}
     for name, run in runners.items():
@@ -64,11 +64,19 @@ def take_turns(
     return turns
 
 
-def spread(seconds: list[float]) -> Spread:
-    """Median and quartiles; of one value, three times itself."""
-    if len(seconds) == 1:
-        return Spread(*seconds * 3)
-    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+def raw(turns: Mapping[str, list[Turn]]) -> dict[str, dict[str, list[float]]]:
+    """Returns the turns as JSON values, by field and contestant."""
+    return {
+        field: {name: [getattr(turn, field) for turn in taken] for name, taken in turns.items()}
+        for field in Turn._fields
+    }
+
+
+def spread(values: list[float]) -> Spread:
+    """Returns median and quartiles; all three are the value where there is one."""
+    if len(values) == 1:
+        return Spread(*values * 3)
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(median, low, high)
 
 

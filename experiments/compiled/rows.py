@@ -10,8 +10,8 @@ from bnjax.compilers.step_time import step_time
 from bnjax.compilers.topologies import Topology, compiler_versions, find_topologies
 from bnjax.evidence.records import environment
 from bnjax.training.parallel import DataParallel
+from experiments.compiled.kept_rows import KeptRows
 from experiments.compiled.steps import AbstractStep, compile_step
-from experiments.kept_rows import KeptRows
 
 SCHEMA = 1
 

@@ -1,187 +1,130 @@
-"""The training benchmark: what it writes, and that its programs compute the same."""
+"""Common parts of the benchmarks: command lines, provenance, turns, memory, machine."""
 
 import itertools
 import json
 import os
-import subprocess
 import sys
-from functools import partial
+from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmark_commands import call
 
-from bnjax.data import in_memory, open_data
-from bnjax.training.checkpoints import Checkpoints
-from bnjax.training.divergence import start_watch
-from bnjax.training.loop import Progress
-from bnjax.training.objectives import Metrics
-from bnjax.training.optimizers import sgd
-from bnjax.training.state import TrainState
-from experiments.benchmarks import machine, mnist, mnist_programs
-from experiments.benchmarks.__main__ import main
-from experiments.benchmarks.mnist_programs import (
-    LAYERS,
-    FlaxLoop,
-    Trained,
-    bnjax_task,
-    flax_step,
-    order,
-    run_loop,
+from experiments.benchmarks import input_pipeline, machine, memory, mnist, turns
+from experiments.benchmarks.benchmark import provenance
+from experiments.benchmarks.turns import Spread, spread, take_turns
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("nope", "nope"),
+        ("batch_norm --shapes 3x", "shape '3x' is none: give examples x features"),
+        ("batch_norm --shapes 1x5", "two values per feature"),
+        ("batch_norm --shapes 2x3 2x3", "shapes must be given, each once"),
+        ("batch_norm --contestants ours nope", "contestants: unknown 'nope'; choose from ours,"),
+        ("batch_norm --repeats 0", "repeats must be >= 1, got 0"),
+        ("batch_norm --turn-seconds 0", "turn_seconds must be > 0, got 0"),
+        ("batch_norm --bandwidth-bytes 3", "bandwidth_bytes must be >= 4, got 3"),
+        ("batch_norm --dtypes float16", "float16"),
+        ("mnist --nope 1", "--nope"),
+        ("mnist --steps 0", "steps must be >= 1, got 0"),
+        ("mnist --repeats -1", "repeats must be >= 1, got -1"),
+        ("mnist --steps 150", "steps=150 must be a multiple of steps_per_dispatch=100"),
+        ("mnist --data cifar", "data: unknown 'cifar'; choose from mnist5k"),
+        ("train_step --contestants ours nope", "contestants: unknown 'nope'; choose from ours,"),
+        ("train_step --dtypes float32 float32", "dtypes must be given, each once"),
+        ("train_step --batch-size 0", "batch_size must be >= 1, got 0"),
+        ("train_step --width 0", "width must be > 0, got 0"),
+        ("train_step --stem-stride 3", "3"),
+        ("networks --sizes wide", "sizes: unknown 'wide'; choose from narrow, full, full_128"),
+        ("networks --sizes full full", "sizes must be given, each once"),
+        ("networks --contestants flax", "contestants: unknown 'flax'; choose from ours, torch,"),
+        ("networks --repeats 0", "repeats must be >= 1, got 0"),
+        ("networks --learning-rate 0", "learning_rate must be > 0, got 0"),
+        ("networks --turn-seconds inf", "turn_seconds must be > 0, got inf"),
+        ("input_pipeline --contestants ours dali", "contestants: unknown 'dali'"),
+        ("input_pipeline --contestants ours ours", "each once"),
+        ("input_pipeline --files 0", "files must be >= 1, got 0"),
+        ("input_pipeline --seed -1", "seed must be >= 0, got -1"),
+        ("input_pipeline --quality 0", "quality must be >= 1, got 0"),
+        ("input_pipeline --quality 100", "quality must be in [1, 95], got 100"),
+        ("input_pipeline --turn-seconds 0", "turn_seconds must be > 0"),
+    ],
 )
-from experiments.harness.arm import by_name
-from experiments.harness.compute import Compute
-from experiments.harness.experiment import RunLog
-from experiments.mnist_lenet.arms import ARMS
-from experiments.mnist_lenet.config import Config as Setting
-from experiments.mnist_lenet.train import train
-
-ROOT = Path(__file__).parents[2]
-TINY = "--steps 4 --steps-per-dispatch 2 --seeds 1 --repeats 1 --matmul-size 64 --matmul-tries 1"
+def test_a_wrong_command_line_says_what_is_wrong(monkeypatch, capsys, argv, said):
+    monkeypatch.setattr(memory.os, "execve", lambda *_: pytest.fail("started again"))
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, argv)
+    assert stop.value.code != 0
+    assert said in f"{stop.value.code} {capsys.readouterr().err}"
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """What a tiny run without PyTorch leaves behind: its folder, and standard output."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    (folder / "torch.py").write_text("raise ImportError('hidden by the test')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks", "mnist", *TINY.split(), "--out", "out"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "out", done.stdout
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [(mnist.Config, "data_dir"), (input_pipeline.Config, "folder")],
+)
+def test_provenance_names_no_folder(config, field):
+    folder = Path("/home/me/photos")
+    result = provenance("x", config(**{field: folder}), peers={}, missing={})
+    assert result["config"][field] == "given"
+    assert "/home/me" not in json.dumps(result)
 
 
-@pytest.mark.slow
-def test_json_holds_configuration_environment_and_raw_repeats(written):
-    result = json.loads((written[0] / "mnist.json").read_text())
-    assert (result["schema"], result["benchmark"]) == (1, "mnist")
-    assert result["config"] == {
-        "data": "mnist5k",
-        "seeds": 1,
-        "steps": 4,
-        "steps_per_dispatch": 2,
-        "repeats": 1,
-        "matmul_size": 64,
-        "matmul_tries": 1,
-    }
-    assert result["setting"]["batch_size"] == 60
-    assert result["environment"]["backend"] == "cpu"
-    assert result["environment"]["device_count"] == len(os.sched_getaffinity(0))
-    assert result["machine_flops_per_second"] > 0
-    programs = result["programs"]
-    assert [(p["program"], p["seeds"]) for p in programs] == [
-        ("bnjax", 1),
-        ("flax", 1),
-    ]
-    for program in programs:
-        (repeat,) = program["repeats"]
-        assert repeat["seconds"] > 0
-        assert len(repeat["correct"]) == program["seeds"]
+@pytest.fixture
+def clock(monkeypatch):
+    """Time and page faults that the test moves."""
+    state = {"now": 0.0, "faults": 0}
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: state["now"])
+    monkeypatch.setattr(turns, "_page_faults", lambda: state["faults"])
+    return state
 
 
-def test_programs_run_in_turn_and_each_keeps_its_own_times(monkeypatch):
-    """Red where all repeats of one program follow each other, or the times change places."""
-    ran = []
+def runner(clock, log, name, seconds, faults=0):
+    def run(calls):
+        log.append((name, calls))
+        clock["now"] += calls * seconds
+        clock["faults"] += calls * faults
 
-    def run(name):
-        ran.append(name)
-        return Trained(float(len(ran)), (1,))
-
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(mnist, "run_bnjax", lambda task, *_: run(f"bnjax {len(task.members)}"))
-    monkeypatch.setattr(mnist, "run_loop", lambda loop, *_, untimed: run("flax"))
-    monkeypatch.setattr(mnist, "matmul_flops_per_second", lambda size, tries: 1.0)
-    result = mnist.measure(mnist.Config(seeds=3, repeats=2), in_memory(open_data("mnist5k")))
-    assert ran == ["bnjax 3", "bnjax 1", "flax"] * 2
-    seconds = [[repeat["seconds"] for repeat in p["repeats"]] for p in result["programs"]]
-    assert seconds == [[1, 4], [2, 5], [3, 6]]
+    return run
 
 
-@pytest.mark.slow
-def test_the_file_and_the_terminal_show_the_table_of_the_json(written):
-    folder, shown = written
-    text = mnist.table(json.loads((folder / "mnist.json").read_text()))
-    assert (folder / "mnist.md").read_text(encoding="utf-8") == text + "\n"
-    assert text in shown
+def test_each_takes_one_turn_in_every_repeat_in_a_new_order(clock):
+    log: list = []
+    costs = {"a": 1.0, "b": 2.0, "c": 4.0}
+    runners = {name: runner(clock, log, name, cost, int(cost)) for name, cost in costs.items()}
+    taken = take_turns(runners, repeats=20, turn_seconds=3.0)
+    rounds = np.reshape([name for name, _ in log[6::2]], (20, 3)).tolist()
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len(set(map(tuple, rounds))) > 3
+    for name, cost in costs.items():
+        assert [turn.seconds for turn in taken[name]] == [cost] * 20
+        assert [turn.page_faults for turn in taken[name]] == [cost] * 20
 
 
-@pytest.mark.slow
-def test_a_missing_peer_is_named_with_the_reason(written):
-    """Red where the row is left out."""
-    folder, _ = written
-    result = json.loads((folder / "mnist.json").read_text())
-    assert result["torch"] is None
-    assert "| PyTorch, eager | not measured: hidden by the test; " in mnist.table(result)
+def test_a_turn_is_an_untimed_call_and_as_many_as_its_length_holds(clock):
+    log: list = []
+    runners = {"a": runner(clock, log, "a", 1.0), "b": runner(clock, log, "b", 9.0)}
+    take_turns(runners, repeats=1, turn_seconds=3.0)
+    assert Counter(log[4:]) == {("a", 1): 1, ("a", 3): 1, ("b", 1): 2}
 
 
-def test_step_flops_are_those_counted_by_hand():
-    forward = 2 * 60 * (784 * 100 + 100 * 100 + 100 * 100 + 100 * 10)
-    kernels = forward
-    inputs = 2 * 60 * (100 * 100 + 100 * 100 + 100 * 10)  # the images need no gradient
-    counted = mnist.step_flops(60, [(784, 100), (100, 100), (100, 100), (100, 10)])
-    assert counted == forward + kernels + inputs == 26_376_000
+def test_spread_is_median_and_quartiles():
+    assert spread([5, 1, 2, 3, 4]) == Spread(3, 2, 4)
+    assert spread([7]) == Spread(7, 7, 7)
 
 
-def test_step_flops_are_those_of_the_compiled_flax_step():
-    """XLA's own count holds the elementwise work too, which is small."""
-    state = FlaxLoop(Setting(), in_memory(open_data("mnist5k"))).start()
-    compiled = flax_step.lower(state, np.zeros((60, 784), np.float32), np.zeros(60, int)).compile()
-    counted = mnist.step_flops(60, [state.params[layer]["kernel"].shape for layer in LAYERS])
-    assert 1 < compiled.cost_analysis()["flops"] / counted < 1.1
+def test_raw_turns_are_by_field_and_contestant():
+    taken = {"a": [turns.Turn(1.0, 2.0), turns.Turn(3.0, 4.0)]}
+    assert turns.raw(taken) == {"seconds": {"a": [1, 3]}, "page_faults": {"a": [2, 4]}}
 
 
-@pytest.mark.slow
-def test_bnjax_and_flax_train_the_same_network(tmp_path):
-    """Red for another weight_std, learning rate, order, threshold or epsilon in one of them."""
-    setting, dataset = Setting(), in_memory(open_data("mnist5k"))
-    task = bnjax_task(setting, seeds=1, steps=4, steps_per_dispatch=2)
-    with Checkpoints(tmp_path, config={}) as checkpoints:
-        train(task, dataset, Compute(), RunLog(), checkpoints=checkpoints)
-        restored = checkpoints.restore(_stacked(jax.eval_shape(partial(_start, setting))))
-    assert restored.step == 6
-    ours = jax.tree.map(lambda leaf: leaf[0], restored.state.state.params)
-
-    loop = FlaxLoop(setting, dataset)
-    initial = jax.tree.map(np.array, loop.start().params)
-    theirs = loop.train(loop.start(), order(setting, dataset, 6)).params
-    for name in LAYERS:
-        moved = np.abs(initial[name]["kernel"] - theirs[name]["kernel"]).max()
-        assert moved > 1e-3
-        np.testing.assert_allclose(
-            ours[name]["kernel"], theirs[name]["kernel"], rtol=0, atol=1e-6, err_msg=name
-        )
-    for i in (1, 2, 3):
-        for leaf in ("scale", "bias"):
-            np.testing.assert_allclose(
-                ours[f"hidden{i}"]["norm"][leaf], theirs[f"norm{i}"][leaf], rtol=0, atol=1e-6
-            )
-    np.testing.assert_allclose(ours["logits"]["bias"], theirs["logits"]["bias"], rtol=0, atol=1e-6)
-
-
-def test_bnjax_evaluates_only_where_the_clock_starts_and_stops():
-    schedule = bnjax_task(Setting(), seeds=1, steps=700, steps_per_dispatch=100).schedule
-    schedule.check()
-    assert [step for step in range(1, 801) if schedule.evaluates_at(step)] == [100, 800]
-
-
-def test_the_clock_of_a_loop_leaves_out_the_untimed_steps(monkeypatch):
-    now = [0.0]
-    loop = SimpleNamespace(
-        start=lambda: now.__setitem__(0, now[0] + 1_000) or "state",
-        train=lambda state, indices: now.__setitem__(0, now[0] + len(indices)) or state,
-        correct=lambda state: now.__setitem__(0, now[0] + 1_000) or 7,
-    )
-    monkeypatch.setattr(mnist_programs.time, "perf_counter", lambda: now[0])
-    assert run_loop(loop, np.zeros((12, 3), int), untimed=5) == (7.0, (7,))
+def test_bandwidth_counts_three_arrays_in_the_fastest_time(monkeypatch):
+    """Each pair of readings encloses one; the first compiles and does not count."""
+    readings = itertools.chain.from_iterable((0, d) for d in (1e-9, 4.0, 2.0, 3.0))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(readings))
+    assert machine.bytes_per_second(4096, 3) == 3 * 4096 / 2.0
 
 
 def test_matmul_rate_is_of_the_fastest_product(monkeypatch):
@@ -191,78 +134,46 @@ def test_matmul_rate_is_of_the_fastest_product(monkeypatch):
     assert machine.matmul_flops_per_second(16, 2) == 2 * 16**3 / 2.0
 
 
-def test_table_compares_medians_with_the_better_peer():
-    result = {
-        "config": {
-            "data": "mnist5k",
-            "steps": 100,
-            "steps_per_dispatch": 10,
-            "repeats": 3,
-            "matmul_size": 8,
-        },
-        "setting": {"batch_size": 60, "learning_rate": 0.1},
-        "test_examples": 1_000,
-        "environment": {"processor": "P", "device_count": 2, "python": "3", "versions": {}},
-        "torch": {"version": "2", "default_threads": 2},
-        "missing": {},
-        "flops_per_step": 10_000_000,
-        "machine_flops_per_second": 1e11,
-        "programs": [
-            _program("bnjax", 0.1, 0.25, 0.5, seeds=10, correct=[900, *[910] * 9]),
-            _program("flax", 0.05, 0.05, 0.05, correct=[901]),
-            _program("torch", 0.2, 0.2, 0.2, correct=[902], threads=2),
-            _program("torch", 0.1, 0.1, 0.1, correct=[903], threads=1),
-        ],
+@pytest.fixture
+def started(monkeypatch):
+    """Arguments and environments of programs that were started again."""
+    environments: list = []
+    monkeypatch.setattr(
+        memory.os, "execve", lambda path, argv, env: environments.append((argv, env))
+    )
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "experiments.benchmarks", "mnist"])
+    for name in (*memory.KEEP, *memory.SHARE_ACCELERATOR):
+        monkeypatch.delenv(name, raising=False)
+    return environments
+
+
+def test_a_program_starts_again_once_as_it_was_called(started, monkeypatch):
+    memory.restart_keeping_memory()
+    ((argv, environment),) = started
+    assert argv == [sys.executable, "-m", "experiments.benchmarks", "mnist"]
+    assert {**memory.KEEP, **memory.SHARE_ACCELERATOR}.items() <= environment.items()
+    assert environment["PATH"] == os.environ["PATH"]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    memory.restart_keeping_memory()
+    assert len(started) == 1
+
+
+def test_what_the_user_has_set_stands(started, monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
+    memory.restart_keeping_memory()
+    assert started[0][1]["MALLOC_ARENA_MAX"] == "7"
+    assert memory.settings(started[0][1])["MALLOC_ARENA_MAX"] == "7"
+
+
+def test_other_c_libraries_get_no_settings_of_glibc(started, monkeypatch):
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("", ""))
+    memory.restart_keeping_memory()
+    assert "MALLOC_ARENA_MAX" not in started[0][1]
+
+
+def test_provenance_names_no_path_of_a_library():
+    assert memory.settings({"LD_PRELOAD": "/home/me/lib/libjemalloc.so.2", "HOME": "x"}) == {
+        "LD_PRELOAD": "libjemalloc.so.2"
     }
-    lines = mnist.table(result).splitlines()
-    assert lines[2:6] == [
-        "| bnjax, 10 seeds | 4,000 (2,000 to 10,000) | 2.00 | 4.00 | 40.0 % | 90.00 % |",
-        "| Flax, a jitted step a batch | 2,000 (2,000 to 2,000) | 1.00 | 2.00 | 20.0 % | 90.10 % |",
-        "| PyTorch, eager, 2 threads | 500 (500 to 500) | 0.25 | 0.50 | 5.0 % | 90.20 % |",
-        "| PyTorch, eager, 1 thread | 1,000 (1,000 to 1,000) | 0.50 | 1.00 | 10.0 % | 90.30 % |",
-    ]
-    assert lines[-3:] == [
-        "- bnjax, 10 seeds: test accuracy 90.90 ± 0.32 %, mean ± sd over the seeds.",
-        "- Target: 1.8 times Flax, a jitted step a batch: reached.",
-        "- Target: 3 times PyTorch, eager: reached.",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        ("nope", "nope"),
-        ("mnist --nope 1", "--nope"),
-        ("mnist --steps 0", "steps must be >= 1, got 0"),
-        ("mnist --repeats -1", "repeats must be >= 1, got -1"),
-        ("mnist --steps 150", "steps=150 must be a multiple of steps_per_dispatch=100"),
-        ("mnist --data cifar", "data: unknown 'cifar'; choose from mnist5k"),
-    ],
-)
-def test_a_wrong_command_line_says_what_is_wrong(monkeypatch, capsys, argv, said):
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *argv.split()])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code != 0
-    assert said in f"{stop.value.code} {capsys.readouterr().err}"
-
-
-def _start(setting):
-    params = (
-        by_name(ARMS, "mlp_bn")
-        .model(setting)
-        .init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
-    )
-    state = TrainState(
-        jnp.int32(0), params["params"], params["batch_stats"], sgd(0.1).init(params["params"])
-    )
-    return Progress(start_watch(state), Metrics.zero())
-
-
-def _stacked(tree):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), tree)
-
-
-def _program(name, *seconds, correct, seeds=1, **more):
-    repeats = [{"seconds": value, "correct": correct} for value in seconds]
-    return {"program": name, "seeds": seeds, "repeats": repeats, **more}

@@ -1,14 +1,13 @@
 """The benchmark of the input pipeline: what it writes, and what its table says."""
 
-import json
 import os
 import sys
 
 import numpy as np
 import pytest
+from benchmark_commands import call, result_in, table_in
 
 from experiments.benchmarks import input_pipeline
-from experiments.benchmarks.__main__ import main
 from experiments.benchmarks.input_pipeline_photos import synthetic_photo
 
 TINY = "--files 2 --width 90 --height 60 --image-size 32 --repeats 2 --turn-seconds 1e-4"
@@ -20,16 +19,10 @@ def _without_tensorflow(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
 
 
-def run(monkeypatch, arguments):
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments.split()])
-    main()
-
-
 def test_a_run_writes_json_and_table_and_says_what_is_missing(monkeypatch, tmp_path, capsys):
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    run(monkeypatch, f"input_pipeline {TINY} --out {tmp_path}")
-    result = json.loads((tmp_path / "input_pipeline.json").read_text(), parse_constant=pytest.fail)
-    assert (result["schema"], result["benchmark"]) == (1, "input_pipeline")
+    call(monkeypatch, f"input_pipeline {TINY} --out {tmp_path}")
+    result = result_in(tmp_path, input_pipeline)
     assert {name: len(seconds) for name, seconds in result["seconds"].items()} == {
         "ours": 2,
         "ours_distorted": 2,
@@ -37,9 +30,7 @@ def test_a_run_writes_json_and_table_and_says_what_is_missing(monkeypatch, tmp_p
     assert set(result["missing"]) == {"tf", "tf_same"}
     assert result["files"]["pixels"] == 90 * 60
     assert 0.08 * 90 * 60 < result["files"]["window_pixels"] < 90 * 60
-    text = input_pipeline.table(result)
-    assert (tmp_path / "input_pipeline.md").read_text(encoding="utf-8") == text + "\n"
-    assert text in capsys.readouterr().out
+    text = table_in(tmp_path, capsys.readouterr().out, input_pipeline)
     assert "tf.data, decode_and_crop_jpeg and resize, defaults | not measured: import of" in text
     if cores is not None:
         assert result["pinned"]
@@ -51,7 +42,7 @@ def made(ours, tf):
     config = input_pipeline.Config()
     return {
         "config": {"folder": None, "image_size": 224, "repeats": 3, "turn_seconds": 0.2},
-        "environment": {"device_kind": "cpu", "processor": "P", "python": "3"},
+        "environment": {"backend": "cpu", "processor": "P", "python": "3", "versions": {}},
         "allocation": {},
         "peers": {"tensorflow": "2"},
         "missing": {},
@@ -68,10 +59,7 @@ def made(ours, tf):
 @pytest.mark.parametrize(
     ("ours", "ratio", "verdict"), [((2, 2, 5), "1.00", "reached"), ((4, 4, 4), "0.50", "missed")]
 )
-def test_the_target_is_judged_by_the_median_ratio(monkeypatch, ours, ratio, verdict):
-    monkeypatch.setattr(
-        "experiments.benchmarks.input_pipeline_table.surroundings", lambda result: "here."
-    )
+def test_the_target_is_judged_by_the_median_ratio(ours, ratio, verdict):
     text = input_pipeline.table(made(ours, (2, 2, 2)))
     assert f"{ratio}: {verdict}." in text
     assert (
@@ -103,21 +91,6 @@ def test_a_folder_of_photos(monkeypatch, tmp_path):
     assert np.isfinite(result["seconds"]["ours"]).all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("--contestants ours dali", "contestants: unknown 'dali'"),
-        ("--contestants ours ours", "each once"),
-        ("--files 0", "files must be >= 1, got 0"),
-        ("--quality 100", r"quality must be in \[1, 95\], got 100"),
-        ("--turn-seconds 0", "turn_seconds must be > 0"),
-    ],
-)
-def test_bad_arguments_are_refused(monkeypatch, arguments, said):
-    with pytest.raises((SystemExit, ValueError), match=said):
-        run(monkeypatch, f"input_pipeline {arguments}")
-
-
 def test_an_empty_folder_is_refused(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r"error: folder .* holds no \.jpg or \.jpeg file"):
-        run(monkeypatch, f"input_pipeline --folder {tmp_path} --out {tmp_path / 'out'}")
+        call(monkeypatch, f"input_pipeline --folder {tmp_path} --out {tmp_path / 'out'}")

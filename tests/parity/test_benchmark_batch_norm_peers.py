@@ -12,8 +12,13 @@ import pytest
 from experiments.benchmarks import batch_norm
 from experiments.benchmarks.batch_norm_collectives import collectives
 from experiments.benchmarks.batch_norm_costs import exact, residual_bytes
-from experiments.benchmarks.batch_norm_layers import Wanted
-from experiments.benchmarks.batch_norm_programs import JaxProgram, layer_of, made_inputs
+from experiments.benchmarks.batch_norm_layers import LayerSpec
+from experiments.benchmarks.batch_norm_programs import (
+    JaxProgram,
+    make_inputs,
+    make_layer,
+    make_program,
+)
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("promotion")]
 
@@ -32,9 +37,9 @@ def promotion():
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_compute_the_layer_and_its_gradients(name, shape):
     """Red for another epsilon, layout or cotangent."""
-    given = made_inputs(shape)
-    result = batch_norm.program(name, Wanted(shape, "float32"), given).result()
-    for actual, desired in zip(result, exact(given), strict=True):
+    inputs = make_inputs(shape)
+    result = make_program(name, LayerSpec(shape, "float32"), inputs).result()
+    for actual, desired in zip(result, exact(inputs), strict=True):
         np.testing.assert_allclose(actual, desired, rtol=1e-4, atol=1e-4)
 
 
@@ -43,9 +48,9 @@ def test_peers_compute_the_layer_and_its_gradients(name, shape):
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_with_relu_agree_with_flax(name, dtype, shape):
     """And in bfloat16, to its rounding; another dtype inside would be off by more."""
-    given, wanted = made_inputs(shape), Wanted(shape, dtype, relu=True)
-    result = batch_norm.program(name, wanted, given).result()
-    flax = JaxProgram("flax_two_pass", wanted, given).result()
+    inputs, spec = make_inputs(shape), LayerSpec(shape, dtype, relu=True)
+    result = make_program(name, spec, inputs).result()
+    flax = JaxProgram("flax_two_pass", spec, inputs).result()
     tolerance = {"float32": 1e-4, "bfloat16": 2.0**-6}[dtype]
     for actual, desired in zip(result, flax, strict=True):
         np.testing.assert_allclose(actual, desired, rtol=tolerance, atol=tolerance)
@@ -54,9 +59,9 @@ def test_peers_with_relu_agree_with_flax(name, dtype, shape):
 @pytest.mark.parametrize("name", ["haiku", "equinox", "keras"])
 def test_outputs_have_the_dtype_of_the_input_and_statistics_move(name):
     shape = SHAPES[1]
-    given = made_inputs(shape, offset=2)
-    layer = layer_of(name, Wanted(shape, "bfloat16"), given)
-    x = jnp.asarray(np.moveaxis(given.x, -1, 1) if layer.channels_first else given.x, "bfloat16")
+    inputs = make_inputs(shape, offset=2)
+    layer = make_layer(name, LayerSpec(shape, "bfloat16"), inputs)
+    x = jnp.asarray(np.moveaxis(inputs.x, -1, 1) if layer.channels_first else inputs.x, "bfloat16")
     y, after = layer.apply(x, layer.params, layer.state)
     assert y.dtype == jnp.bfloat16
     assert y.shape == x.shape
@@ -95,15 +100,15 @@ def test_a_turn_of_one_thread_leaves_the_others_theirs(monkeypatch):
 
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    given = made_inputs(SHAPES[0])
-    batch_norm.program("torch_one_thread", Wanted(SHAPES[0], "float32"), given).run(1)
+    inputs = make_inputs(SHAPES[0])
+    make_program("torch_one_thread", LayerSpec(SHAPES[0], "float32"), inputs).run(1)
     assert threads == [1, torch.get_num_threads()]
 
 
 @pytest.mark.parametrize(("name", "kept"), [("haiku", 8), ("equinox", 16), ("keras", 8)])
 def test_peers_keep_several_copies_for_the_backward_pass(name, kept):
-    layer = layer_of(name, Wanted(SHAPES[1], "bfloat16"), made_inputs(SHAPES[1]))
-    assert residual_bytes(layer, SHAPES[1], "bfloat16") == kept
+    spec = LayerSpec(SHAPES[1], "bfloat16")
+    assert residual_bytes(make_layer(name, spec, make_inputs(SHAPES[1])), spec) == kept
 
 
 def test_collectives_of_peers():

@@ -39,7 +39,7 @@ def test_torch_is_measured_with_its_threads_and_with_one():
     config = mnist.Config(
         seeds=2, steps=2, steps_per_dispatch=2, repeats=1, matmul_size=16, matmul_tries=1
     )
-    result = mnist.measure(config, in_memory(open_data("mnist5k")))
+    result = mnist.measure(config)
     assert result["missing"] == {}
     assert [len(p["repeats"][0]["correct"]) for p in result["programs"]][:2] == [2, 1]
     threads = {p["threads"] for p in result["programs"] if p["program"] == "torch"}

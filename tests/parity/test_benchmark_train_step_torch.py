@@ -9,24 +9,20 @@ import pytest
 import torch
 
 from bnjax.models import bn_inception
-from experiments.benchmarks import train_step, train_step_torch
-from experiments.benchmarks.train_step_networks import (
-    Setting,
-    initial_variables,
-    network,
-)
-from experiments.benchmarks.train_step_torch import TorchTraining, load, max_pool
+from experiments.benchmarks import training_torch
+from experiments.benchmarks.training import StepSpec, initial_variables, make_network, make_training
+from experiments.benchmarks.training_torch import TorchTraining, load, max_pool
 
 pytestmark = pytest.mark.parity
 
-SETTING = Setting("float32", 0.125, 12, 1, 4, 3, 0.01)
+SPEC = StepSpec(0.125, 12, 1, 4, 3, "float32", 0.01)
 
 
 @pytest.fixture(autouse=True)
 def _short_network(monkeypatch):
     rows = [row for row in bn_inception.FIGURE_5 if row.name in ("3a", "3c", "5b")]
     monkeypatch.setattr(bn_inception, "FIGURE_5", rows)
-    monkeypatch.setattr(train_step_torch, "FIGURE_5", rows)
+    monkeypatch.setattr(training_torch, "FIGURE_5", rows)
 
 
 @pytest.mark.parametrize(("name", "twin"), [("flax", "torch"), ("bias", "torch_bias")])
@@ -37,7 +33,7 @@ def test_torch_and_flax_train_the_same_network(name, twin):
     """
     losses: dict[str, list[float]] = {name: [], twin: []}
     for each in (name, twin):
-        training = train_step.training(each, SETTING)
+        training = make_training(each, SPEC)
         for _ in range(3):
             training.run(1)
             losses[each].append(training.loss())
@@ -46,8 +42,8 @@ def test_torch_and_flax_train_the_same_network(name, twin):
 
 
 def test_every_parameter_is_copied():
-    params = initial_variables(network("flax", SETTING), SETTING)["params"]
-    training = TorchTraining(SETTING, params)
+    params = initial_variables(make_network("flax", SPEC), SPEC)["params"]
+    training = TorchTraining(SPEC, params)
     count = sum(parameter.numel() for parameter in training.network.parameters())
     assert count == sum(leaf.size for leaf in _leaves(params))
     with pytest.raises(ValueError, match="kernel has shape"):
@@ -69,7 +65,7 @@ def test_bfloat16_is_autocast():
     losses = []
     for dtype in ("float32", "bfloat16"):
         with jax.numpy_dtype_promotion("standard"):  # Flax, whose parameters it takes, needs it
-            training = train_step.training("torch", SETTING._replace(dtype=dtype))
+            training = make_training("torch", SPEC._replace(dtype=dtype))
         training.run(1)
         losses.append(training.loss())
     assert 0 < abs(losses[0] - losses[1]) < 0.1

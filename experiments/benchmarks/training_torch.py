@@ -1,4 +1,4 @@
-"""The train step in PyTorch. Importing this file needs torch, of the parity extra."""
+"""The training step in PyTorch. Importing this file needs torch, of the parity extra."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,24 +11,24 @@ from torch.nn import functional
 from bnjax.models.bn_inception import FIGURE_5, Row
 from bnjax.models.inception import REDUCTIONS
 from bnjax.models.layers import scaled
-from experiments.benchmarks.train_step_networks import EPSILON, MOMENTUM, Setting, batch
+from experiments.benchmarks.training import EPSILON, MOMENTUM, StepSpec, make_batch
 
 
 class TorchTraining:
-    """The network of `params`, channels_last; on a GPU with cuDNN; bfloat16 by autocast.
+    """The network in training, channels_last; on a GPU with cuDNN; bfloat16 by autocast.
 
     Args:
-        setting: as for the other contestants.
-        params: initial parameters of `network("flax", setting)` or `network("bias", setting)`;
-            without normalization parameters there is no normalization.
-        compiled: whether `torch.compile` does it, at the first step.
+        spec: as for the other contestants.
+        params: initial parameters of `make_network("flax", spec)` or `make_network("bias", spec)`;
+            without parameters of normalization the network has none.
+        compiled: whether `torch.compile` compiles it, at the first step.
     """
 
     def __init__(
-        self, setting: Setting, params: Mapping[str, Any], *, compiled: bool = False
+        self, spec: StepSpec, params: Mapping[str, Any], *, compiled: bool = False
     ) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network = BNInception(setting, normalized="norm" in params["conv1"])
+        network = BNInception(spec, normalized="norm" in params["conv1"])
         load(network, params)
         for parameter in network.parameters():
             if parameter.ndim == 4:
@@ -36,19 +36,19 @@ class TorchTraining:
         self.network = network.to(self._device).train()
         self._forward = torch.compile(self.network) if compiled else self.network
         self._optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=setting.learning_rate, momentum=MOMENTUM
+            self.network.parameters(), lr=spec.learning_rate, momentum=MOMENTUM
         )
-        images, labels = batch(setting)
+        images, labels = make_batch(spec)
         self._images = torch.from_numpy(images).movedim(-1, 1).to(self._device)
         self._labels = torch.from_numpy(labels.astype(np.int64)).to(self._device)
-        self._narrow = setting.dtype == "bfloat16"
+        self._autocast = spec.dtype == "bfloat16"
         self._loss = torch.tensor(torch.nan)
 
     def run(self, steps: int) -> None:
-        """Trains on; returns when the last step is done."""
+        """Trains for some more steps; returns when the last is done."""
         for _ in range(steps):
             self._optimizer.zero_grad()
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._narrow):
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
                 logits = self._forward(self._images)
             self._loss = functional.cross_entropy(logits.float(), self._labels)
             self._loss.backward()
@@ -56,11 +56,11 @@ class TorchTraining:
         self._wait()
 
     def loss(self) -> float:
-        """The mean loss before the last step."""
+        """Returns the mean loss before the last step."""
         return float(self._loss.detach())
 
     def temporary_bytes(self) -> int | None:
-        """The peak of a step above what stands between steps, on a GPU; unknown elsewhere."""
+        """Returns a step's peak above the memory between steps, on a GPU; unknown elsewhere."""
         if self._device.type != "cuda":
             return None
         self._optimizer.zero_grad()
@@ -78,10 +78,10 @@ class TorchTraining:
 class BNInception(nn.Module):
     """The network of `bnjax.models.bn_inception`, its layers by the same names."""
 
-    def __init__(self, setting: Setting, *, normalized: bool) -> None:
+    def __init__(self, spec: StepSpec, *, normalized: bool) -> None:
         super().__init__()
-        reduction = REDUCTIONS[setting.stem_stride]
-        first, second = scaled(64, setting.width), scaled(192, setting.width)
+        reduction = REDUCTIONS[spec.stem_stride]
+        first, second = scaled(64, spec.width), scaled(192, spec.width)
         self.conv1 = Convolution(3, first, reduction.kernel, reduction.stride, normalized)
         self.conv2_reduce = Convolution(first, first, 1, 1, normalized)
         self.conv2 = Convolution(first, second, 3, 1, normalized)
@@ -89,13 +89,13 @@ class BNInception(nn.Module):
         self._rows = [row.name for row in FIGURE_5]
         features = second
         for row in FIGURE_5:
-            module = Inception(row, features, setting.width, normalized)
+            module = Inception(row, features, spec.width, normalized)
             self.add_module(f"inception_{row.name}", module)
             features = module.features
-        self.logits = nn.Linear(features, setting.classes)
+        self.logits = nn.Linear(features, spec.classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[n, classes]` of images `[n, 3, h, w]`."""
+        """Returns logits `[n, classes]` of images `[n, 3, h, w]`."""
         x = self.conv1(images.contiguous(memory_format=torch.channels_last))
         x = max_pool(x, 2) if self._pools[0] else x
         x = self.conv2(self.conv2_reduce(x))
@@ -146,7 +146,7 @@ class Inception(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Convolution, normalization, ReLU; a bias in the place of no normalization."""
+    """Convolution, normalization, ReLU; without normalization, a bias in its place."""
 
     def __init__(self, into: int, out: int, size: int, stride: int, normalized: bool) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Convolution(nn.Module):
 
 
 def max_pool(x: torch.Tensor, stride: int) -> torch.Tensor:
-    """Windows of 3x3, padded as by Flax's "SAME": more at the bottom and right."""
+    """Pools windows of 3x3, padded as by Flax's "SAME": more at the bottom and right."""
     borders = []
     for size in (x.shape[3], x.shape[2]):  # the last axis first
         missing = max(0, (-(-size // stride) - 1) * stride + 3 - size)
