@@ -10,10 +10,10 @@ from flax.typing import Dtype
 
 from bnjax.normalization import arguments
 from bnjax.normalization.batch_norm import init_stats
-from bnjax.normalization.fused import Activation
 from bnjax.normalization.groups import BatchChoice
 from bnjax.normalization.moments import Moments, batch_size
 from bnjax.normalization.switches import normalize
+from bnjax.normalization.transform import Activation
 
 Variables = Any
 

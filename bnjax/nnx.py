@@ -13,9 +13,9 @@ from flax.typing import Dtype
 
 from bnjax.normalization import arguments
 from bnjax.normalization.batch_norm import init_stats
-from bnjax.normalization.fused import Activation
 from bnjax.normalization.groups import BatchChoice
 from bnjax.normalization.switches import normalize
+from bnjax.normalization.transform import Activation
 
 
 class BatchNorm(nnx.Module):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bnjax.normalization.fused import Activation
 from bnjax.normalization.groups import Groups
 from bnjax.normalization.moments import Moments, batch_size, precision
+from bnjax.normalization.transform import Activation
 from bnjax.normalization.versions import varying_axes
 
 Params = dict[str, jax.Array]

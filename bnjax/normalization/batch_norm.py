@@ -34,17 +34,17 @@ from bnjax.normalization.arguments import (
     full_mask,
     split_axes,
 )
-from bnjax.normalization.fused import (
+from bnjax.normalization.fast.fused import normalize_fused
+from bnjax.normalization.groups import BatchChoice, choose_groups, normalize_groups
+from bnjax.normalization.meshes import divided_like
+from bnjax.normalization.moments import Moments, precision, unbiased
+from bnjax.normalization.transform import (
     Activation,
     Transform,
     activate,
     affine,
     normalize_autodiff,
-    normalize_fused,
 )
-from bnjax.normalization.groups import BatchChoice, choose_groups, normalize_groups
-from bnjax.normalization.meshes import divided_like
-from bnjax.normalization.moments import Moments, precision, unbiased
 
 
 def init_params(
@@ -199,15 +199,7 @@ def batch_transform(
     groups = choose_groups(batch, x.shape[axes[0]], name, axis_index_groups)
     check_values(x, axes, axis, groups)
     check_mapped_axes(x, groups)
-    transform = Transform(
-        axes,
-        groups.axis_name,
-        groups.axis_index_groups,
-        groups.shards,
-        epsilon,
-        activation,
-        jnp.dtype(dtype),
-    )
+    transform = Transform(axes, groups, epsilon, activation, jnp.dtype(dtype))
     normalize = normalize_fused if impl == "fused" else normalize_autodiff
     scale, bias = params.get("scale"), params.get("bias")
     return normalize_groups(

@@ -26,9 +26,9 @@ from bnjax.normalization.arguments import (
     feature_axes,
     full_mask,
 )
-from bnjax.normalization.fused import Activation, Transform, affine, finite_where_masked
 from bnjax.normalization.groups import BatchChoice, choose_groups, normalize_groups
 from bnjax.normalization.moments import Moments
+from bnjax.normalization.transform import Activation, Transform, affine, finite_where_masked
 
 
 def batch_transform(
@@ -53,9 +53,7 @@ def batch_transform(
     groups = choose_groups(batch, x.shape[axes[0]], name, axis_index_groups)
     check_values(x, axes, axis, groups)
     check_mapped_axes(x, groups)
-    transform = Transform(
-        axes, groups.axis_name, groups.axis_index_groups, groups.shards, epsilon, None, dtype
-    )
+    transform = Transform(axes, groups, epsilon, None, dtype)
 
     def normalize(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Moments]:
         parts = jnp.stack([x.real, x.imag], -1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from bnjax.normalization.sums import pair_of_sums, slices_of
+from bnjax.normalization.fast.sums import pair_of_sums, slices_of
 from bnjax.normalization.versions import gather_invariant, varying_axes
 
 

@@ -23,9 +23,9 @@ from bnjax.normalization.arguments import (
     check_update,
     feature_axes,
 )
-from bnjax.normalization.fused import Activation
 from bnjax.normalization.groups import BatchChoice
 from bnjax.normalization.moments import Moments
+from bnjax.normalization.transform import Activation
 
 
 class Outcome(NamedTuple):

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from tolerances import EXACT, PARALLEL, assert_close
 
 import bnjax
-from bnjax.normalization.sums import pair_of_sums
+from bnjax.normalization.fast.sums import pair_of_sums
 
 LAST, FIRST = (0, 1, 2), (0, 2, 3)
 MEANS = {"rtol": 0, "atol": 2e-6}
