@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from bnjax.normalization import arguments
+from bnjax.normalization.arguments import split_axes
 from bnjax.normalization.batch_norm import init_stats
-from bnjax.normalization.groups import BatchChoice
 from bnjax.normalization.moments import Moments, batch_size
+from bnjax.normalization.settings import OwnFields, settings_of
 from bnjax.normalization.switches import normalize
-from bnjax.normalization.transform import Activation
 
 Variables = Any
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(nn.Module, OwnFields):
     """Batch normalization with Flax's constructor names, call signature and collections.
 
     With the defaults, parameters and `batch_stats` are Flax's leaf for leaf: existing checkpoints
@@ -73,12 +72,6 @@ class BatchNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
-    averaging: arguments.Averaging = "ema"
-    running_var: arguments.RunningVar = "biased"
-    impl: arguments.Impl = "fused"
-    activation: Activation | None = None
-    batch: BatchChoice = "all"
-    update_statistics: bool | None = None
 
     @nn.compact
     def __call__(
@@ -124,11 +117,12 @@ class BatchNorm(nn.Module):
                 "is wrong. Leave it True; `dtype` sets the type of the output."
             )
         running, update = self._switches(use_running_average, update_statistics)
-        axes = arguments.feature_axes(x.ndim, self.axis)
-        shape = tuple(x.shape[a] for a in axes)
+        axes, shape = split_axes(x, self.axis)
+        alone: dict[str, Any] = {}
         initializing = self.is_initializing()
-        if initializing:
-            values = batch_size(x.shape, [a for a in range(x.ndim) if a not in axes])
+        if initializing:  # `x` is the whole batch
+            alone = {"batch": "all", "axis_name": None, "axis_index_groups": None}
+            values = batch_size(x.shape, axes)
             running = running or (isinstance(values, int) and values < 2)
         params = {}
         if self.use_scale:
@@ -145,24 +139,15 @@ class BatchNorm(nn.Module):
             for key, value in initial.items()
             if initializing or update or (running and key != "count")
         }
+        dtype = jnp.result_type(x, *params.values()) if self.dtype is None else self.dtype
         y, stats, moments = normalize(
             x,
             params,
             {key: variable.value for key, variable in variables.items()},
+            settings_of(self, dtype=dtype, **alone),
             use_running_average=running,
             update_statistics=update,
-            axis=self.axis,
-            decay=self.momentum,
-            epsilon=self.epsilon,
-            averaging=self.averaging,
-            running_var=self.running_var,
-            activation=self.activation,
-            batch="all" if initializing else self.batch,
             mask=mask,
-            axis_name=None if initializing else self.axis_name,
-            axis_index_groups=None if initializing else self.axis_index_groups,
-            impl=self.impl,
-            dtype=jnp.result_type(x, *params.values()) if self.dtype is None else self.dtype,
         )
         for key, value in (stats or {}).items():
             variables[key].value = value

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.linen import moments_and_frozen
-from bnjax.normalization.arguments import RunningVar
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.population import (
     Estimator,
@@ -25,6 +24,7 @@ from bnjax.normalization.population import (
     finish_estimate,
     start_estimate,
 )
+from bnjax.normalization.settings import RunningVar
 
 Variables = Mapping[str, Any]
 

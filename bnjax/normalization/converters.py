@@ -16,20 +16,14 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 
-from bnjax.normalization.arguments import (
-    Averaging,
-    Params,
-    RunningVar,
-    Stats,
-    check_epsilon,
-    check_update,
-)
+from bnjax.normalization.arguments import Params, Stats
 from bnjax.normalization.moments import precision
+from bnjax.normalization.settings import Averaging, RunningVar, Settings, check_epsilon
 
 Arrays = Mapping[str, Any]
 
 
-class Settings(TypedDict):
+class Keywords(TypedDict):
     """Keyword arguments of `normalize_batch`; `normalize_population` takes `epsilon` of them."""
 
     decay: float
@@ -50,7 +44,7 @@ class Converted(NamedTuple):
 
     params: Params
     stats: Stats
-    settings: Settings
+    settings: Keywords
     notes: tuple[str, ...]
 
 
@@ -282,7 +276,7 @@ def to_torch(
     Raises:
         ValueError: for features of more than one axis, counts that differ, or a bad setting.
     """
-    check_update(decay, averaging, running_var)
+    Settings(decay=decay, averaging=averaging, running_var=running_var)  # checks them
     check_epsilon(epsilon)
     notes: list[str] = []
     renamed = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -328,14 +322,14 @@ _NO_STATISTICS = (
 
 def _settings(
     decay: float, epsilon: float, averaging: Averaging, running_var: RunningVar
-) -> Settings:
+) -> Keywords:
     if not epsilon > 0:
         raise ValueError(f"epsilon (eps) must be > 0, got {epsilon}.")
-    return Settings(decay=decay, epsilon=epsilon, averaging=averaging, running_var=running_var)
+    return Keywords(decay=decay, epsilon=epsilon, averaging=averaging, running_var=running_var)
 
 
 def _converted(
-    arrays: dict[str, jax.Array], settings: Settings, notes: list[str], count: int | None = None
+    arrays: dict[str, jax.Array], settings: Keywords, notes: list[str], count: int | None = None
 ) -> Converted:
     params: Params = {key: arrays[key] for key in ("scale", "bias") if key in arrays}
     stats: Stats = {key: arrays[key] for key in ("mean", "var")}

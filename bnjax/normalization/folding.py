@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import Params, Stats, check_epsilon
+from bnjax.normalization.arguments import Params, Stats
 from bnjax.normalization.moments import precision
+from bnjax.normalization.settings import check_epsilon
 
 
 def as_affine(

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import RunningVar, Stats, check_choice, check_update
+from bnjax.normalization.arguments import Stats
 from bnjax.normalization.batch_norm import update_stats
 from bnjax.normalization.moments import Moments, from_all_devices, merge, pool, unbiased
+from bnjax.normalization.settings import RunningVar, check_choice
 
 Tree = Any
 
@@ -88,7 +89,7 @@ def population_stats(
 def check_choices(estimator: str, running_var: str) -> None:
     """Raises ValueError unless these are choices that `population_stats` offers."""
     check_choice("estimator", estimator, Estimator)
-    check_update(0.0, "cumulative", running_var)
+    check_choice("running_var", running_var, RunningVar)
 
 
 def start_estimate(moments: Tree, estimator: Estimator) -> Tree:

@@ -4,7 +4,7 @@ This is the definition. JAX can differentiate it (`impl="autodiff"`); `fast/fuse
 same values a backward pass in closed form.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,7 @@ from jax.typing import DTypeLike
 
 from bnjax.normalization.groups import Groups
 from bnjax.normalization.moments import Moments, batch_moments, precision
-
-Activation = Literal["relu", "sigmoid"]
+from bnjax.normalization.settings import Activation
 
 
 class Transform(NamedTuple):

@@ -33,18 +33,23 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bnjax.normalization.arguments import (
-    Averaging,
     Params,
-    RunningVar,
     Stats,
-    check_dtype,
+    check_count,
     check_features,
-    check_update,
+    check_real,
     split_axes,
 )
-from bnjax.normalization.batch_norm import update_stats
+from bnjax.normalization.batch_norm import move_stats
 from bnjax.normalization.groups import check_axis_index_groups
 from bnjax.normalization.moments import Moments, batch_moments, batch_size, precision
+from bnjax.normalization.settings import (
+    Averaging,
+    RunningVar,
+    Settings,
+    check_choice,
+    check_dtype,
+)
 from bnjax.normalization.whitening_matrix import Method, check_method, whitening_matrix
 
 # Accelerators round the factors of a product to bfloat16 or so, unless told not to.
@@ -87,7 +92,7 @@ def init_whitening_stats(
     Raises:
         ValueError: if the features do not divide into the groups, or `averaging` is unknown.
     """
-    check_update(0, averaging, "unbiased")
+    check_choice("averaging", averaging, Averaging)
     dtype = precision(dtype)
     width = _group_width(features, groups)
     cov = jnp.broadcast_to(jnp.eye(width, dtype=dtype)[None], (groups, width, width))
@@ -149,7 +154,8 @@ def whiten_batch(
             vectors than features in a group.
     """
     groups = _check_stats(stats, _feature_count(x, axis))
-    check_update(decay, averaging, running_cov)
+    settings = Settings(decay=decay, averaging=averaging, running_var=running_cov)
+    check_count(stats, averaging)
     y, batch = whitening_transform(
         x,
         params,
@@ -163,12 +169,10 @@ def whiten_batch(
         dtype=dtype,
     )
     # The update is linear in what it averages: a covariance goes through it as a variance does.
-    moved = update_stats(
+    moved = move_stats(
         {"var" if key == "cov" else key: value for key, value in stats.items()},
         Moments(batch.mean, batch.cov, batch.size),
-        decay=decay,
-        averaging=averaging,
-        running_var=running_cov,
+        settings,
     )
     return y, {"cov" if key == "var" else key: value for key, value in moved.items()}
 
@@ -318,6 +322,7 @@ def _feature_count(x: jax.Array, axis: int) -> int:
             f"axis must be one axis, got {axis}: reshape x, so that what shall be whitened "
             "together lies along one."
         )
+    check_real(x)
     _, (features,) = split_axes(x, axis)
     return features
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import check_choice
+from bnjax.normalization.settings import check_choice
 
 Method = Literal["zca", "pca"]
 
