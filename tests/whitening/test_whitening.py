@@ -10,14 +10,15 @@ import tolerances
 from tolerances import assert_close
 
 import bnjax
-from bnjax.normalization.whitening import (
+from bnjax.whitening import (
     batch_covariance,
     init_whitening_stats,
+    inverse_sqrt,
     whiten_batch,
     whiten_population,
+    whitening_matrix,
     whitening_transform,
 )
-from bnjax.normalization.whitening_matrix import inverse_sqrt, whitening_matrix
 
 SETTINGS = ("axis", "method", "decay", "epsilon", "averaging", "running_cov", "dtype")
 train = jax.jit(whiten_batch, static_argnames=SETTINGS)

@@ -8,11 +8,12 @@ batch matters. LeCun et al. (1998, "Efficient BackProp", section 4.3) say what i
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Method = Literal["zca", "pca"]
+from bnjax.normalization.settings import check_choice
+from bnjax.whitening.matrix import Method
 
 _CHUNK_BYTES = 64 << 20
 """Of float64 copies at a time: CIFAR-10 as a whole would take 1.2 GB."""
@@ -68,8 +69,7 @@ def fit_whitening(
         raise ValueError(f"examples must be 2 or more, got {len(examples)}: one has no covariance.")
     if not epsilon > 0:
         raise ValueError(f"epsilon must be > 0, got {epsilon}: constant pixels divide by it.")
-    if method not in ("zca", "pca"):
-        raise ValueError(f"method must be one of 'zca', 'pca', got {method!r}.")
+    check_choice("method", method, Method)
     features = int(np.prod(examples.shape[1:]))
     if components is not None and method == "zca":
         raise ValueError(
