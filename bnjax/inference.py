@@ -1,6 +1,6 @@
 """A trained Linen model made ready for inference: normalization folded, exported to a file.
 
-folded = fold(model, variables, images, train=False)
+folded = fold_model(model, variables, images, train=False)
 logits = folded.apply(folded.variables, images, train=False)
 data = export(folded.apply, folded.variables, images, train=False)
 
@@ -62,7 +62,7 @@ class Folded(NamedTuple):
     kept: dict[str, str]
 
 
-def fold(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Folded:
+def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Folded:
     """Folds each `BatchNorm`, ours or Flax's, into the layer before it where that is possible.
 
     The model is traced, not run. A normalization is folded if its input is the very output of one

@@ -156,7 +156,7 @@ class BatchNorm(nn.Module, OwnFields):
         return y
 
     def _report(self, moments: Moments) -> None:
-        """Does nothing: `batch_moments` intercepts it."""
+        """Does nothing: `model_moments` intercepts it."""
 
     def _switches(
         self, use_running_average: bool | None, update_statistics: bool | None
@@ -173,7 +173,7 @@ class BatchNorm(nn.Module, OwnFields):
         return running, not running if update is None else update
 
 
-def batch_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Any:
+def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Any:
     """The moments of one batch in every `BatchNorm` of a model in training mode.
 
     Layers under `nn.scan`, `nn.vmap`, `nn.remat` and the like count if `batch_stats` is lifted with
@@ -200,7 +200,7 @@ def batch_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
 def moments_and_frozen(
     model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, None]]:
-    """`batch_moments`, and the paths of layers, of any library, that leave their statistics."""
+    """`model_moments`, and the paths of layers, of any library, that leave their statistics."""
     frozen: dict[str, None] = {}
     reported: set[tuple[str, ...]] = set()
 

@@ -28,11 +28,11 @@ from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments, precision, unbiased
 from bnjax.normalization.settings import (
     Activation,
-    Averaging,
     BatchChoice,
     Impl,
     RunningVar,
     Settings,
+    StatsAveraging,
     check_choice,
     check_dtype,
 )
@@ -60,7 +60,7 @@ def init_params(
 def init_stats(
     shape: int | Sequence[int],
     *,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     dtype: DTypeLike = jnp.float32,
 ) -> Stats:
     """Mean zero and variance one; a count of zero where `averaging` needs one.
@@ -68,7 +68,7 @@ def init_stats(
     Mean and variance are at least float32, whatever `dtype`: narrower averages stick.
     """
     check_shape(shape)
-    check_choice("averaging", averaging, Averaging)
+    check_choice("averaging", averaging, StatsAveraging)
     check_dtype(dtype)
     dtype = precision(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
@@ -85,7 +85,7 @@ def normalize_batch(
     axis: int | Sequence[int] = -1,
     decay: float | jax.Array = 0.99,
     epsilon: float = 1e-5,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     running_var: RunningVar = "unbiased",
     activation: Activation | None = None,
     batch: BatchChoice = "all",
@@ -242,7 +242,7 @@ def update_stats(
     moments: Moments,
     *,
     decay: float | jax.Array = 0.99,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     running_var: RunningVar = "unbiased",
 ) -> Stats:
     """Moves the statistics towards one batch's moments, by a weight that `averaging` sets.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from bnjax.normalization.arguments import Params, Stats
 from bnjax.normalization.moments import precision
-from bnjax.normalization.settings import Averaging, RunningVar, Settings, check_epsilon
+from bnjax.normalization.settings import RunningVar, Settings, StatsAveraging, check_epsilon
 
 Arrays = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ class Keywords(TypedDict):
 
     decay: float
     epsilon: float
-    averaging: Averaging
+    averaging: StatsAveraging
     running_var: RunningVar
 
 
@@ -265,7 +265,7 @@ def to_torch(
     *,
     decay: float = 0.99,
     epsilon: float = 1e-5,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     running_var: RunningVar = "unbiased",
 ) -> TorchLayer:
     """To `torch.nn.BatchNorm1d`, `2d`, `3d` or `SyncBatchNorm`; inference there is the same.
@@ -321,7 +321,7 @@ _NO_STATISTICS = (
 
 
 def _settings(
-    decay: float, epsilon: float, averaging: Averaging, running_var: RunningVar
+    decay: float, epsilon: float, averaging: StatsAveraging, running_var: RunningVar
 ) -> Keywords:
     if not epsilon > 0:
         raise ValueError(f"epsilon (eps) must be > 0, got {epsilon}.")

@@ -48,7 +48,7 @@ def population_stats(
 
     Args:
         batch_moments: pure function from one batch to a tree whose nodes are `Moments`, one for
-            each normalization layer, for example `bnjax.linen.batch_moments` of a model.
+            each normalization layer, for example `bnjax.linen.model_moments` of a model.
         batches: tree of arrays `[batches, ...]`; scanned, so memory holds one batch's activations.
             Under `jit` the examples of each batch may be sharded; nothing else is needed then.
         running_var: as in `normalize_batch`.

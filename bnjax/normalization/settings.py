@@ -2,7 +2,7 @@
 
 A new keyword costs a field of `Settings`, a keyword of `normalize_batch`, and the place where it
 acts; the layers of Linen and NNX get it by `OwnFields` and `OwnKeywords`. A new rule of averaging
-costs its name in `Averaging` and its weight in `batch_norm.move_stats`.
+costs its name in `StatsAveraging` and its weight in `batch_norm.move_stats`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from bnjax.normalization.moments import precision
 
-Averaging = Literal["ema", "ema_debiased", "cumulative"]
+StatsAveraging = Literal["ema", "ema_debiased", "cumulative"]
 RunningVar = Literal["unbiased", "biased"]
 Impl = Literal["fused", "autodiff"]
 Activation = Literal["relu", "sigmoid"]
@@ -36,7 +36,7 @@ class Settings:
     axis: int | Sequence[int] = -1
     decay: float | jax.Array = 0.99
     epsilon: float = 1e-5
-    averaging: Averaging = "ema"
+    averaging: StatsAveraging = "ema"
     running_var: RunningVar = "unbiased"
     activation: Activation | None = None
     batch: BatchChoice = "all"
@@ -47,7 +47,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_decay(self.decay)
-        check_choice("averaging", self.averaging, Averaging)
+        check_choice("averaging", self.averaging, StatsAveraging)
         check_choice("running_var", self.running_var, RunningVar)
         check_choice("impl", self.impl, Impl)
         if self.activation is not None:
@@ -65,7 +65,7 @@ class Settings:
 class OwnFields:
     """The attributes of the layers in `bnjax.linen` and `bnjax.nnx` that Flax's lack."""
 
-    averaging: Averaging = "ema"
+    averaging: StatsAveraging = "ema"
     running_var: RunningVar = "biased"  # as in Flax
     impl: Impl = "fused"
     activation: Activation | None = None
@@ -76,7 +76,7 @@ class OwnFields:
 class OwnKeywords(TypedDict, total=False):
     """The same, as keywords of the constructor in `bnjax.nnx`."""
 
-    averaging: Averaging
+    averaging: StatsAveraging
     running_var: RunningVar
     impl: Impl
     activation: Activation | None

@@ -33,9 +33,9 @@ from bnjax.normalization.arguments import Params, Stats, check_count, check_feat
 from bnjax.normalization.batch_norm import move_stats
 from bnjax.normalization.moments import Moments, precision
 from bnjax.normalization.settings import (
-    Averaging,
     RunningVar,
     Settings,
+    StatsAveraging,
     check_choice,
     check_dtype,
 )
@@ -55,7 +55,7 @@ def init_whitening_stats(
     features: int,
     *,
     groups: int = 1,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     dtype: DTypeLike = jnp.float32,
 ) -> Stats:
     """Mean zero and covariance one; `count`, a scalar of zero, where `averaging` needs one.
@@ -73,7 +73,7 @@ def init_whitening_stats(
     Raises:
         ValueError: if the features do not divide into the groups, or `averaging` is unknown.
     """
-    check_choice("averaging", averaging, Averaging)
+    check_choice("averaging", averaging, StatsAveraging)
     dtype = precision(dtype)
     width = group_width(features, groups)
     cov = jnp.broadcast_to(jnp.eye(width, dtype=dtype)[None], (groups, width, width))
@@ -92,7 +92,7 @@ def whiten_batch(
     method: Method = "zca",
     decay: float = 0.99,
     epsilon: float = 1e-3,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     running_cov: RunningVar = "unbiased",
     mask: jax.Array | None = None,
     axis_name: str | Sequence[str] | None = None,

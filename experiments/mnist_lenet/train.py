@@ -12,7 +12,7 @@ from bnjax.data import Dataset
 from bnjax.data.batches import EvalBatches, batch_indices, eval_batches
 from bnjax.data.images import binarize
 from bnjax.evidence.records import number, tree_sha256
-from bnjax.linen import batch_moments
+from bnjax.linen import model_moments
 from bnjax.normalization import population_stats
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch
@@ -222,7 +222,7 @@ class _Functions:
         outcome = {"test": self._evaluate(_variables(state), test)}
         if state.batch_stats:
             stats = population_stats(
-                lambda chosen: batch_moments(
+                lambda chosen: model_moments(
                     self._model, _variables(state), self._prepare(images[chosen]), train=True
                 ),
                 indices,
