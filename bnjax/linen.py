@@ -29,7 +29,7 @@ class BatchNorm(nn.Module, OwnFields):
     Statistics narrower than float32 come back as float32, for narrow ones stick: widen them before
     a loop that carries them (`nn.scan`), which keeps dtypes.
 
-    Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
+    Two switches are independent: what normalizes, `use_running_average`, and `update_statistics`.
     Whether scale and bias are trained and decayed is for the optimizer to say.
 
     Attributes:
@@ -161,7 +161,7 @@ class BatchNorm(nn.Module, OwnFields):
     def _switches(
         self, use_running_average: bool | None, update_statistics: bool | None
     ) -> tuple[bool, bool]:
-        """Whether the statistics normalize, and whether the batch updates them."""
+        """Returns whether the statistics normalize, and whether the batch updates them."""
         running = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -174,7 +174,7 @@ class BatchNorm(nn.Module, OwnFields):
 
 
 def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Any:
-    """The moments of one batch in every `BatchNorm` of a model in training mode.
+    """Returns the moments of one batch in every `BatchNorm` of a model in training mode.
 
     Layers under `nn.scan`, `nn.vmap`, `nn.remat` and the like count if `batch_stats` is lifted with
     a variable axis, as training needs it. Of a layer's `axis_name`, axes that nothing maps are left
@@ -200,7 +200,7 @@ def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
 def moments_and_frozen(
     model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, None]]:
-    """`model_moments`, and the paths of layers, of any library, that leave their statistics."""
+    """Returns `model_moments`, and the paths of layers, of any library, that move nothing."""
     frozen: dict[str, None] = {}
     reported: set[tuple[str, ...]] = set()
 
@@ -245,14 +245,14 @@ def _called_twice(*paths: tuple[str, ...]) -> ValueError:
 
 
 def _keep_moments(layer: BatchNorm, moments: Moments) -> None:
-    """Beside the statistics, since what lifts those (nn.scan, nn.vmap) then lifts both."""
+    """Keeps them beside the statistics: what lifts those (nn.scan, nn.vmap) then lifts both."""
     if layer.is_mutable_collection("batch_stats"):
         size = jnp.broadcast_to(moments.size, moments.mean.shape)
         layer.put_variable("batch_stats", "moments", moments._replace(size=size))
 
 
 def _statistics(layer: nn.Module) -> tuple[int, ...]:
-    """What tells whether a call has moved them."""
+    """Returns the identities of the arrays: others, when a call has moved the statistics."""
     return tuple(
         id(layer.get_variable("batch_stats", name))
         for name in ("mean", "var")
@@ -261,7 +261,7 @@ def _statistics(layer: nn.Module) -> tuple[int, ...]:
 
 
 def _mapped(layer: BatchNorm) -> Any:
-    """The axes of the layer's `axis_name` that are mapped here."""
+    """Returns the axes of the layer's `axis_name` that are mapped here."""
     axis_name: Any = layer.axis_name  # one or several
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     mapped = []
@@ -282,7 +282,7 @@ def _mapped(layer: BatchNorm) -> Any:
 
 
 def _moments_in(tree: Any) -> Any:
-    """The `Moments` that were kept, by the path of their layer."""
+    """Returns the `Moments` that were kept, by the path of their layer."""
     if isinstance(tree.get("moments"), Moments):
         return tree["moments"]
     found = {key: _moments_in(node) for key, node in tree.items() if isinstance(node, Mapping)}

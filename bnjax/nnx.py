@@ -28,7 +28,7 @@ class BatchNorm(nnx.Module, OwnFields):
     Statistics narrower than float32 become float32 in the first update, for narrow ones stick:
     widen them before a loop that carries them (`nnx.scan`), which keeps dtypes.
 
-    Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
+    Two switches are independent: what normalizes, `use_running_average`, and `update_statistics`.
     Whether scale and bias are trained and decayed is for the optimizer to say.
 
     Attributes:
@@ -169,7 +169,7 @@ class BatchNorm(nnx.Module, OwnFields):
     def set_view(
         self, use_running_average: bool | None = None, update_statistics: bool | None = None
     ) -> None:
-        """What `nnx.view` sets.
+        """Sets the attributes; `nnx.view` calls it.
 
         Args:
             use_running_average: what normalizes; None leaves it.
@@ -228,6 +228,6 @@ class BatchNorm(nnx.Module, OwnFields):
         return y
 
     def _variables(self, *names: str) -> dict[str, jax.Array]:
-        """The arrays of those variables that exist."""
+        """Returns the arrays of those variables that exist."""
         found = {name: getattr(self, name, None) for name in names}
         return {name: variable[...] for name, variable in found.items() if variable is not None}

@@ -4,7 +4,6 @@ Flax is compared with at use_fast_variance=False, near zero, and with finite mas
 elsewhere it is known to be wrong, and `tests/normalization` compares with float64.
 """
 
-import dataclasses
 import inspect
 import itertools
 
@@ -88,7 +87,11 @@ def assert_trees_close(ours, theirs, tolerance):
 def test_constructor_is_flaxs_and_more():
     """Names, order and defaults, so that positional arguments mean the same."""
     ours, theirs = (
-        [(f.name, f.default) for f in dataclasses.fields(layer) if f.name not in ("parent", "name")]
+        [
+            (p.name, p.default)
+            for p in inspect.signature(layer).parameters.values()
+            if p.name not in ("parent", "name")
+        ]
         for layer in (BatchNorm, nn.BatchNorm)
     )
     assert ours[: len(theirs)] == theirs

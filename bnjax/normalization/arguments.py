@@ -19,7 +19,7 @@ averaging needs it. `mean` and `var` are ready for use at any time, debiased one
 
 
 def feature_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
-    """`axis` as sorted non-negative numbers.
+    """Returns `axis` as sorted non-negative numbers.
 
     Raises:
         ValueError: if one is no integer, out of range or given twice.
@@ -95,7 +95,7 @@ def check_array(name: str, value: Any) -> None:
 
 
 def _indices(given: int | Sequence[int]) -> tuple[int, ...]:
-    """Integers, one or several; TypeError for anything else, booleans among it."""
+    """Returns integers, one or several; TypeError for anything else, booleans included."""
     several = tuple(given) if isinstance(given, Sequence) else (given,)
     if any(isinstance(one, bool) for one in several):
         raise TypeError
@@ -122,7 +122,7 @@ def check_stats(stats: Stats, features: tuple[int, ...]) -> None:
 def check_moments(stats: Stats, moments: Moments) -> None:
     """Raises ValueError unless these are statistics and moments: arrays under their names.
 
-    Of any shape: whitening keeps covariances in the place of variances.
+    The shapes are not compared: whitening keeps covariances in the place of variances.
     """
     if not isinstance(moments, Moments):
         raise ValueError(
@@ -169,7 +169,7 @@ def check_count(stats: Stats, averaging: str) -> None:
 
 
 def full_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
-    """The mask in the shape of `x`."""
+    """Returns the mask in the shape of `x`."""
     if mask is None:
         return None
     check_array("mask", mask)
@@ -187,7 +187,7 @@ def full_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
 
 
 def broadcast_mask(mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
-    """The mask in the shape of `x`, by NumPy's rules; integers are taken for zeros and ones."""
+    """Returns the mask in the shape of `x`, by NumPy's rules; integers count as zeros and ones."""
     if mask is None:
         return None
     check_array("mask", mask)

@@ -46,7 +46,7 @@ def init_params(
     use_bias: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> Params:
-    """Scale (gamma) one and bias (beta) zero, for features of the given shape."""
+    """Returns scale (gamma) one and bias (beta) zero, for features of the given shape."""
     check_shape(shape)
     check_dtype(dtype)
     params = {}
@@ -63,7 +63,7 @@ def init_stats(
     averaging: StatsAveraging = "ema",
     dtype: DTypeLike = jnp.float32,
 ) -> Stats:
-    """Mean zero and variance one; a count of zero where `averaging` needs one.
+    """Returns mean zero and variance one; a count of zero where `averaging` needs one.
 
     Mean and variance are at least float32, whatever `dtype`: narrower averages stick.
     """
@@ -172,7 +172,7 @@ def batch_transform(
     impl: Impl = "fused",
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, Moments]:
-    """The transform of Algorithm 1 alone: `y` and the batch's moments, which carry no gradient.
+    """Returns the `y` of Algorithm 1 and the batch's moments, which carry no gradient.
 
     Arguments and errors are those of `normalize_batch`, which adds the statistics.
     """
@@ -283,7 +283,7 @@ def move_stats(stats: Stats, moments: Moments, settings: Settings) -> Stats:
 
 
 def _debiased_weight(decay: float | jax.Array, updates: jax.Array) -> jax.Array:
-    """(1 - decay)/(1 - decay^updates), without the cancellation of a decay close to one."""
+    """Returns (1 - decay)/(1 - decay^updates), without the cancellation of a decay close to one."""
     if isinstance(decay, jax.Array):
         log = jnp.log(decay.astype(updates.dtype))
     else:

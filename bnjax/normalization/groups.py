@@ -16,7 +16,7 @@ Normalize = Callable[[jax.Array, jax.Array | None], tuple[jax.Array, Moments]]
 
 
 class Groups(NamedTuple):
-    """How examples form batches.
+    """The groups that the examples form.
 
     Attributes:
         size: examples in a group, within one device; None if all of them are one group.

@@ -18,7 +18,7 @@ einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 class Covariance(NamedTuple):
-    """What a batch says about its features together.
+    """The mean and the covariance of a batch.
 
     Attributes:
         mean: `[features]`, at least float32.
@@ -40,7 +40,7 @@ def batch_covariance(
     axis_name: str | Sequence[str] | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Covariance:
-    """Mean and covariance of `x`, differentiable, pooled by count over masks and devices.
+    """Returns mean and covariance of `x`, differentiable, pooled by count over masks and devices.
 
     Two passes, at least in float32: as accurate at any offset as x - mean is. Arguments and errors
     are those of `whitening_transform`.
@@ -58,7 +58,7 @@ def covariance_and_centred(
     axis_name: str | Sequence[str] | None,
     axis_index_groups: Sequence[Sequence[int]] | None,
 ) -> tuple[Covariance, jax.Array]:
-    """The covariance, and x - mean as `[vectors, groups, c]`."""
+    """Returns the covariance, and x - mean as `[vectors, groups, c]`."""
     keep = _row_mask(mask, x, axis)
     rows = rows_of(x, axis).astype(precision(x.dtype))
     counted = None if keep is None else jnp.broadcast_to(keep, rows.shape)
@@ -111,7 +111,7 @@ def batch_vectors(
     axis_name: str | Sequence[str] | None,
     axis_index_groups: Sequence[Sequence[int]] | None,
 ) -> int:
-    """How many vectors the batch has, known while tracing."""
+    """Returns the number of vectors in the batch; raises ValueError if it is less than two."""
     check_axis_index_groups(axis_index_groups, axis_name)
     vectors = batch_size(x.shape, split_axes(x, axis)[0], axis_name, axis_index_groups)
     if vectors < 2:
@@ -124,7 +124,7 @@ def batch_vectors(
 
 
 def _row_mask(mask: jax.Array | None, x: jax.Array, axis: int) -> jax.Array | None:
-    """The mask as `[vectors, 1]`."""
+    """Returns the mask as `[vectors, 1]`."""
     if mask is None:
         return None
     if mask.dtype != jnp.bool_:

@@ -42,7 +42,7 @@ def fit_whitening(
     method: Method = "zca",
     components: int | None = None,
 ) -> Whitening:
-    """Whitening by the covariance of all features of `examples`, in float64.
+    """Fits whitening by the covariance of all features of `examples`, in float64.
 
     For n examples of C features that takes 2nC^2 operations, 9C^3 more for the eigenvectors, and
     40C^2 bytes: for CIFAR-10 (C = 3072), 1.2e12 operations and 380 MB, with an optimized BLAS.
@@ -101,7 +101,7 @@ def fit_whitening(
 
 
 def apply_whitening(examples: np.ndarray, whitening: Whitening) -> np.ndarray:
-    """Whitened examples, each by itself.
+    """Returns whitened examples, each by itself.
 
     Args:
         examples: of the dtype kind and the shape that the map was fitted on; `[n, ...]`, any n.
@@ -145,7 +145,7 @@ def _check(examples: np.ndarray) -> None:
 
 
 def _float64_rows(examples: np.ndarray) -> Iterator[np.ndarray]:
-    """The examples, flattened and converted, some at a time."""
+    """Yields the examples, flattened and converted, some at a time."""
     features = int(np.prod(examples.shape[1:]))
     length = max(1, _CHUNK_BYTES // (8 * features))
     scale = 255.0 if examples.dtype == np.uint8 else 1.0

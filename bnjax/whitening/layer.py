@@ -58,7 +58,7 @@ def init_whitening_stats(
     averaging: StatsAveraging = "ema",
     dtype: DTypeLike = jnp.float32,
 ) -> Stats:
-    """Mean zero and covariance one; `count`, a scalar of zero, where `averaging` needs one.
+    """Returns mean zero and covariance one; `count`, a scalar of zero, where `averaging` needs one.
 
     Args:
         features: how many.
@@ -171,7 +171,7 @@ def whitening_transform(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, Covariance]:
-    """The transform alone: `y` and the batch's covariance, which carries no gradient.
+    """Returns the transform alone: `y` and the batch's covariance, which carries no gradient.
 
     Arguments and errors are those of `whiten_batch`, which adds the statistics; `groups` is that of
     `init_whitening_stats`.
@@ -223,7 +223,7 @@ def whiten_population(
 
 
 def _affine(centred: jax.Array, matrix: jax.Array, params: Params) -> jax.Array:
-    """Rows `[vectors, features]` of what was `[vectors, groups, c]`, scaled and shifted."""
+    """Returns rows `[vectors, features]`, scaled and shifted, from `[vectors, groups, c]`."""
     y = einsum("ngi,gij->ngj", centred, matrix).reshape(len(centred), -1)
     if "scale" in params:
         y *= params["scale"].astype(y.dtype)[None]
@@ -237,7 +237,7 @@ def _from_rows(rows: jax.Array, x: jax.Array, axis: int) -> jax.Array:
 
 
 def _check_stats(stats: Stats, features: int) -> int:
-    """The number of groups that the statistics are for."""
+    """Returns the number of groups that the statistics are for."""
     if not {"mean", "cov"} <= set(stats) <= {"mean", "cov", "count"}:
         raise ValueError(
             f"stats has the keys {sorted(stats)}, expected 'mean', 'cov' and perhaps 'count': "
