@@ -91,7 +91,7 @@ def test_a_bias_is_not_rounded_to_the_layers_dtype():
 
 @pytest.mark.parametrize("layer", [BatchNorm, nn.BatchNorm])
 def test_lenet(layer):
-    """What is left is LeNet without normalization: the same variables, the same outputs."""
+    """The result is LeNet without normalization: the same variables, the same outputs."""
     model, plain = LeNet5(norm=layer, convolution="xla"), LeNet5(convolution="xla")
     images = normal(2, 28, 28, 1)
     variables = trained(model, images, train=False)

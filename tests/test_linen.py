@@ -224,7 +224,7 @@ def test_finite_masks_are_flaxs(mask_shape):
 
 
 def test_a_masked_nan_does_not_leak():
-    """Where Flax gives NaN gradients."""
+    """Flax gives NaN gradients here."""
     x = inputs((16, 5))[0].at[3].set(jnp.nan)
     mask = jnp.ones((16, 1), bool).at[3].set(False)
     layer = BatchNorm()

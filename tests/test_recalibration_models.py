@@ -72,7 +72,7 @@ def test_lifted_layers(how):
 
 
 class ResNet(nn.Module):
-    """As Flax's example is written: a list, modules in partials, statistics over all devices."""
+    """Written like Flax's example: a list, modules in partials, statistics over all devices."""
 
     stage_sizes: Sequence[int]
     norm: Callable[..., Any] = BatchNorm

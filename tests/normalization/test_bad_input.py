@@ -1,4 +1,4 @@
-"""What is refused, while tracing, in words that name the argument, the value and the remedy."""
+"""Bad input is refused while tracing, in words that name the argument, the value and the remedy."""
 
 import re
 

@@ -165,7 +165,7 @@ def masked_moments(batch) -> bnjax.Moments:
 
 
 def expected_estimate(estimator, running_var) -> dict[str, np.ndarray]:
-    """Of the uneven batches, by the definitions: no recursion, no merging."""
+    """The expectation for uneven batches, by the definitions: no recursion, no merging."""
     x = [np.float64(b[:n]) for b, n in zip(uneven_batches()["x"], KEPT, strict=True) if n]
     if estimator == "pooled":
         values = np.concatenate(x)

@@ -282,7 +282,7 @@ def test_statistics_average_covariances(averaging, running_cov):
 
 
 def test_averaged_covariances_whiten_the_population_and_averaged_matrices_do_not():
-    """Why the statistics hold what they hold. Batches of 24, 16 features."""
+    """This is why the statistics hold covariances. Batches of 24, 16 features."""
     x = vectors(1000 * 24 + 20000, 16, spread=0.3)
     batches, fresh = jnp.asarray(x[:24000].reshape(1000, 24, 16), jnp.float32), x[24000:]
 
