@@ -118,10 +118,10 @@ class BatchNorm(nn.Module, OwnFields):
             )
         running, update = self._switches(use_running_average, update_statistics)
         axes, shape = split_axes(x, self.axis)
-        alone: dict[str, Any] = {}
+        whole: dict[str, Any] = {}
         initializing = self.is_initializing()
         if initializing:  # `x` is the whole batch
-            alone = {"batch": "all", "axis_name": None, "axis_index_groups": None}
+            whole = {"batch": "all", "axis_name": None, "axis_index_groups": None}
             values = batch_size(x.shape, axes)
             running = running or (isinstance(values, int) and values < 2)
         params = {}
@@ -144,7 +144,7 @@ class BatchNorm(nn.Module, OwnFields):
             x,
             params,
             {key: variable.value for key, variable in variables.items()},
-            settings_of(self, dtype=dtype, **alone),
+            settings_of(self, dtype=dtype, **whole),
             use_running_average=running,
             update_statistics=update,
             mask=mask,

@@ -157,6 +157,7 @@ def normalize_groups(
 def _normalize_each(
     normalize: Normalize, x: jax.Array, mask: jax.Array | None, size: int, axis: int
 ) -> tuple[jax.Array, Moments]:
+    """Returns `y` and the groups' moments, stacked: `vmap` over the groups, then what is left."""
     whole = x.shape[axis] - x.shape[axis] % size
     parts = explicit_parts(x, axis)
     if parts > 1 and (whole < x.shape[axis] or whole // size % parts):
@@ -187,7 +188,7 @@ def _normalize_each(
         y_rest, moments_rest = one(*rest)
         y = jnp.concatenate([y, jnp.expand_dims(padded(y_rest, size), axis)], axis)
         moments = jax.tree.map(
-            lambda many, one: jnp.concatenate([many, one[None]]), moments, moments_rest
+            lambda many, last: jnp.concatenate([many, last[None]]), moments, moments_rest
         )
     y = y.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
     y = lax.slice_in_dim(y, 0, x.shape[axis], axis=axis)

@@ -127,6 +127,8 @@ def _local_part(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> 
             centred = jnp.where(mask[0], centred, 0)
         return centred, jnp.square(centred)
 
+    # The number that both sums are taken around: near enough to the mean that nothing cancels, and
+    # known before the pass over all of `x`. See `batch_moments` for how near that is.
     if jnp.finfo(x.dtype).nmant < 8:
         shift = jnp.zeros([n for axis, n in enumerate(x.shape) if axis not in axes], dtype)
     else:
@@ -155,6 +157,7 @@ def _parts_of_shards(
 
     arrays = (x,) if mask is None else (x, mask)
     packed = jax.vmap(local, in_axes=axes[0])(*map(split, arrays))
+    # Whole on every device: this is where the compiler puts its one collective.
     packed = lax.with_sharding_constraint(packed, jax.sharding.PartitionSpec())
     return _unpack(packed, batch_size(x.shape, axes) // shards)
 
