@@ -1,11 +1,8 @@
 """Batch normalization as pure functions in JAX, and the experiments that grew from it."""
 
 from bnjax.normalization import (
-    Converted,
-    Covariance,
     Moments,
     as_affine,
-    batch_covariance,
     batch_moments,
     batch_transform,
     fold,
@@ -15,26 +12,17 @@ from bnjax.normalization import (
     from_torch,
     init_params,
     init_stats,
-    init_whitening_stats,
-    inverse_sqrt,
     normalize_batch,
     normalize_population,
     population_stats,
     to_torch,
     update_stats,
-    whiten_batch,
-    whiten_population,
-    whitening_matrix,
-    whitening_transform,
 )
 from bnjax.version import __version__ as __version__
 
 __all__ = [
-    "Converted",
-    "Covariance",
     "Moments",
     "as_affine",
-    "batch_covariance",
     "batch_moments",
     "batch_transform",
     "fold",
@@ -44,15 +32,9 @@ __all__ = [
     "from_torch",
     "init_params",
     "init_stats",
-    "init_whitening_stats",
-    "inverse_sqrt",
     "normalize_batch",
     "normalize_population",
     "population_stats",
     "to_torch",
     "update_stats",
-    "whiten_batch",
-    "whiten_population",
-    "whitening_matrix",
-    "whitening_transform",
 ]

@@ -1,6 +1,6 @@
 """A trained Linen model made ready for inference: normalization folded, exported to a file.
 
-folded = fold(model, variables, images, train=False)
+folded = fold_model(model, variables, images, train=False)
 logits = folded.apply(folded.variables, images, train=False)
 data = export(folded.apply, folded.variables, images, train=False)
 
@@ -62,7 +62,7 @@ class Folded(NamedTuple):
     kept: dict[str, str]
 
 
-def fold(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Folded:
+def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Folded:
     """Folds each `BatchNorm`, ours or Flax's, into the layer before it where that is possible.
 
     The model is traced, not run. A normalization is folded if its input is the very output of one
@@ -159,7 +159,7 @@ def export(
 
 
 def _is_one_of(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
-    """By what `__call__` does: a subclass may change that."""
+    """Compares what `__call__` does: a subclass may change that."""
     return type(module).__call__ in [each.__call__ for each in classes]
 
 
@@ -189,7 +189,7 @@ def _inference_input(
 
 
 def _plan(flow: Dataflow) -> tuple[Folds, dict[Path, str]]:
-    """What to fold, and by path the reasons to keep the other normalizations."""
+    """Returns what to fold, and by path the reasons to keep the other normalizations."""
     folds: Folds = {}
     seen = {site.call.path for site in flow.sites}
     kept = {
@@ -229,7 +229,7 @@ def _taker(norm: Site, flow: Dataflow) -> Path | str:
 
 
 def _misfit(norm: Call, layer: Call, name: str) -> str | None:
-    """Why the two do not fit together, apart from how they are used, if they do not."""
+    """Returns the reason why the two do not fit together, if there is one."""
     module = layer.layer
     if not set(layer.variables) <= {("params", "kernel"), ("params", "bias")}:
         return f"{name} has variables besides kernel and bias"
@@ -289,7 +289,7 @@ def _folded_apply(
 
 
 def _add(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """In the wider dtype, as a rule that of the bias: the normalization's output is rounded."""
+    """Adds in the wider dtype, as a rule the bias's: the normalization's output is rounded."""
     dtype = max(y.dtype, bias.dtype, key=lambda dtype: dtype.itemsize)
     bias = jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
     return y.astype(dtype) + bias.astype(dtype)

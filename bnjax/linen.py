@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from bnjax.normalization import arguments
+from bnjax.normalization.arguments import split_axes
 from bnjax.normalization.batch_norm import init_stats
-from bnjax.normalization.fused import Activation
-from bnjax.normalization.groups import BatchChoice
 from bnjax.normalization.moments import Moments, batch_size
+from bnjax.normalization.settings import OwnFields, settings_of
 from bnjax.normalization.switches import normalize
 
 Variables = Any
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(nn.Module, OwnFields):
     """Batch normalization with Flax's constructor names, call signature and collections.
 
     With the defaults, parameters and `batch_stats` are Flax's leaf for leaf: existing checkpoints
@@ -30,7 +29,7 @@ class BatchNorm(nn.Module):
     Statistics narrower than float32 come back as float32, for narrow ones stick: widen them before
     a loop that carries them (`nn.scan`), which keeps dtypes.
 
-    Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
+    Two switches are independent: what normalizes, `use_running_average`, and `update_statistics`.
     Whether scale and bias are trained and decayed is for the optimizer to say.
 
     Attributes:
@@ -73,12 +72,6 @@ class BatchNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
-    averaging: arguments.Averaging = "ema"
-    running_var: arguments.RunningVar = "biased"
-    impl: arguments.Impl = "fused"
-    activation: Activation | None = None
-    batch: BatchChoice = "all"
-    update_statistics: bool | None = None
 
     @nn.compact
     def __call__(
@@ -124,11 +117,12 @@ class BatchNorm(nn.Module):
                 "is wrong. Leave it True; `dtype` sets the type of the output."
             )
         running, update = self._switches(use_running_average, update_statistics)
-        axes = arguments.feature_axes(x.ndim, self.axis)
-        shape = tuple(x.shape[a] for a in axes)
+        axes, shape = split_axes(x, self.axis)
+        whole: dict[str, Any] = {}
         initializing = self.is_initializing()
-        if initializing:
-            values = batch_size(x.shape, [a for a in range(x.ndim) if a not in axes])
+        if initializing:  # `x` is the whole batch
+            whole = {"batch": "all", "axis_name": None, "axis_index_groups": None}
+            values = batch_size(x.shape, axes)
             running = running or (isinstance(values, int) and values < 2)
         params = {}
         if self.use_scale:
@@ -145,24 +139,15 @@ class BatchNorm(nn.Module):
             for key, value in initial.items()
             if initializing or update or (running and key != "count")
         }
+        dtype = jnp.result_type(x, *params.values()) if self.dtype is None else self.dtype
         y, stats, moments = normalize(
             x,
             params,
             {key: variable.value for key, variable in variables.items()},
+            settings_of(self, dtype=dtype, **whole),
             use_running_average=running,
             update_statistics=update,
-            axis=self.axis,
-            decay=self.momentum,
-            epsilon=self.epsilon,
-            averaging=self.averaging,
-            running_var=self.running_var,
-            activation=self.activation,
-            batch="all" if initializing else self.batch,
             mask=mask,
-            axis_name=None if initializing else self.axis_name,
-            axis_index_groups=None if initializing else self.axis_index_groups,
-            impl=self.impl,
-            dtype=jnp.result_type(x, *params.values()) if self.dtype is None else self.dtype,
         )
         for key, value in (stats or {}).items():
             variables[key].value = value
@@ -171,12 +156,12 @@ class BatchNorm(nn.Module):
         return y
 
     def _report(self, moments: Moments) -> None:
-        """Does nothing: `batch_moments` intercepts it."""
+        """Does nothing: `model_moments` intercepts it."""
 
     def _switches(
         self, use_running_average: bool | None, update_statistics: bool | None
     ) -> tuple[bool, bool]:
-        """Whether the statistics normalize, and whether the batch updates them."""
+        """Returns whether the statistics normalize, and whether the batch updates them."""
         running = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
@@ -188,8 +173,8 @@ class BatchNorm(nn.Module):
         return running, not running if update is None else update
 
 
-def batch_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Any:
-    """The moments of one batch in every `BatchNorm` of a model in training mode.
+def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Any:
+    """Returns the moments of one batch in every `BatchNorm` of a model in training mode.
 
     Layers under `nn.scan`, `nn.vmap`, `nn.remat` and the like count if `batch_stats` is lifted with
     a variable axis, as training needs it. Of a layer's `axis_name`, axes that nothing maps are left
@@ -215,7 +200,7 @@ def batch_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
 def moments_and_frozen(
     model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, None]]:
-    """`batch_moments`, and the paths of layers, of any library, that leave their statistics."""
+    """Returns `model_moments`, and the paths of layers, of any library, that move nothing."""
     frozen: dict[str, None] = {}
     reported: set[tuple[str, ...]] = set()
 
@@ -260,14 +245,14 @@ def _called_twice(*paths: tuple[str, ...]) -> ValueError:
 
 
 def _keep_moments(layer: BatchNorm, moments: Moments) -> None:
-    """Beside the statistics, since what lifts those (nn.scan, nn.vmap) then lifts both."""
+    """Keeps them beside the statistics: what lifts those (nn.scan, nn.vmap) then lifts both."""
     if layer.is_mutable_collection("batch_stats"):
         size = jnp.broadcast_to(moments.size, moments.mean.shape)
         layer.put_variable("batch_stats", "moments", moments._replace(size=size))
 
 
 def _statistics(layer: nn.Module) -> tuple[int, ...]:
-    """What tells whether a call has moved them."""
+    """Returns the identities of the arrays: others, when a call has moved the statistics."""
     return tuple(
         id(layer.get_variable("batch_stats", name))
         for name in ("mean", "var")
@@ -276,7 +261,7 @@ def _statistics(layer: nn.Module) -> tuple[int, ...]:
 
 
 def _mapped(layer: BatchNorm) -> Any:
-    """The axes of the layer's `axis_name` that are mapped here."""
+    """Returns the axes of the layer's `axis_name` that are mapped here."""
     axis_name: Any = layer.axis_name  # one or several
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     mapped = []
@@ -297,7 +282,7 @@ def _mapped(layer: BatchNorm) -> Any:
 
 
 def _moments_in(tree: Any) -> Any:
-    """The `Moments` that were kept, by the path of their layer."""
+    """Returns the `Moments` that were kept, by the path of their layer."""
     if isinstance(tree.get("moments"), Moments):
         return tree["moments"]
     found = {key: _moments_in(node) for key, node in tree.items() if isinstance(node, Mapping)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,12 @@ from flax.errors import TraceContextError
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype
 
-from bnjax.normalization import arguments
 from bnjax.normalization.batch_norm import init_stats
-from bnjax.normalization.fused import Activation
-from bnjax.normalization.groups import BatchChoice
+from bnjax.normalization.settings import OwnFields, OwnKeywords, settings_of
 from bnjax.normalization.switches import normalize
 
 
-class BatchNorm(nnx.Module):
+class BatchNorm(nnx.Module, OwnFields):
     """Batch normalization with Flax's constructor names, call signature and variables.
 
     With the defaults, the state is Flax's leaf for leaf, `nnx.Param` scale and bias,
@@ -30,7 +28,7 @@ class BatchNorm(nnx.Module):
     Statistics narrower than float32 become float32 in the first update, for narrow ones stick:
     widen them before a loop that carries them (`nnx.scan`), which keeps dtypes.
 
-    Two switches stay apart: what normalizes, `use_running_average`, and `update_statistics`.
+    Two switches are independent: what normalizes, `use_running_average`, and `update_statistics`.
     Whether scale and bias are trained and decayed is for the optimizer to say.
 
     Attributes:
@@ -65,12 +63,7 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs,
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
-        averaging: arguments.Averaging = "ema",
-        running_var: arguments.RunningVar = "biased",
-        impl: arguments.Impl = "fused",
-        activation: Activation | None = None,
-        batch: BatchChoice = "all",
-        update_statistics: bool | None = None,
+        **own: Unpack[OwnKeywords],
     ):
         """Creates scale one, bias zero, mean zero and variance one.
 
@@ -109,9 +102,9 @@ class BatchNorm(nnx.Module):
         Raises:
             ValueError: for a choice that does not exist.
         """
-        arguments.check_update(momentum, averaging, running_var)
+        OwnFields.__init__(self, **own)
         shape = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
-        for key, value in init_stats(shape, averaging=averaging).items():
+        for key, value in init_stats(shape, averaging=self.averaging).items():
             setattr(self, key, nnx.BatchStat(value))
         self.scale = self.bias = nnx.data(None)
         if use_scale:
@@ -134,12 +127,7 @@ class BatchNorm(nnx.Module):
         )
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
-        self.averaging = averaging
-        self.running_var = running_var
-        self.impl = impl
-        self.activation = activation
-        self.batch = batch
-        self.update_statistics = update_statistics
+        settings_of(self)  # fails for a choice that does not exist
 
     def __call__(
         self,
@@ -181,7 +169,7 @@ class BatchNorm(nnx.Module):
     def set_view(
         self, use_running_average: bool | None = None, update_statistics: bool | None = None
     ) -> None:
-        """What `nnx.view` sets.
+        """Sets the attributes; `nnx.view` calls it.
 
         Args:
             use_running_average: what normalizes; None leaves it.
@@ -225,21 +213,11 @@ class BatchNorm(nnx.Module):
             x,
             params,
             stats,
-            normalizing=normalizing,
+            settings_of(self, dtype=dtype),
             use_running_average=running,
-            update_statistics=not running if update is None else update,
-            axis=self.axis,
-            decay=self.momentum,
-            epsilon=self.epsilon,
-            averaging=self.averaging,
-            running_var=self.running_var,
-            activation=self.activation,
-            batch=self.batch,
+            update_statistics=update,
             mask=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            impl=self.impl,
-            dtype=dtype,
+            normalizing=normalizing,
         )
         for key, value in (new or {}).items():
             variable = getattr(self, key)
@@ -250,6 +228,6 @@ class BatchNorm(nnx.Module):
         return y
 
     def _variables(self, *names: str) -> dict[str, jax.Array]:
-        """The arrays of those variables that exist."""
+        """Returns the arrays of those variables that exist."""
         found = {name: getattr(self, name, None) for name in names}
         return {name: variable[...] for name, variable in found.items() if variable is not None}

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.linen import moments_and_frozen
-from bnjax.normalization.arguments import RunningVar
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.population import (
     Estimator,
@@ -25,6 +24,7 @@ from bnjax.normalization.population import (
     finish_estimate,
     start_estimate,
 )
+from bnjax.normalization.settings import RunningVar
 
 Variables = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def recalibrate(
     rngs: Mapping[str, jax.Array] | None = None,
     **settings: Hashable,
 ) -> dict[str, Any]:
-    """The variables with new statistics in every `bnjax.linen.BatchNorm`, by one forward pass.
+    """Returns the variables with new statistics in each `bnjax.linen.BatchNorm`, by forward passes.
 
     Every layer runs in training mode, on what the layers below made of the same batch, normalized
     by that batch's moments: use batches as large as in training, and shuffled. Weights and the
@@ -100,7 +100,7 @@ def recalibrate(
 
 
 class _Static:
-    """A model for `jax.jit` to know again, by the values of its fields where they have no hash."""
+    """A model that `jax.jit` recognizes, by the values of its fields where they have no hash."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -114,7 +114,7 @@ class _Static:
 
 
 def _key(value: Any) -> Hashable:
-    """The same for equal values; an object of its own for what cannot be compared."""
+    """Returns equal keys for equal values, and a new object for what cannot be compared."""
     try:
         hash(value)
     except TypeError:
@@ -166,7 +166,7 @@ def _check_layers(
 
 
 def _paths(tree: Any, path: tuple[str, ...] = ()) -> list[str]:
-    """Of the layers in a tree of statistics or `Moments`."""
+    """Returns the paths of the layers in a tree of statistics or `Moments`."""
     if isinstance(tree, Moments) or {"mean", "var"} <= {*tree}:
         return ["/".join(path)]
     nodes = ((key, node) for key, node in tree.items() if isinstance(node, Mapping | Moments))
@@ -177,7 +177,7 @@ _add = jax.jit(add_batch, static_argnames=("estimator", "running_var"))
 
 
 def _replace(old: Mapping[str, Any], new: Any) -> dict[str, Any]:
-    """`old` with the mean and variance of the layers that `new` has `Moments` for."""
+    """Returns `old` with the mean and variance of the layers that `new` has `Moments` for."""
     if not isinstance(new, Moments):
         return {**old, **{key: _replace(old.get(key, {}), value) for key, value in new.items()}}
     seen = new.size > 0

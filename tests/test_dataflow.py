@@ -10,7 +10,7 @@ import pytest
 from nets import CLOSE, IMAGES, KEY, ROWS, Block, Net, conv, norm, normal, residual, trained
 from tolerances import assert_close
 
-from bnjax.inference import fold
+from bnjax.inference import fold_model
 from bnjax.linen import BatchNorm
 from bnjax.models.convolutions import patch_convolution
 
@@ -89,7 +89,7 @@ def test_what_folds(case):
     body, shape = FOLDED[case]
     x, model = normal(*shape), Net(body)
     variables = trained(model, x)
-    folded = fold(model, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+    folded = fold_model(model, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
     stats = variables["batch_stats"]
     assert not folded.kept
     assert len(folded.folded) == str(jax.tree.structure(stats)).count("'mean'")
@@ -258,7 +258,7 @@ def test_what_stays(case):
     body, shape, reason = KEPT[case]
     x, model = normal(*shape), Net(body)
     variables = trained(model, x)
-    folded = fold(model, variables, x)
+    folded = fold_model(model, variables, x)
     assert not folded.folded
     assert any(re.search(reason, why) for why in folded.kept.values()), folded.kept
     jax.tree.map(np.testing.assert_array_equal, folded.variables, variables)
@@ -276,7 +276,7 @@ def test_what_the_arguments_do_not_call_stays():
 
     x = normal(*ROWS)
     variables = trained(Heads(), x, True)
-    folded = fold(Heads(), variables, x, False)
+    folded = fold_model(Heads(), variables, x, False)
     assert folded.folded == {"norm": "dense"}
     assert list(folded.kept) == ["other"]
     assert "these arguments do not call it" in folded.kept["other"]
@@ -288,7 +288,7 @@ def test_some_fold_and_some_stay():
     model = Net(lambda x: norm(name="n2")(norm(name="n1")(nn.Dense(5, name="dense")(x))))
     x = normal(*ROWS)
     variables = trained(model, x)
-    folded = fold(model, variables, x)
+    folded = fold_model(model, variables, x)
     assert (folded.folded, list(folded.kept)) == ({"n1": "dense"}, ["n2"])
     y = jax.jit(folded.apply)(folded.variables, x)
     assert_close(y, np.float64(model.apply(variables, x)), CLOSE)
@@ -303,7 +303,7 @@ def one_of_two(x):
 def test_one_trace_for_a_block_that_folds_and_one_that_stays():
     x, model = normal(*ROWS), Net(one_of_two)
     variables = trained(model, x)
-    folded = fold(model, variables, x)
+    folded = fold_model(model, variables, x)
     assert folded.folded == {"b1/norm": "b1/dense"}
     assert folded.kept["b2/norm"].startswith("b2/dense is called twice, or its variables are used")
     y = jax.jit(folded.apply)(folded.variables, x)
@@ -318,10 +318,10 @@ def test_jit_inside_the_model_is_not_deceived(first):
     variables = trained(model, x)
     if first == "model":
         expected = model.apply(variables, x)
-    folded = fold(model, variables, x)
+    folded = fold_model(model, variables, x)
     assert folded.folded == {"block/norm": "block/dense"}
     y = folded.apply(folded.variables, x)
     if first == "folded":
         expected = model.apply(variables, x)
     assert_close(y, np.float64(expected), CLOSE)
-    assert fold(model, variables, x).folded == folded.folded
+    assert fold_model(model, variables, x).folded == folded.folded

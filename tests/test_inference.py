@@ -12,7 +12,7 @@ import reference
 from nets import CLOSE, IMAGES, KEY, ROWS, Net, norm, normal, residual, trained
 from tolerances import UNIT, assert_close
 
-from bnjax.inference import export, fold
+from bnjax.inference import export, fold_model
 from bnjax.linen import BatchNorm
 from bnjax.models import LeNet5
 
@@ -27,7 +27,7 @@ def test_against_float64(offset):
     variables = trained(model, x)
     variables["params"]["dense"]["bias"] += offset
     variables["batch_stats"]["norm"]["mean"] += offset
-    folded = fold(model, variables, x)
+    folded = fold_model(model, variables, x)
     params, stats = jax.tree.map(np.float64, (variables["params"], variables["batch_stats"]))
     dense, given = params["dense"], params["norm"]
     mean, var = stats["norm"]["mean"], stats["norm"]["var"]
@@ -61,7 +61,7 @@ def test_bfloat16(x_dtype, dtype, param_dtype, norm_dtype, use_bias):
     with jax.numpy_dtype_promotion("standard"):  # which Flax itself relies on
         x, model = normal(30, 40, dtype=x_dtype), Net(body)
         variables = trained(model, x)
-        folded = fold(model, variables, x)
+        folded = fold_model(model, variables, x)
         y = jax.jit(folded.apply)(folded.variables, x)
         expected = jax.jit(model.apply)(variables, x)
     dense = folded.variables["params"]["dense"]
@@ -82,7 +82,7 @@ def test_a_bias_is_not_rounded_to_the_layers_dtype():
         return norm(dtype=jnp.float32, name="norm")(y)
 
     x, model = jnp.zeros(ROWS, jnp.bfloat16), Net(body)
-    folded = fold(model, trained(model, x), x)
+    folded = fold_model(model, trained(model, x), x)
     y = folded.apply(folded.variables, x)
     bias = folded.variables["params"]["dense"]["bias"]
     np.testing.assert_array_equal(y, jnp.broadcast_to(bias[None], y.shape))
@@ -91,11 +91,11 @@ def test_a_bias_is_not_rounded_to_the_layers_dtype():
 
 @pytest.mark.parametrize("layer", [BatchNorm, nn.BatchNorm])
 def test_lenet(layer):
-    """What is left is LeNet without normalization: the same variables, the same outputs."""
+    """The result is LeNet without normalization: the same variables, the same outputs."""
     model, plain = LeNet5(norm=layer, convolution="xla"), LeNet5(convolution="xla")
     images = normal(2, 28, 28, 1)
     variables = trained(model, images, train=False)
-    folded = fold(model, variables, images, train=False)
+    folded = fold_model(model, variables, images, train=False)
     assert folded.folded == {f"{name}_activation/norm": name for name in ("C1", "C3", "C5", "F6")}
     shapes = jax.eval_shape(functools.partial(plain.init, KEY, train=False), images)
     assert jax.tree.map(jnp.shape, folded.variables) == jax.tree.map(jnp.shape, shapes)
@@ -120,7 +120,7 @@ def test_a_fused_activation_is_applied():
 
     x = normal(*ROWS)
     variables = trained(Net(body), x)
-    folded = fold(Net(body), variables, x)
+    folded = fold_model(Net(body), variables, x)
     expected = nn.relu(Net(functools.partial(body, layer=BatchNorm)).apply(variables, x))
     y = folded.apply(folded.variables, x)
     assert folded.folded == {"norm": "dense"}
@@ -135,7 +135,7 @@ def test_nothing_of_the_normalization_is_computed():
     """No root, no product, no difference: two convolutions of three add only their biases."""
     model, x = Net(residual), normal(*IMAGES)
     variables = trained(model, x)
-    folded = fold(model, variables, x)
+    folded = fold_model(model, variables, x)
     text = {
         name: jax.jit(apply).lower(given, x).compile().as_text()
         for name, apply, given in (
@@ -152,14 +152,16 @@ def test_transforms():
     """Another batch size, a gradient, and an ensemble that is folded under vmap."""
     model, x = Net(residual), normal(5, *IMAGES[1:])
     members = [trained(model, x), jax.tree.map(lambda leaf: leaf + 0.5, trained(model, x))]
-    folded = fold(model, members[0], x[:1])
+    folded = fold_model(model, members[0], x[:1])
     ours = value_and_gradient(folded.apply, folded.variables, x)
     expected = value_and_gradient(model.apply, members[0], x)
     assert_close(ours[0], np.float64(expected[0]), CLOSE)
     assert_close(ours[1], np.float64(expected[1]), {"rtol": 1e-4, "atol": 1e-4})
 
     ensemble = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    together = jax.jit(jax.vmap(lambda variables: fold(model, variables, x).variables))(ensemble)
+    together = jax.jit(jax.vmap(lambda variables: fold_model(model, variables, x).variables))(
+        ensemble
+    )
     y = jax.jit(jax.vmap(folded.apply, (0, None)))(together, x)
     for i, member in enumerate(members):
         assert_close(y[i], np.float64(jax.jit(model.apply)(member, x)), CLOSE)
@@ -177,7 +179,7 @@ def value_and_gradient(apply, variables, x):
 def test_an_exported_model_runs_at_any_batch_size():
     model, x = Net(residual), normal(5, *IMAGES[1:])
     variables = trained(model, x)
-    folded = fold(model, variables, x)
+    folded = fold_model(model, variables, x)
     exported = jax.export.deserialize(bytearray(export(folded.apply, folded.variables, x[:2])))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     expected = np.float64(model.apply(variables, x))
@@ -220,7 +222,7 @@ def test_what_inference_leaves_alone_may_be_said_in_the_call():
 
     model, x = Model(), normal(*ROWS)
     variables = model.init(KEY, x)
-    folded = fold(model, variables, x)
+    folded = fold_model(model, variables, x)
     assert list(folded.folded) == ["norm"]
     assert_close(folded.apply(folded.variables, x), model.apply(variables, x), CLOSE)
 
@@ -233,8 +235,8 @@ def test_training_mode_is_refused():
     variables = trained(model, x, train=False)
     message = "BatchNorm at C1_activation/norm is in training mode.*train=False"
     with pytest.raises(ValueError, match=message):
-        fold(model, variables, x, train=True)
-    folded = fold(model, variables, x, train=False)
+        fold_model(model, variables, x, train=True)
+    folded = fold_model(model, variables, x, train=False)
     with pytest.raises(ValueError, match=message):
         folded.apply(folded.variables, x, train=True)
 
@@ -242,7 +244,7 @@ def test_training_mode_is_refused():
 def test_training_mode_is_refused_for_what_stayed_too():
     """Half a model in training mode would be neither."""
     model, x = BatchNorm(), normal(*ROWS)
-    folded = fold(model, trained(model, x, True), x, True)
+    folded = fold_model(model, trained(model, x, True), x, True)
     assert list(folded.kept) == [""]
     with pytest.raises(ValueError, match=r"BatchNorm at \(top\) is in training mode"):
         folded.apply(folded.variables, x, False, mutable=["batch_stats"])
@@ -250,7 +252,7 @@ def test_training_mode_is_refused_for_what_stayed_too():
 
 def test_the_model_has_to_be_given_its_mode():
     with pytest.raises(ValueError, match="use_running_average"):
-        fold(BatchNorm(), {}, normal(*ROWS))
+        fold_model(BatchNorm(), {}, normal(*ROWS))
 
 
 def test_missing_variables_are_named_with_their_layer():
@@ -258,7 +260,7 @@ def test_missing_variables_are_named_with_their_layer():
     variables = trained(model, x)
     del variables["batch_stats"]["n2"]
     with pytest.raises(Exception, match="mean") as caught:
-        fold(model, variables, x)
+        fold_model(model, variables, x)
     assert "The layer is BatchNorm at n2." in caught.value.__notes__
 
 

@@ -21,6 +21,7 @@ SHARED = {"bnjax.extras", "bnjax.command"}
 ALLOWED = {
     "bnjax": {"bnjax.normalization", "bnjax.version"},
     "bnjax.normalization": {"bnjax.normalization"},
+    "bnjax.whitening": {"bnjax.whitening", "bnjax.normalization"},
     "bnjax.linen": {"bnjax.normalization"},
     "bnjax.nnx": {"bnjax.normalization"},
     "bnjax.dataflow": set(),
@@ -128,7 +129,7 @@ def test_imports_stay_light():
     """In a process of its own: this one has imported everything already."""
     light = ["bnjax", "bnjax.normalization", "bnjax.linen", "bnjax.models", "bnjax.data"]
     light += ["bnjax.nnx", "bnjax.inference", "bnjax.recalibration", "bnjax.doctor"]
-    light += ["bnjax.progress"]
+    light += ["bnjax.progress", "bnjax.whitening"]
     light += [name for name in MODULES if within(name, {"bnjax.compilers", "bnjax.training"})]
     lines = [
         "import importlib, sys",

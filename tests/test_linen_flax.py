@@ -206,7 +206,7 @@ def test_one_example_alone_is_no_batch():
 
 
 def complex_inputs(shape) -> jax.Array:
-    """Of unequal parts, which are correlated."""
+    """The parts are unequal, and correlated."""
     real = inputs(shape)
     return jax.lax.complex(real, 0.3 * real + inputs(shape, seed=5))
 
@@ -280,7 +280,7 @@ def test_complex_inputs_over_devices_and_groups():
 
 
 def test_real_inputs_of_a_complex_layer(promotion):
-    """What is real stays real where no complex number forms it, and none is cut."""
+    """Real numbers stay real where no complex number forms it, and none is cut."""
     x = inputs((6, 4, 5))
     layer = BatchNorm()
     start = layer.init(KEY, x, False)
@@ -350,7 +350,7 @@ def test_narrow_statistics_move_at_float32(dtype, promotion):
 
 
 def test_loops_that_carry_narrow_statistics_are_refused(promotion):
-    """By Flax's layer as by ours: `lax.scan` carries one dtype. They are widened before."""
+    """Refused by Flax's layer as by ours: `lax.scan` carries one dtype. They are widened before."""
     xs = jnp.stack([inputs((6, 5))] * 2)
 
     class Step(nn.Module):

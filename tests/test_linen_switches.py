@@ -13,7 +13,7 @@ import reference
 from tolerances import assert_close
 
 import bnjax
-from bnjax.linen import BatchNorm, batch_moments
+from bnjax.linen import BatchNorm, model_moments
 
 KEY = jax.random.key(0)
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}
@@ -138,12 +138,12 @@ def test_counts_move_with_the_statistics_alone():
 
 
 def test_moments_are_those_of_the_batch_whatever_normalizes():
-    """`batch_moments` of a layer that keeps its statistics, and of one that normalizes by them."""
+    """`model_moments` of a layer that keeps its statistics, and of one that normalizes by them."""
     x = inputs()
     batch = reference.forward(x, None, None)
     for running, update in [(False, False), (True, True)]:
         layer = BatchNorm(use_running_average=running, update_statistics=update)
-        moments = batch_moments(layer, initial(layer, x), x)
+        moments = model_moments(layer, initial(layer, x), x)
         assert_close(moments.mean, batch.mean, CLOSE)
         assert_close(moments.var, batch.var, CLOSE)
 

@@ -4,8 +4,10 @@ Flax is compared with at use_fast_variance=False, near zero, and with finite mas
 elsewhere it is known to be wrong, and `tests/normalization` compares with float64.
 """
 
+import dataclasses
 import inspect
 import itertools
+import typing
 from functools import partial
 
 import jax
@@ -20,6 +22,7 @@ from tolerances import assert_close
 import bnjax
 from bnjax import linen
 from bnjax.nnx import BatchNorm
+from bnjax.normalization.settings import OwnFields, OwnKeywords
 
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}
 """Two float32 computations near zero; a biased for an unbiased variance is off by 1e-2."""
@@ -121,8 +124,10 @@ def test_signatures_are_flaxs_and_more():
         ours = [p for p in ours if p.name not in ("promote_dtype", *METADATA)]
     for a, b in zip(ours, theirs, strict=False):
         assert (a.name, a.kind, a.default) == (b.name, b.kind, b.default)
-    added = {p.name: p.default for p in ours[len(theirs) :]}
-    assert added == {
+    (own,) = ours[len(theirs) :]
+    assert own.kind is own.VAR_KEYWORD
+    assert typing.get_type_hints(OwnKeywords) == typing.get_type_hints(OwnFields)
+    assert {field.name: field.default for field in dataclasses.fields(BatchNorm)} == {
         "averaging": "ema",
         "running_var": "biased",
         "impl": "fused",
@@ -353,9 +358,6 @@ def test_statistics_can_move_while_they_normalize():
         ({}, (16, 4), r"shape \(5,\), but x has features of shape \(4,\)"),
         ({"axis": 7}, (16, 5), "axis=7 does not name"),
         ({"epsilon": 0.0}, (16, 5), "epsilon must be > 0"),
-        ({"impl": "fast"}, (16, 5), "impl must be one of"),
-        ({"activation": "tanh"}, (16, 5), "activation must be one of"),
-        ({"batch": 0}, (16, 5), "batch must be 'all', 'device' or"),
         ({"dtype": jnp.int32}, (16, 5), "dtype must be floating, got int32"),
     ],
 )
@@ -365,12 +367,20 @@ def test_errors_name_the_layer(settings, shape, message):
         layer(jnp.ones(shape))
 
 
+def test_an_unknown_keyword_is_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gamma'"):
+        BatchNorm(5, rngs=nnx.Rngs(0), gamma=1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"momentum": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
         ({"averaging": "mean"}, "averaging must be one of"),
         ({"running_var": "sample"}, "running_var must be one of"),
+        ({"impl": "fast"}, "impl must be one of"),
+        ({"activation": "tanh"}, "activation must be one of"),
+        ({"batch": 0}, "batch must be 'all', 'device' or"),
     ],
 )
 def test_the_constructor_refuses(settings, message):

@@ -119,7 +119,7 @@ def test_one_example_alone_is_no_batch():
 
 
 def complex_inputs(shape) -> jax.Array:
-    """Of unequal parts, which are correlated."""
+    """The parts are unequal, and correlated."""
     real = inputs(shape)
     return jax.lax.complex(real, 0.3 * real + inputs(shape, seed=5))
 
@@ -178,7 +178,7 @@ def test_promotion_of_ones_own_is_called_as_flaxs(settings, running, promotion):
 
 @pytest.mark.skipif(not FLAX_12, reason="Flax 0.11's layer has no promote_dtype")
 def test_promotion_of_ones_own_sets_the_output(promotion):
-    """By `x`, scale and bias as it returns them; the statistics take no part then."""
+    """Normalized by `x`, scale and bias as it returns them; the statistics take no part then."""
 
     def promote(arrays, *, dtype=None):
         x, mean, var, scale, _ = arrays
@@ -190,7 +190,7 @@ def test_promotion_of_ones_own_sets_the_output(promotion):
 
 
 def test_promotion_leaves_the_statistics_that_are_kept():
-    """What normalizes is rounded; what the batch then moves is not."""
+    """The statistics that normalize are rounded; those that the batch then moves are not."""
 
     def promote(arrays, *, dtype=None):
         return tuple(a.astype(jnp.bfloat16).astype(jnp.float32) for a in arrays)
@@ -232,7 +232,7 @@ def test_momentum_may_be_traced(averaging):
 
 
 def test_attributes_may_be_set():
-    """As of any NNX module: the next call obeys."""
+    """The same as in any NNX module: the next call obeys."""
     x = inputs((6, 5))
     for layer in pair():
         layer.momentum, layer.epsilon, layer.use_running_average = 0.5, 0.1, False
@@ -303,7 +303,7 @@ def test_variables_that_change_in_place():
 @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.float16])
 @pytest.mark.parametrize("masked", [False, True])
 def test_both_adapters_agree(dtype, param_dtype, masked, promotion):
-    """To the bit, with a mask of features too."""
+    """Equal to the bit, with a mask of features too."""
     x = inputs((10, 5))
     mask = np.array([True, False, True, False, True]) if masked else None
     settings = {"dtype": dtype, "param_dtype": param_dtype}

@@ -142,7 +142,7 @@ def test_axis_name_under_pmap(groups):
 
 
 def test_scan_over_steps_carries_the_statistics():
-    """What a loop of compiled steps gives."""
+    """The result of a loop of compiled steps."""
     xs = jnp.stack(inputs((16, 5), 4))
     loop, scanned = (BatchNorm(5, averaging="cumulative", rngs=nnx.Rngs(0)) for _ in range(2))
     for x in xs:
@@ -193,7 +193,7 @@ def test_remat_moves_the_statistics_once():
 
 
 def test_eval_shape():
-    """As an argument, or frozen; Flax's cannot take the second way (google/flax#4734)."""
+    """The layer is an argument, or frozen; Flax's cannot take the second way (google/flax#4734)."""
     layer = BatchNorm(5, rngs=nnx.Rngs(0))
     before = stats_of(layer)
     x = jax.ShapeDtypeStruct((16, 5), jnp.float32)

@@ -40,7 +40,7 @@ def test_the_light_library_needs_no_extra(tmp_path):
 import jax
 import bnjax.doctor, bnjax.nnx, bnjax.recalibration, bnjax.training.optimizers
 from bnjax.data import in_memory, open_data
-from bnjax.inference import export, fold
+from bnjax.inference import export, fold_model
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP, load_safetensors, save_safetensors
 
@@ -49,7 +49,7 @@ model = MLP(norm=BatchNorm)
 variables = model.init(jax.random.key(0), images, train=False)
 save_safetensors(variables, "mlp.safetensors")
 variables = load_safetensors("mlp.safetensors").variables
-folded = fold(model, variables, images, train=False)
+folded = fold_model(model, variables, images, train=False)
 file = export(folded.apply, folded.variables, images, train=False)
 print(folded.apply(folded.variables, images, train=False).shape)
 """

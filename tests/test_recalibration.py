@@ -59,7 +59,7 @@ def make(model=None, seed: int = 0):
 
 
 def inputs_of_layers(params, batches) -> dict[str, list[np.ndarray]]:
-    """What the layers normalize in training mode, in float64."""
+    """Returns the values that the layers normalize in training mode, in float64."""
     found = {}
     x = [np.float64(batch) for batch in batches]
     for name in LAYERS:
@@ -71,7 +71,7 @@ def inputs_of_layers(params, batches) -> dict[str, list[np.ndarray]]:
 
 
 def expected_stats(inputs, estimator, running_var) -> dict[str, np.ndarray]:
-    """By the definitions, no recursion."""
+    """Computed by the definitions, without recursion."""
     if estimator == "pooled":
         values = np.concatenate(inputs)
         return {"mean": values.mean(0), "var": values.var(0, ddof=int(running_var == "unbiased"))}
@@ -121,7 +121,7 @@ def test_the_estimators_are_told_apart():
 
 
 def test_averaged_weights():
-    """Of an average, neither the average of statistics nor those of either model are right."""
+    """For an average, neither the average of statistics nor those of either model are right."""
     model, one = make(seed=0)
     _, other = make(seed=1)
     averaged = jax.tree.map(lambda a, b: (a + b) / 2, one["params"], other["params"])

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tolerances import PARALLEL, assert_close
 
-from bnjax.linen import BatchNorm, batch_moments
+from bnjax.linen import BatchNorm, model_moments
 from bnjax.recalibration import recalibrate
 
 CALLS = 3
@@ -72,7 +72,7 @@ def test_lifted_layers(how):
 
 
 class ResNet(nn.Module):
-    """As Flax's example is written: a list, modules in partials, statistics over all devices."""
+    """Written like Flax's example: a list, modules in partials, statistics over all devices."""
 
     stage_sizes: Sequence[int]
     norm: Callable[..., Any] = BatchNorm
@@ -131,9 +131,9 @@ def test_a_mapped_axis_is_still_shared():
     model = ResNet([1])
     variables = make(model, x)
     moments = jax.vmap(
-        lambda part: batch_moments(model, variables, part), axis_name="batch", out_axes=0
+        lambda part: model_moments(model, variables, part), axis_name="batch", out_axes=0
     )(x.reshape(8, 2, *x.shape[1:]))
-    whole = batch_moments(model, variables, x)
+    whole = model_moments(model, variables, x)
     for name, node in whole.items():
         for got, expected in zip(moments[name], node, strict=True):
             assert_close(got, np.broadcast_to(expected, got.shape), PARALLEL, name)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.apart import apart
+from bnjax.normalization.fast.borders import fusion_border
 
 Window = tuple[int, int]
 Borders = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
@@ -96,10 +96,10 @@ def _borders(
     return tuple((before, after) for before, after in padding)
 
 
-_windows_apart = partial(apart, static_argnames=("window", "strides", "borders"))
+_windows_border = partial(fusion_border, static_argnames=("window", "strides", "borders"))
 
 
-@_windows_apart
+@_windows_border
 def _max_of_slices(
     x: jax.Array, window: Window, strides: Window, borders: Sequence[tuple[int, int]]
 ) -> jax.Array:
@@ -115,7 +115,7 @@ def _max_of_slices(
     return lax.select_n(place.astype(jnp.int32), *shifted)
 
 
-@_windows_apart
+@_windows_border
 def _sum_of_slices(
     x: jax.Array, window: Window, strides: Window, borders: Sequence[tuple[int, int]]
 ) -> jax.Array:

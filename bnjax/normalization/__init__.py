@@ -20,24 +20,13 @@ from bnjax.normalization.converters import (
 from bnjax.normalization.folding import as_affine, fold
 from bnjax.normalization.moments import Moments, batch_moments
 from bnjax.normalization.population import population_stats
-from bnjax.normalization.whitening import (
-    Covariance,
-    batch_covariance,
-    init_whitening_stats,
-    whiten_batch,
-    whiten_population,
-    whitening_transform,
-)
-from bnjax.normalization.whitening_matrix import inverse_sqrt, whitening_matrix
 
 __all__ = [
     "Converted",
-    "Covariance",
     "Moments",
     "Params",
     "Stats",
     "as_affine",
-    "batch_covariance",
     "batch_moments",
     "batch_transform",
     "fold",
@@ -47,15 +36,9 @@ __all__ = [
     "from_torch",
     "init_params",
     "init_stats",
-    "init_whitening_stats",
-    "inverse_sqrt",
     "normalize_batch",
     "normalize_population",
     "population_stats",
     "to_torch",
     "update_stats",
-    "whiten_batch",
-    "whiten_population",
-    "whitening_matrix",
-    "whitening_transform",
 ]

@@ -14,37 +14,29 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bnjax.normalization.arguments import (
-    Averaging,
-    Impl,
     Params,
-    RunningVar,
     Stats,
-    check_activation,
-    check_choice,
     check_count,
-    check_dtype,
-    check_epsilon,
-    check_features,
-    check_mapped_axes,
+    check_input,
     check_moments,
     check_shape,
-    check_stats,
-    check_update,
-    check_values,
     full_mask,
-    split_axes,
 )
-from bnjax.normalization.fused import (
-    Activation,
-    Transform,
-    activate,
-    affine,
-    normalize_autodiff,
-    normalize_fused,
-)
-from bnjax.normalization.groups import BatchChoice, choose_groups, normalize_groups
+from bnjax.normalization.fast.fused import normalize_fused
+from bnjax.normalization.groups import choose_groups, normalize_groups
 from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments, precision, unbiased
+from bnjax.normalization.settings import (
+    Activation,
+    BatchChoice,
+    Impl,
+    RunningVar,
+    Settings,
+    StatsAveraging,
+    check_choice,
+    check_dtype,
+)
+from bnjax.normalization.transform import Transform, activate, affine, normalize_autodiff
 
 
 def init_params(
@@ -54,7 +46,7 @@ def init_params(
     use_bias: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> Params:
-    """Scale (gamma) one and bias (beta) zero, for features of the given shape."""
+    """Returns scale (gamma) one and bias (beta) zero, for features of the given shape."""
     check_shape(shape)
     check_dtype(dtype)
     params = {}
@@ -68,15 +60,15 @@ def init_params(
 def init_stats(
     shape: int | Sequence[int],
     *,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     dtype: DTypeLike = jnp.float32,
 ) -> Stats:
-    """Mean zero and variance one; a count of zero where `averaging` needs one.
+    """Returns mean zero and variance one; a count of zero where `averaging` needs one.
 
     Mean and variance are at least float32, whatever `dtype`: narrower averages stick.
     """
     check_shape(shape)
-    check_choice("averaging", averaging, Averaging)
+    check_choice("averaging", averaging, StatsAveraging)
     check_dtype(dtype)
     dtype = precision(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
@@ -93,7 +85,7 @@ def normalize_batch(
     axis: int | Sequence[int] = -1,
     decay: float | jax.Array = 0.99,
     epsilon: float = 1e-5,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     running_var: RunningVar = "unbiased",
     activation: Activation | None = None,
     batch: BatchChoice = "all",
@@ -147,24 +139,23 @@ def normalize_batch(
     Raises:
         ValueError: while tracing, for a bad argument, or a batch of one value per feature.
     """
-    check_stats(stats, split_axes(x, axis)[1])
-    check_update(decay, averaging, running_var)
-    check_count(stats, averaging)
-    y, moments = batch_transform(
-        x,
-        params,
+    settings = Settings(
         axis=axis,
+        decay=decay,
         epsilon=epsilon,
+        averaging=averaging,
+        running_var=running_var,
         activation=activation,
         batch=batch,
-        mask=mask,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         impl=impl,
         dtype=dtype,
     )
-    stats = update_stats(stats, moments, decay=decay, averaging=averaging, running_var=running_var)
-    return y, stats
+    axes = check_input(x, params, settings, stats)
+    check_count(stats, averaging)
+    y, moments = transform_batch(x, params, mask, settings, axes)
+    return y, move_stats(stats, moments, settings)
 
 
 def batch_transform(
@@ -181,34 +172,36 @@ def batch_transform(
     impl: Impl = "fused",
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, Moments]:
-    """The transform of Algorithm 1 alone: `y` and the batch's moments, which carry no gradient.
+    """Returns the `y` of Algorithm 1 and the batch's moments, which carry no gradient.
 
     Arguments and errors are those of `normalize_batch`, which adds the statistics.
     """
-    axes, features = split_axes(x, axis)
-    check_features("params", params, features, allowed={"scale", "bias"})
-    check_epsilon(epsilon, x.dtype)
-    check_choice("impl", impl, Impl)
-    check_activation(activation)
-    dtype = x.dtype if dtype is None else dtype
-    check_dtype(dtype)
-    mask = full_mask(mask, x)
-    if axis_name is not None and not isinstance(axis_name, str | Sequence):
-        raise ValueError(f"axis_name must be a name or several, got {axis_name!r}.")
-    name = axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
-    groups = choose_groups(batch, x.shape[axes[0]], name, axis_index_groups)
-    check_values(x, axes, axis, groups)
-    check_mapped_axes(x, groups)
-    transform = Transform(
-        axes,
-        groups.axis_name,
-        groups.axis_index_groups,
-        groups.shards,
-        epsilon,
-        activation,
-        jnp.dtype(dtype),
+    settings = Settings(
+        axis=axis,
+        epsilon=epsilon,
+        activation=activation,
+        batch=batch,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        impl=impl,
+        dtype=dtype,
     )
-    normalize = normalize_fused if impl == "fused" else normalize_autodiff
+    return transform_batch(x, params, mask, settings, check_input(x, params, settings))
+
+
+def transform_batch(
+    x: jax.Array,
+    params: Params,
+    mask: jax.Array | None,
+    settings: Settings,
+    axes: tuple[int, ...],
+) -> tuple[jax.Array, Moments]:
+    """Returns what `batch_transform` does, of an input that `check_input` has seen."""
+    mask = full_mask(mask, x)
+    groups = choose_groups(x, axes, settings)
+    dtype = jnp.dtype(settings.output_dtype(x))
+    transform = Transform(axes, groups, settings.epsilon, settings.activation, dtype)
+    normalize = normalize_fused if settings.impl == "fused" else normalize_autodiff
     scale, bias = params.get("scale"), params.get("bias")
     return normalize_groups(
         lambda x, mask: normalize(x, scale, bias, mask, transform), x, mask, groups, axes[0]
@@ -230,16 +223,18 @@ def normalize_population(
     Arguments are those of `normalize_batch`; a single example is fine here, and groups of
     examples play no part.
     """
-    axes, features = split_axes(x, axis)
-    check_features("params", params, features, allowed={"scale", "bias"})
-    check_stats(stats, features)
-    check_epsilon(epsilon, x.dtype)
-    check_activation(activation)
-    dtype = x.dtype if dtype is None else dtype
-    check_dtype(dtype)
+    settings = Settings(axis=axis, epsilon=epsilon, activation=activation, dtype=dtype)
+    return transform_population(x, params, stats, settings, check_input(x, params, settings, stats))
+
+
+def transform_population(
+    x: jax.Array, params: Params, stats: Stats, settings: Settings, axes: tuple[int, ...]
+) -> jax.Array:
+    """Returns what `normalize_population` does, of an input that `check_input` has seen."""
     mean, var = (stats[key].astype(precision(x.dtype)) for key in ("mean", "var"))
-    y = affine(x, mean, lax.rsqrt(var + epsilon), params.get("scale"), params.get("bias"), axes)
-    return activate(y, activation).astype(dtype)
+    rstd = lax.rsqrt(var + settings.epsilon)
+    y = affine(x, mean, rstd, params.get("scale"), params.get("bias"), axes)
+    return activate(y, settings.activation).astype(settings.output_dtype(x))
 
 
 def update_stats(
@@ -247,7 +242,7 @@ def update_stats(
     moments: Moments,
     *,
     decay: float | jax.Array = 0.99,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     running_var: RunningVar = "unbiased",
 ) -> Stats:
     """Moves the statistics towards one batch's moments, by a weight that `averaging` sets.
@@ -260,20 +255,25 @@ def update_stats(
     Raises:
         ValueError: for a bad `decay` or choice, or if `stats` lacks the count that is needed.
     """
-    check_update(decay, averaging, running_var)
+    settings = Settings(decay=decay, averaging=averaging, running_var=running_var)
     check_moments(stats, moments)
     check_count(stats, averaging)
-    moments = jax.tree.map(lax.stop_gradient, moments)
-    mean, var, size = moments
-    if running_var == "unbiased":
+    return move_stats(stats, moments, settings)
+
+
+def move_stats(stats: Stats, moments: Moments, settings: Settings) -> Stats:
+    """Returns what `update_stats` does, of statistics and moments that have been checked."""
+    mean, var, size = jax.tree.map(lax.stop_gradient, moments)
+    if settings.running_var == "unbiased":
         var = unbiased(var, size)
 
     new = dict(stats)
-    weight: jax.Array | float = 1 - decay
-    if averaging != "ema":
+    weight: jax.Array | float = 1 - settings.decay
+    if settings.averaging != "ema":
         new["count"] = stats["count"] + (size > 0).astype(stats["count"].dtype)
         updates = jnp.maximum(new["count"], 1).astype(mean.dtype)
-        weight = 1 / updates if averaging == "cumulative" else _debiased_weight(decay, updates)
+        cumulative = settings.averaging == "cumulative"
+        weight = 1 / updates if cumulative else _debiased_weight(settings.decay, updates)
     weight = jnp.where(size > 0, jnp.asarray(weight, mean.dtype), 0)
     for key, value in (("mean", mean), ("var", var)):
         old = stats[key].astype(value.dtype)
@@ -283,7 +283,7 @@ def update_stats(
 
 
 def _debiased_weight(decay: float | jax.Array, updates: jax.Array) -> jax.Array:
-    """(1 - decay)/(1 - decay^updates), without the cancellation of a decay close to one."""
+    """Returns (1 - decay)/(1 - decay^updates), without the cancellation of a decay close to one."""
     if isinstance(decay, jax.Array):
         log = jnp.log(decay.astype(updates.dtype))
     else:

@@ -9,32 +9,34 @@ settings under its own names and defaults. Training goes on as it would have the
 For `bnjax.linen.BatchNorm`, `decay` is `momentum`. `axis` is the caller's, who knows how `x` lies.
 """
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 
-from bnjax.normalization.arguments import (
-    Averaging,
-    Params,
-    RunningVar,
-    Stats,
-    check_epsilon,
-    check_update,
+from bnjax.normalization.arguments import Params, Stats
+from bnjax.normalization.foreign_arrays import (
+    Arrays,
+    check_debiasing,
+    check_keys,
+    check_rank,
+    flat,
+    read,
+    read_array,
+    read_count,
+    squeeze,
 )
 from bnjax.normalization.moments import precision
+from bnjax.normalization.settings import RunningVar, Settings, StatsAveraging, check_epsilon
 
-Arrays = Mapping[str, Any]
 
-
-class Settings(TypedDict):
+class Keywords(TypedDict):
     """Keyword arguments of `normalize_batch`; `normalize_population` takes `epsilon` of them."""
 
     decay: float
     epsilon: float
-    averaging: Averaging
+    averaging: StatsAveraging
     running_var: RunningVar
 
 
@@ -50,7 +52,7 @@ class Converted(NamedTuple):
 
     params: Params
     stats: Stats
-    settings: Settings
+    settings: Keywords
     notes: tuple[str, ...]
 
 
@@ -76,7 +78,7 @@ def from_torch(
     affine: bool = True,
     bias: bool = True,
 ) -> Converted:
-    """From `torch.nn.BatchNorm1d`, `2d`, `3d` or `SyncBatchNorm`.
+    """Converts `torch.nn.BatchNorm1d`, `2d`, `3d` or `SyncBatchNorm`.
 
     Args:
         state_dict: `weight`, `bias`, `running_mean`, `running_var`, `num_batches_tracked` of one
@@ -94,7 +96,7 @@ def from_torch(
     names = {"running_mean": "mean", "running_var": "var"}
     names |= {"weight": "scale"} if affine else {}
     names |= {"bias": "bias"} if affine and bias else {}
-    _check_keys("state_dict", state_dict, {*names}, {tracked}, "affine and bias")
+    check_keys("state_dict", state_dict, {*names}, {tracked}, "affine and bias")
     if momentum is not None and not 0 < momentum <= 1:
         raise ValueError(
             f"momentum must be in (0, 1] or None, got {momentum}: torch's is the fraction taken "
@@ -102,10 +104,10 @@ def from_torch(
             "normalize_population or drop the new statistics."
         )
     notes: list[str] = []
-    arrays = _read(state_dict, names, notes)
-    _check_rank(arrays, "torch's are of shape (num_features,)")
+    arrays = read(state_dict, names, notes)
+    check_rank(arrays, "torch's are of shape (num_features,)")
 
-    count = _count(tracked, state_dict[tracked]) if tracked in state_dict else None
+    count = read_count(tracked, state_dict[tracked]) if tracked in state_dict else None
     if momentum is None:
         if count is None:
             raise ValueError(f"momentum=None needs {tracked}, which state_dict lacks.")
@@ -138,7 +140,7 @@ def from_flax(
     use_scale: bool = True,
     use_bias: bool = True,
 ) -> Converted:
-    """From `flax.linen.BatchNorm`; `flax.nnx.BatchNorm` has the same arrays and settings.
+    """Converts `flax.linen.BatchNorm`; `flax.nnx.BatchNorm` has the same arrays and settings.
 
     Args:
         variables: `{"params": {"scale", "bias"}, "batch_stats": {"mean", "var"}}` of one layer.
@@ -153,12 +155,12 @@ def from_flax(
     names = {"batch_stats/mean": "mean", "batch_stats/var": "var"}
     names |= {"params/scale": "scale"} if use_scale else {}
     names |= {"params/bias": "bias"} if use_bias else {}
-    found = _flat("variables", variables)
-    _check_keys("variables", found, {*names}, set(), "use_scale and use_bias")
+    found = flat("variables", variables)
+    check_keys("variables", found, {*names}, set(), "use_scale and use_bias")
     notes: list[str] = []
     _check_kept("momentum", momentum, notes)
     settings = _settings(momentum, epsilon, "ema", "biased")
-    arrays = _read(found, names, notes)
+    arrays = read(found, names, notes)
     notes.append(_biased("Flax"))
     return _converted(arrays, settings, notes)
 
@@ -171,7 +173,7 @@ def from_keras(
     center: bool = True,
     scale: bool = True,
 ) -> Converted:
-    """From `keras.layers.BatchNormalization` of Keras 3, without `renorm`.
+    """Converts `keras.layers.BatchNormalization` of Keras 3, without `renorm`.
 
     The fused layer of Keras 2 averaged the unbiased variance: set `running_var` accordingly.
 
@@ -196,12 +198,12 @@ def from_keras(
                 "as in the layer; renorm is not supported."
             )
         weights = dict(zip(names, weights, strict=True))
-    _check_keys("weights", weights, {*names}, set(), "center and scale")
+    check_keys("weights", weights, {*names}, set(), "center and scale")
     notes: list[str] = []
     _check_kept("momentum", momentum, notes)
     settings = _settings(momentum, epsilon, "ema", "biased")
-    arrays = _read(weights, names, notes)
-    _check_rank(arrays, "Keras's are of shape (channels,)")
+    arrays = read(weights, names, notes)
+    check_rank(arrays, "Keras's are of shape (channels,)")
     notes.append(_biased("Keras"))
     return _converted(arrays, settings, notes)
 
@@ -216,7 +218,7 @@ def from_haiku(
     eps: float = 1e-5,
     axis: Sequence[int] | None = None,
 ) -> Converted:
-    """From `haiku.BatchNorm`, whose averages are debiased.
+    """Converts `haiku.BatchNorm`, whose averages are debiased.
 
     Args:
         params: `scale` and `offset` of one layer, of the rank of its input, for example
@@ -236,23 +238,21 @@ def from_haiku(
     names |= {"params/scale": "scale"} if create_scale else {}
     names |= {"params/offset": "bias"} if create_offset else {}
     extra = {f"{ema}/{key}" for ema in ("mean_ema", "var_ema") for key in ("counter", "hidden")}
-    found = _flat("state", state) | {f"params/{key}": value for key, value in params.items()}
-    _check_keys(
-        "params and state", found, {*names, *extra}, set(), "create_scale and create_offset"
-    )
+    found = flat("state", state) | {f"params/{key}": value for key, value in params.items()}
+    check_keys("params and state", found, {*names, *extra}, set(), "create_scale and create_offset")
     notes: list[str] = []
     _check_kept("decay_rate", decay_rate, notes)
     settings = _settings(decay_rate, eps, "ema_debiased", "biased")
-    arrays = _read(found, names, notes)
+    arrays = read(found, names, notes)
 
-    count, other = (_count(key, found[key]) for key in ("mean_ema/counter", "var_ema/counter"))
+    count, other = (read_count(key, found[key]) for key in ("mean_ema/counter", "var_ema/counter"))
     if count != other:
         raise ValueError(f"the counters differ: {count} in mean_ema, {other} in var_ema.")
     for ema, name in (("mean_ema", "mean"), ("var_ema", "var")):
-        hidden = _array(f"{ema}/hidden", found[f"{ema}/hidden"])
-        _check_debiasing(ema, arrays[name], hidden, decay_rate, count)
+        hidden = read_array(f"{ema}/hidden", found[f"{ema}/hidden"])
+        check_debiasing(ema, arrays[name], hidden, decay_rate, count)
     shape = arrays["mean"].shape
-    arrays = {key: _squeeze(key, array, axis) for key, array in arrays.items()}
+    arrays = {key: squeeze(key, array, axis) for key, array in arrays.items()}
     if arrays["mean"].shape != shape:
         notes.append(f"arrays of shape {shape} have lost their axes of size one.")
     notes.append(
@@ -271,10 +271,10 @@ def to_torch(
     *,
     decay: float = 0.99,
     epsilon: float = 1e-5,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     running_var: RunningVar = "unbiased",
 ) -> TorchLayer:
-    """To `torch.nn.BatchNorm1d`, `2d`, `3d` or `SyncBatchNorm`; inference there is the same.
+    """Converts to `torch.nn.BatchNorm1d` to `3d` or `SyncBatchNorm`; inference is the same.
 
     Arguments are those of `normalize_batch`. Training goes on in the same way for `"ema"` and
     `"cumulative"` averages of unbiased variances; the notes tell what else becomes of it.
@@ -282,14 +282,14 @@ def to_torch(
     Raises:
         ValueError: for features of more than one axis, counts that differ, or a bad setting.
     """
-    check_update(decay, averaging, running_var)
+    Settings(decay=decay, averaging=averaging, running_var=running_var)  # checks them
     check_epsilon(epsilon)
     notes: list[str] = []
     renamed = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     found: dict[str, Any] = {**params, **stats}
-    _check_keys("params and stats", found, {"mean", "var"}, {"scale", "bias", "count"}, "")
-    arrays = _read(found, {key: key for key in renamed if key in found}, [])
-    _check_rank(arrays, "torch's are of shape (num_features,)")
+    check_keys("params and stats", found, {"mean", "var"}, {"scale", "bias", "count"}, "")
+    arrays = read(found, {key: key for key in renamed if key in found}, [])
+    check_rank(arrays, "torch's are of shape (num_features,)")
     if "bias" in arrays and "scale" not in arrays:
         arrays["scale"] = jnp.ones_like(arrays["bias"])
         notes.append("weight is new, all ones: torch has no bias without it. It will be trained.")
@@ -321,21 +321,16 @@ def to_torch(
     return TorchLayer({**state_dict, "num_batches_tracked": tracked}, settings, tuple(notes))
 
 
-_NO_STATISTICS = (
-    " A layer without running statistics needs new ones, from population_stats: give those."
-)
-
-
 def _settings(
-    decay: float, epsilon: float, averaging: Averaging, running_var: RunningVar
-) -> Settings:
+    decay: float, epsilon: float, averaging: StatsAveraging, running_var: RunningVar
+) -> Keywords:
     if not epsilon > 0:
         raise ValueError(f"epsilon (eps) must be > 0, got {epsilon}.")
-    return Settings(decay=decay, epsilon=epsilon, averaging=averaging, running_var=running_var)
+    return Keywords(decay=decay, epsilon=epsilon, averaging=averaging, running_var=running_var)
 
 
 def _converted(
-    arrays: dict[str, jax.Array], settings: Settings, notes: list[str], count: int | None = None
+    arrays: dict[str, jax.Array], settings: Keywords, notes: list[str], count: int | None = None
 ) -> Converted:
     params: Params = {key: arrays[key] for key in ("scale", "bias") if key in arrays}
     stats: Stats = {key: arrays[key] for key in ("mean", "var")}
@@ -357,7 +352,7 @@ def _biased(source: str) -> str:
 
 
 def _check_kept(name: str, value: float, notes: list[str]) -> None:
-    """Of a fraction kept: its range, and the mix-up with torch's fraction taken."""
+    """Checks the range of a fraction kept, and notes a mix-up with torch's fraction taken."""
     if not 0 <= value < 1:
         raise ValueError(
             f"{name} must be in [0, 1), got {value}: it is the fraction kept. 1 means no updates: "
@@ -367,126 +362,4 @@ def _check_kept(name: str, value: float, notes: list[str]) -> None:
         notes.append(
             f"{name}={value:g} forgets most of the past at each update: if it was meant as torch's "
             f"fraction taken, the fraction kept is {1 - value:g}."
-        )
-
-
-def _check_keys(
-    name: str, found: Arrays, required: set[str], optional: set[str], flags: str
-) -> None:
-    missing, unknown = sorted(required - {*found}), sorted({*found} - required - optional)
-    if missing or unknown:
-        raise ValueError(
-            f"{name} lacks {missing} and has unknown {unknown}: give the arrays of one layer, "
-            f"named {sorted(required | optional)}"
-            + (f", and set {flags} as in the layer." if flags else ".")
-            + _NO_STATISTICS * any("var" in key for key in missing)
-        )
-
-
-def _flat(name: str, tree: Mapping[str, Arrays]) -> dict[str, Any]:
-    """`{"a": {"b": x}}` as `{"a/b": x}`."""
-    found: dict[str, Any] = {}
-    for key, inner in tree.items():
-        if not isinstance(inner, Mapping):
-            raise ValueError(f"{name}[{key!r}] must be a mapping of arrays, got {type(inner)}.")
-        found |= {f"{key}/{leaf}": value for leaf, value in inner.items()}
-    return found
-
-
-def _read(found: Arrays, names: Mapping[str, str], notes: list[str]) -> dict[str, jax.Array]:
-    """The arrays of one layer by our names; `names` has these by the source's."""
-    arrays = {key: _array(key, found[key]) for key in names}
-    shapes = {key: array.shape for key, array in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"arrays of one layer must have one shape, got {shapes}.")
-    rounded, widened = [], []
-    for key, array in arrays.items():
-        if names[key] == "var" and bool((array < 0).any()):
-            raise ValueError(
-                f"{key} is negative, {array.min()} at least: no variance. Take another checkpoint, "
-                "or make new statistics with population_stats."
-            )
-        if str(getattr(found[key], "dtype", "")).endswith("float64") and array.dtype.itemsize < 8:
-            rounded.append(key)
-        if names[key] in ("mean", "var") and array.dtype != precision(array.dtype):
-            arrays[key] = array.astype(precision(array.dtype))
-            widened.append(f"{key} ({array.dtype})")
-    if rounded:
-        notes.append(f"rounded from float64 to float32, without jax_enable_x64: {rounded}.")
-    if widened:
-        notes.append(
-            f"float32 now, to go on averaging: {widened}. float16 holds no variance above 65504, "
-            "and none below 6e-8; bfloat16 two to three digits."
-        )
-    return {names[key]: array for key, array in arrays.items()}
-
-
-def _array(name: str, value: Any) -> jax.Array:
-    """A copy: torch and Keras change theirs in place."""
-    try:
-        array = jnp.array(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{name} cannot be read as an array ({error}). Of a torch tensor, give "
-            "tensor.detach().cpu(), and .float() of a bfloat16 one."
-        ) from error
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} must be floating, got {array.dtype}.")
-    if not bool(jnp.isfinite(array).all()):
-        overflow = "" if array.dtype != jnp.float16 else " float16 overflows above 65504."
-        raise ValueError(
-            f"{name} has values that are NaN or infinite.{overflow} Take another checkpoint, or "
-            "make new statistics with population_stats."
-        )
-    return array
-
-
-def _count(name: str, value: Any) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name} must be one integer, got {value!r}.") from error
-    if not 0 <= count < 2**31:
-        raise ValueError(f"{name} must be in [0, 2^31), got {count}.")
-    return count
-
-
-def _check_rank(arrays: dict[str, jax.Array], shape: str) -> None:
-    if arrays["mean"].ndim != 1:
-        raise ValueError(f"arrays have shape {arrays['mean'].shape}, but {shape}.")
-
-
-def _squeeze(name: str, array: jax.Array, axis: Sequence[int] | None) -> jax.Array:
-    """Features alone, without the axes averaged over: by default, all of size 1."""
-    if axis is None:
-        if array.size != max(array.shape, default=0):
-            raise ValueError(
-                f"{name} has shape {array.shape}, with several axes of features: give `axis`, the "
-                "axes averaged over."
-            )
-        return array.reshape(-1)
-    if any(not -array.ndim <= a < array.ndim or array.shape[a] != 1 for a in axis):
-        raise ValueError(f"axis={axis} must name axes of size 1, {name} has shape {array.shape}.")
-    return array.squeeze(tuple(axis))
-
-
-def _check_debiasing(
-    ema: str, average: jax.Array, hidden: jax.Array, decay: float, count: int
-) -> None:
-    """That hidden = average (1 - decay^count), within what rounding leaves of the second factor.
-
-    Haiku rounds the decay to the type of the state, and takes its power there.
-    """
-    factor = 1 - decay**count
-    if average.shape != hidden.shape:
-        raise ValueError(f"{ema} has average {average.shape} and hidden {hidden.shape}.")
-    if factor == 0:
-        return
-    tolerance = (8 + count * decay**count) * float(jnp.finfo(hidden.dtype).eps) / factor
-    error = jnp.abs(hidden.astype(average.dtype) - factor * average)
-    if bool((error > tolerance * jnp.abs(hidden.astype(average.dtype))).any()):
-        raise ValueError(
-            f"decay_rate={decay} does not fit {ema}, whose hidden is not its average times "
-            f"1 - decay_rate^{count}: give the decay_rate it was trained with; that of "
-            "`settings` may be changed afterwards."
         )

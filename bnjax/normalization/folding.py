@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import Params, Stats, check_epsilon
+from bnjax.normalization.arguments import Params, Stats
 from bnjax.normalization.moments import precision
+from bnjax.normalization.settings import check_epsilon
 
 
 def as_affine(
     params: Params, stats: Stats, *, epsilon: float = 1e-5
 ) -> tuple[jax.Array, jax.Array]:
-    """Population normalization (Algorithm 2, line 11) as one multiply-add.
+    """Returns population normalization (Algorithm 2, line 11) as one multiply-add.
 
     In exact arithmetic `multiplier * x + addend` is `normalize_population`. In floating point it
     cancels: both terms are mean/std large where their sum is of order one, so each rounding, a
@@ -87,14 +88,14 @@ def fold(
 
 
 def _addend(bias: jax.Array, multiplier: jax.Array, params: Params, stats: Stats) -> jax.Array:
-    """(bias - mean) * multiplier + beta: subtracted first, the two may be large and close."""
+    """Returns (bias - mean) * multiplier + beta, subtracting what may be large and close first."""
     bias = bias.astype(_widest(bias, multiplier))
     addend = (bias - _like(stats["mean"], bias)) * _like(multiplier, bias)
     return addend + _like(params["bias"], addend) if "bias" in params else addend
 
 
 def _like(values: jax.Array, array: jax.Array) -> jax.Array:
-    """`values` with the rank and dtype of `array`, whose last axes they belong to."""
+    """Returns `values` with the rank and dtype of `array`, whose last axes they belong to."""
     missing = tuple(range(array.ndim - values.ndim))
     return jnp.expand_dims(values, missing).astype(array.dtype)
 

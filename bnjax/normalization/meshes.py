@@ -1,4 +1,4 @@
-"""What the examples' mesh says: how many devices divide them, by `jit` or by an explicit type."""
+"""The mesh of the examples: how many devices divide them, by `jit` or by an explicit type."""
 
 import math
 
@@ -7,7 +7,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def shards_in_sight(examples: int) -> int:
-    """Into how many parts `jit` may divide the examples, as far as `jax.set_mesh` tells."""
+    """Returns the number of parts that `jit` may make of the examples, by `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or set(mesh.axis_types) != {AxisType.Auto}:
         return 1
@@ -15,7 +15,7 @@ def shards_in_sight(examples: int) -> int:
 
 
 def explicit_parts(x: jax.Array, axis: int) -> int:
-    """Into how many parts the type of `x` divides the axis; 1 if it says nothing of it."""
+    """Returns the number of parts that the type of `x` makes of the axis; 1 if it names none."""
     sharding = jax.typeof(x).sharding
     names = sharding.spec[axis] if axis < len(sharding.spec) else None
     if not isinstance(names, str | tuple):
@@ -25,14 +25,14 @@ def explicit_parts(x: jax.Array, axis: int) -> int:
 
 
 def undivided(x: jax.Array, axis: int) -> jax.Array:
-    """`x` with the axis whole on every device of its explicit mesh."""
+    """Returns `x` with the axis whole on every device of its explicit mesh."""
     sharding = jax.typeof(x).sharding
     spec = (None if i == axis else names for i, names in enumerate(sharding.spec))
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
 def divided_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """`x`, divided over its explicit mesh as the type of `other` says."""
+    """Returns `x`, divided over its explicit mesh as the type of `other` says."""
     sharding, spec = jax.typeof(x).sharding, jax.typeof(other).sharding.spec
     return (
         x if sharding.spec == spec else jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))

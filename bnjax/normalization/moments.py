@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from bnjax.normalization.sums import pair_of_sums, slices_of
+from bnjax.normalization.fast.sums import pair_of_sums, slices_of
 from bnjax.normalization.versions import gather_invariant, varying_axes
 
 
 class Moments(NamedTuple):
-    """What a batch says about each feature.
+    """The moments of each feature over a batch.
 
     Attributes:
         mean: at least float32, shape of the features.
@@ -35,7 +35,7 @@ def batch_moments(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     shards: int = 1,
 ) -> Moments:
-    """Moments of `x` over `axes`, pooled by count over masks and devices.
+    """Returns the moments of `x` over `axes`, pooled by count over masks and devices.
 
     One pass, and exact at any offset: both are summed around the mean of a sample, a slice of
     1/8 to 1/2 of each image. By Cauchy-Schwarz that is within sqrt(8) standard deviations of the
@@ -74,7 +74,7 @@ class _Part(NamedTuple):
 
 
 def merge(parts: Moments) -> Moments:
-    """Moments of the union of disjoint parts, stacked on a leading axis (Chan et al. 1979)."""
+    """Returns the moments of the union of disjoint parts (Chan et al. 1979), stacked in front."""
     return _merge(_Part(parts.mean, jnp.zeros_like(parts.mean), parts.var, parts.size))
 
 
@@ -90,7 +90,7 @@ def _merge(parts: _Part) -> Moments:
 
 
 def pool(groups: Moments, axis_name: str | Sequence[str] | None = None) -> Moments:
-    """Mean moments of groups that are normalized apart, stacked on a leading axis.
+    """Returns the mean moments of groups, each normalized by its own, stacked in front.
 
     The variance is that within the groups; what their means differ by is left out. The size is
     the mean size, so that var * size / (size - 1) is the unbiased pooled variance.
@@ -127,6 +127,8 @@ def _local_part(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> 
             centred = jnp.where(mask[0], centred, 0)
         return centred, jnp.square(centred)
 
+    # The number that both sums are taken around: near enough to the mean that nothing cancels, and
+    # known before the pass over all of `x`. See `batch_moments` for how near that is.
     if jnp.finfo(x.dtype).nmant < 8:
         shift = jnp.zeros([n for axis, n in enumerate(x.shape) if axis not in axes], dtype)
     else:
@@ -145,7 +147,7 @@ def _local_part(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> 
 def _parts_of_shards(
     x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, shards: int
 ) -> _Part:
-    """Moments of equal parts of the examples, on a leading axis, on every device."""
+    """Returns the moments of equal parts of the examples, in front, on every device."""
 
     def local(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return _pack(_local_part(x, axes, mask))
@@ -155,6 +157,7 @@ def _parts_of_shards(
 
     arrays = (x,) if mask is None else (x, mask)
     packed = jax.vmap(local, in_axes=axes[0])(*map(split, arrays))
+    # Whole on every device: this is where the compiler puts its one collective.
     packed = lax.with_sharding_constraint(packed, jax.sharding.PartitionSpec())
     return _unpack(packed, batch_size(x.shape, axes) // shards)
 
@@ -164,18 +167,18 @@ def _parts_of_devices(
     axis_name: str | Sequence[str],
     axis_index_groups: Sequence[Sequence[int]] | None,
 ) -> _Part:
-    """Every device's moments, on a leading axis, by one collective."""
+    """Returns every device's moments, on a leading axis, by one collective."""
     packed = from_all_devices(_pack(local), axis_name, axis_index_groups)
     return _unpack(packed, local.size)
 
 
 def _pack(part: _Part) -> jax.Array:
-    """One array `[3 or 4, ...]`: the size comes along where it differs by feature."""
+    """Returns one array `[3 or 4, ...]`: the size comes along where it differs by feature."""
     return jnp.stack(part if part.size.ndim else part[:3])
 
 
 def _unpack(packed: jax.Array, size: jax.Array | int) -> _Part:
-    """Parts on a leading axis, from their packed arrays; `size` of each, if not among them."""
+    """Returns parts from their packed arrays; each has `size`, if that is not among them."""
     shift, rest, var, *sizes = (packed[:, i] for i in range(packed.shape[1]))
     size = sizes[0] if sizes else jnp.full(packed.shape[:1], size, packed.dtype)
     return _Part(shift, rest, var, size)
@@ -186,7 +189,7 @@ def from_all_devices(
     axis_name: str | Sequence[str],
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> jax.Array:
-    """The arrays of all devices that share a batch, on a leading axis."""
+    """Returns the arrays of all devices that share a batch, on a leading axis."""
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     steps = [names]
     if axis_index_groups is None and len(names) > 1:  # `vmap` gathers over one axis at a time
@@ -203,12 +206,12 @@ def from_all_devices(
 
 
 def unbiased(var: jax.Array, size: jax.Array) -> jax.Array:
-    """`var` times m/(m-1) for m values; `var` itself where there is one, or none."""
+    """Returns `var` times m/(m-1) for m values; `var` itself where there is one, or none."""
     return var * (size / jnp.where(size > 1, size - 1, 1))
 
 
 def precision(dtype: DTypeLike) -> jnp.dtype:
-    """What moments of `dtype` are computed in: itself, or float32 if it is narrower.
+    """Returns the type that moments of `dtype` are computed in: at least float32.
 
     Not `jnp.promote_types`, which refuses bfloat16 with float32 under strict promotion.
     """
@@ -221,7 +224,7 @@ def batch_size(
     axis_name: str | Sequence[str] | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> int:
-    """Number of values behind each mean, known while tracing, over all devices of a group."""
+    """Returns the number of values behind each mean, over all devices of a group."""
     size = 1
     for axis in axes:
         size *= shape[axis]

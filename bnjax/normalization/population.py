@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import RunningVar, Stats, check_choice, check_update
+from bnjax.normalization.arguments import Stats
 from bnjax.normalization.batch_norm import update_stats
 from bnjax.normalization.moments import Moments, from_all_devices, merge, pool, unbiased
+from bnjax.normalization.settings import RunningVar, check_choice
 
 Tree = Any
 
 Estimator = Literal["batchwise", "weighted", "pooled"]
-"""What many batches are taken to say: see `population_stats`."""
+"""How many batches become one estimate: see `population_stats`."""
 
 
 def population_stats(
@@ -25,7 +26,7 @@ def population_stats(
     estimator: Estimator = "batchwise",
     axis_name: str | Sequence[str] | None = None,
 ) -> Tree:
-    """E[x] and Var[x] for every layer at once, with the parameters frozen ("precise BN").
+    """Returns E[x] and Var[x] for every layer at once, parameters frozen ("precise BN").
 
     Training statistics are neither read nor changed. Layers run in training mode: each one sees
     what the layers below made of the same batch, normalized by that batch's moments. With one
@@ -47,7 +48,7 @@ def population_stats(
 
     Args:
         batch_moments: pure function from one batch to a tree whose nodes are `Moments`, one for
-            each normalization layer, for example `bnjax.linen.batch_moments` of a model.
+            each normalization layer, for example `bnjax.linen.model_moments` of a model.
         batches: tree of arrays `[batches, ...]`; scanned, so memory holds one batch's activations.
             Under `jit` the examples of each batch may be sharded; nothing else is needed then.
         running_var: as in `normalize_batch`.
@@ -88,11 +89,11 @@ def population_stats(
 def check_choices(estimator: str, running_var: str) -> None:
     """Raises ValueError unless these are choices that `population_stats` offers."""
     check_choice("estimator", estimator, Estimator)
-    check_update(0.0, "cumulative", running_var)
+    check_choice("running_var", running_var, RunningVar)
 
 
 def start_estimate(moments: Tree, estimator: Estimator) -> Tree:
-    """The estimate from no batch.
+    """Returns the estimate from no batch.
 
     Args:
         moments: tree of `Moments`, of arrays or of their shapes.
@@ -123,7 +124,7 @@ def start_estimate(moments: Tree, estimator: Estimator) -> Tree:
 def add_batch(
     estimate: Tree, moments: Tree, *, estimator: Estimator, running_var: RunningVar
 ) -> Tree:
-    """The estimate from one batch more, whose moments are given."""
+    """Returns the estimate from one batch more, whose moments are given."""
 
     def add(new: Moments, old: Stats) -> Stats:
         if estimator == "batchwise":
@@ -146,7 +147,7 @@ def finish_estimate(
     running_var: RunningVar,
     axis_name: str | Sequence[str] | None = None,
 ) -> Tree:
-    """The estimate as a tree of `Moments`, joined over the devices along `axis_name`.
+    """Returns the estimate as a tree of `Moments`, joined over the devices along `axis_name`.
 
     `var` is biased or unbiased as asked for, `size` is the number of batches or values behind it:
     features where it is zero have seen nothing.
@@ -167,7 +168,7 @@ def finish_estimate(
 
 
 def _combine(parts: Moments, estimator: Estimator) -> Moments:
-    """One estimate from several, stacked on a leading axis, each by its size."""
+    """Returns one estimate from several, stacked on a leading axis, each by its size."""
     if estimator == "pooled":
         return merge(parts)
     return pool(parts)._replace(size=parts.size.sum(0))

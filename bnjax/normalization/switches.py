@@ -1,40 +1,33 @@
-"""What one call of a layer does, in any framework: which moments normalize, and what is updated."""
+"""One call of a layer, in any framework: which moments normalize, and what is updated."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
 from bnjax.normalization import batch_norm, complex_numbers
 from bnjax.normalization.arguments import (
-    Averaging,
-    Impl,
     Params,
-    RunningVar,
     Stats,
     broadcast_mask,
     check_count,
-    check_dtype,
-    check_stats,
-    check_update,
+    check_input,
     feature_axes,
 )
-from bnjax.normalization.fused import Activation
-from bnjax.normalization.groups import BatchChoice
 from bnjax.normalization.moments import Moments
+from bnjax.normalization.settings import Settings
 
 
 class Outcome(NamedTuple):
-    """Of one call.
+    """The results of one call.
 
     Attributes:
         y: of the shape of `x`.
         stats: the new statistics; None where they stay.
-        moments: of the batch; None where they were not needed.
+        moments: the batch's; None where they were not needed.
     """
 
     y: jax.Array
@@ -46,103 +39,66 @@ def normalize(
     x: jax.Array,
     params: Params,
     stats: Stats,
+    settings: Settings,
     *,
     use_running_average: bool,
-    update_statistics: bool,
-    axis: int | Sequence[int],
-    decay: float | jax.Array,
-    epsilon: float,
-    averaging: Averaging,
-    running_var: RunningVar,
-    activation: Activation | None,
-    batch: BatchChoice,
+    update_statistics: bool | None,
     mask: jax.Array | None,
-    axis_name: str | Sequence[str] | None,
-    axis_index_groups: Sequence[Sequence[int]] | None,
-    impl: Impl,
-    dtype: DTypeLike,
     normalizing: Stats | None = None,
 ) -> Outcome:
     """Normalizes by the statistics as they came in, or by the batch; then updates them, or not.
 
     Args:
-        x: as for `normalize_batch`, and so is what is not listed here; also complex, or one example
-            of the batch that `axis_name` holds, without an axis of examples.
+        x: as for `normalize_batch`; also complex, or one example of the batch that `axis_name`
+            holds, without an axis of examples.
         params: `scale` and `bias`.
         stats: only read where they normalize or are updated.
+        settings: with the `dtype` of `y`, floating or complex.
         use_running_average: the statistics normalize; otherwise the batch's moments do.
-        update_statistics: the batch's moments move the statistics, whichever normalized.
-        axis: the feature axes.
-        decay: fraction of the old statistics kept.
-        epsilon: added to the variance.
-        averaging: of the statistics.
-        running_var: what the statistics hold.
-        activation: applied last.
-        batch: what is normalized together.
+        update_statistics: the batch's moments move the statistics, whichever normalized; None is
+            exactly where the batch normalizes.
         mask: what counts in the batch's moments; broadcasts to `x` by NumPy's rules.
-        axis_name: mapped axes whose devices share the batch.
-        axis_index_groups: groups of devices.
-        impl: of the batch's transform.
-        dtype: of `y`; floating, or complex.
         normalizing: the statistics that normalize, if not `stats`.
 
     Raises:
         ValueError: as `normalize_batch`; or for a `dtype` that cannot hold `y`.
     """
-    check_update(decay, averaging, running_var)
-    normalizing = (normalizing or stats) if use_running_average else {}
-    kind = _arithmetic(x, params, stats if update_statistics else {}, normalizing, dtype)
+    update = not use_running_average if update_statistics is None else update_statistics
+    read = (normalizing or stats) if use_running_average else {}
+    kind = _arithmetic(x, params, stats if update else {}, read, settings)
     mask = broadcast_mask(mask, x)
-    features = feature_axes(x.ndim, axis)
+    features = feature_axes(x.ndim, settings.axis)
     alone = len(features) == x.ndim  # one example of a batch that mapped axes hold
     if alone:
-        axis = tuple(a + 1 for a in features)
+        settings = replace(settings, axis=tuple(a + 1 for a in features))
         x, mask = x[None], None if mask is None else mask[None]
-    if update_statistics:
-        check_stats(stats, tuple(x.shape[a] for a in feature_axes(x.ndim, axis)))
-        check_count(stats, averaging)
-
-    def of_batch(x: jax.Array, params: Params) -> tuple[jax.Array, Moments]:
-        return kind.batch_transform(
-            x,
-            params,
-            axis=axis,
-            epsilon=epsilon,
-            activation=activation,
-            batch=batch,
-            mask=mask,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            impl=impl,
-            dtype=dtype,
-        )
+    if kind is complex_numbers:
+        x = complex_numbers.as_complex(x)
+    checked = [read] * use_running_average + [stats] * update
+    axes = check_input(x, params, settings, *checked, real=kind is batch_norm)
+    if update:
+        check_count(stats, settings.averaging)
 
     moments = None
     if not use_running_average:
-        y, moments = of_batch(x, params)
+        y, moments = kind.transform_batch(x, params, mask, settings, axes)
     else:
-        y = kind.normalize_population(
-            x, params, normalizing, axis=axis, epsilon=epsilon, activation=activation, dtype=dtype
-        )
-        if update_statistics:
-            _, moments = of_batch(lax.stop_gradient(x), {})
+        y = kind.transform_population(x, params, read, settings, axes)
+        if update:
+            _, moments = kind.transform_batch(lax.stop_gradient(x), {}, mask, settings, axes)
     y = y[0] if alone else y
-    if moments is None or not update_statistics:
+    if moments is None or not update:
         return Outcome(y, None, moments)
-    new = kind.update_stats(
-        stats, moments, decay=decay, averaging=averaging, running_var=running_var
-    )
-    return Outcome(y, new, moments)
+    return Outcome(y, kind.move_stats(stats, moments, settings), moments)
 
 
 def _arithmetic(
-    x: jax.Array, params: Params, updated: Stats, normalizing: Stats, dtype: DTypeLike
+    x: jax.Array, params: Params, updated: Stats, normalizing: Stats, settings: Settings
 ) -> ModuleType:
-    """Whose functions compute: those of real or of complex numbers."""
+    """Returns the module whose functions compute: that of real or of complex numbers."""
     sources = [x, *params.values(), *normalizing.values()]
+    dtype = settings.output_dtype(x)
     to_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-    if not to_complex:
-        check_dtype(dtype)
     if not to_complex and any(map(jnp.iscomplexobj, sources)):
         raise ValueError(
             f"dtype must be complex where x, scale, bias or the mean is, got {jnp.dtype(dtype)}: "

@@ -1,4 +1,4 @@
-"""What differs between JAX 0.7 and today: how `shard_map` types what varies over devices."""
+"""The differences between JAX 0.7 and today: how `shard_map` types what varies over devices."""
 
 from collections.abc import Collection
 
@@ -10,13 +10,13 @@ _JAX = jax.__version_info__[:2]
 
 
 def varying_axes(value: jax.Array) -> frozenset[str]:
-    """The mesh axes over which `shard_map` types the value as varying; none elsewhere."""
+    """Returns the mesh axes over which `shard_map` types the value as varying; none elsewhere."""
     kind = jax.typeof(value)
     return kind.manual_axis_type.varying if _JAX >= (0, 10) else kind.vma
 
 
 def as_varying(value: jax.Array, names: Collection[str]) -> jax.Array:
-    """The value, typed as varying over these mesh axes besides its own."""
+    """Returns the value, typed as varying over these mesh axes besides its own."""
     missing = tuple(sorted(set(names) - varying_axes(value)))
     if not missing:
         return value
@@ -26,7 +26,7 @@ def as_varying(value: jax.Array, names: Collection[str]) -> jax.Array:
 
 
 def gather_invariant(values: jax.Array, names: str | tuple[str, ...]) -> jax.Array:
-    """The arrays of all devices, on a leading axis, typed as the same on each; one collective."""
+    """Returns the arrays of all devices, in front, typed as the same on each; one collective."""
     if _JAX >= (0, 10):
         return lax.all_gather(values, names, to="invarying")
     if hasattr(lax, "all_gather_invariant"):  # 0.7

@@ -12,7 +12,7 @@ from bnjax.data.arrays import EvalBatches, eval_batches
 from bnjax.data.order import batch_indices
 from bnjax.data.views.inputs import binarize
 from bnjax.evidence.records import number, tree_sha256
-from bnjax.linen import batch_moments
+from bnjax.linen import model_moments
 from bnjax.normalization import population_stats
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch
 from bnjax.training.loop import Program, Progress, fit
@@ -200,7 +200,7 @@ class _Functions:
         outcome = {"test": self._evaluate(_variables(state), test)}
         if state.batch_stats:
             stats = population_stats(
-                lambda chosen: batch_moments(
+                lambda chosen: model_moments(
                     self._model, _variables(state), self._prepare(images[chosen]), train=True
                 ),
                 indices,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnjax.inference import fold
+from bnjax.inference import fold_model
 from bnjax.linen import BatchNorm
 from bnjax.models import BNInception, GoogLeNet, InceptionV3
 
@@ -125,7 +125,7 @@ def test_folded_it_is_the_same_network(name):
     single activations, which no convolution can take."""
     model, _ = NETWORKS[name]
     variables, images = made(name)
-    folded = fold(model, variables, images, train=False)
+    folded = fold_model(model, variables, images, train=False)
     assert_close(
         compiled(partial(folded.apply, train=False))(folded.variables, images), inferred(name)
     )

@@ -79,7 +79,7 @@ def assert_matches(case, activation, tolerance, **settings):
     ],
 )
 def test_values_and_gradients_match_float64(x64, impl, layout, mask, activation):
-    """To ten digits. NaN in a masked place is normalized to `bias`, and so is its derivative."""
+    """Ten digits agree. NaN in a masked place is normalized to `bias`, and so is its derivative."""
     case = cases.make(layout, mask=mask, dtype="float64")
     assert_matches(case, activation, tolerances.EXACT, impl=impl)
 
@@ -152,7 +152,7 @@ def test_second_derivatives_are_those_of_autodiff(x64, activation, mask):
 
 @pytest.mark.parametrize("impl", ["fused", "autodiff"])
 def test_the_derivative_of_relu_at_zero_is_zero(impl):
-    """As in `jax.nn.relu`. Two places of the first feature; all of the second, of scale zero."""
+    """Like `jax.nn.relu`. Two places of the first feature; all of the second, of scale zero."""
     x = jnp.tile(jnp.array([[-1.0], [0.0], [0.0], [1.0]]), (1, 2))
     params = {"scale": jnp.array([2.0, 0.0]), "bias": jnp.zeros(2)}
     weights = jnp.ones_like(x)

@@ -1,4 +1,4 @@
-"""What is refused, while tracing, in words that name the argument, the value and the remedy."""
+"""Bad input is refused while tracing, in words that name the argument, the value and the remedy."""
 
 import re
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bnjax
+from bnjax import whitening
 
 X = jnp.ones((4, 3))
 
@@ -131,13 +132,13 @@ def test_decay(decay):
 
 
 def whiten(x=X, **settings):
-    stats = bnjax.init_whitening_stats(3)
-    return bnjax.whiten_batch(x, bnjax.init_params(3), stats, **settings)
+    stats = whitening.init_whitening_stats(3)
+    return whitening.whiten_batch(x, bnjax.init_params(3), stats, **settings)
 
 
 def whiten_population(x=X, **settings):
-    stats = bnjax.init_whitening_stats(3)
-    return bnjax.whiten_population(x, bnjax.init_params(3), stats, **settings)
+    stats = whitening.init_whitening_stats(3)
+    return whitening.whiten_population(x, bnjax.init_params(3), stats, **settings)
 
 
 @pytest.mark.parametrize("call", [train, infer, whiten, whiten_population])

@@ -31,7 +31,7 @@ import bnjax
 
 
 def assert_one_batch(case, y, dx, dparams, stats=None):
-    """What belongs to `case` is what one device would have made of it."""
+    """The expectation for `case` is the result of one device."""
     x, mask, weights = rows_of(case.x), rows_of(case.mask), rows_of(case.weights)
     batch = reference.forward(x, **case.params, epsilon=EPSILON, mask=mask)
     expected = reference.backward(weights, x, case.params["scale"], epsilon=EPSILON, mask=mask)
@@ -278,7 +278,7 @@ def collectives(f, *arguments) -> list[int]:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_one_collective_forward_and_one_backward(masked):
-    """Of the devices' moments (all-reduced in JAX 0.8 and 0.9, which gather no type), and sums.
+    """One of moments (all-reduced in JAX 0.8 and 0.9, which gather no type), and one of sums.
 
     Those are the gradients of scale and bias as well: red if they are summed once more.
     """

@@ -155,7 +155,7 @@ def convolve(x, kernel, groups):
 
 
 def test_features_of_several_axes():
-    """As of a dense layer into heads, and of a bias that differs by position, too."""
+    """Such are those of a dense layer into heads, and of a bias that differs by position, too."""
     params, stats = normalization((3, 5))
     kernel, bias = normal(7, 3, 5), normal(2, 3, 5)
     folded, addend = fold(kernel, bias, params, stats, epsilon=EPSILON)

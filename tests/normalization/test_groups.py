@@ -1,4 +1,4 @@
-"""What "the batch" is: each group against float64, which is given the group's examples alone.
+"""The batch is a choice: each group against float64, which is given the group's examples alone.
 
 The groups of k examples are the same on one device and on eight, however JAX is told of them.
 """
@@ -18,7 +18,7 @@ import bnjax
 from bnjax.linen import BatchNorm
 
 UNTYPED = ("pmap", "shard_map")
-"""Where JAX knows groups of devices."""
+"""The maps in which JAX knows groups of devices."""
 
 
 def assert_groups(case, result, groups, running_var="unbiased"):
@@ -76,7 +76,7 @@ def test_groups_of_k_are_the_same_on_any_number_of_devices(how, k, masked):
 
 @pytest.mark.parametrize("how", MAPPED)
 def test_a_batch_for_each_device(how):
-    """As without an axis name, but for the statistics, which are everyone's."""
+    """The same as without an axis name, but for the statistics, which are everyone's."""
     case = make(masked=True)
     result = run(how, case, batch="device", axis_name="data", running_var="biased")
     assert_groups(case, result, consecutive(4), "biased")

@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward pass, in bytes of each element of the input.
+"""The memory that a training step keeps for its backward pass, in bytes an element of the input.
 
 Counted in the pullback that `jax.vjp` returns, which is a tree of the arrays that it needs.
 """
@@ -17,7 +17,7 @@ FEATURES_KEPT = 8 * 4 * 16
 
 
 def bytes_kept(f, dtype, *others) -> tuple[int, int]:
-    """What the pullback of `f` keeps, and the elements of its input."""
+    """Returns the bytes that the pullback of `f` keeps, and the elements of its input."""
     x = jax.ShapeDtypeStruct(SHAPE, dtype)
     pullback = jax.eval_shape(lambda *arguments: jax.vjp(f, *arguments)[1], x, *others)
     kept = jax.tree.leaves(pullback)
@@ -46,7 +46,7 @@ def test_a_mask_adds_a_byte(activation):
 
 
 def test_groups_add_numbers_of_features_alone():
-    """Of four groups, here."""
+    """Here of four groups."""
     kept, elements = bytes_kept(lambda x: ours(x, {}, batch=8, activation="relu"), "bfloat16")
     assert kept <= 2 * elements + 4 * FEATURES_KEPT
 

@@ -1,4 +1,4 @@
-"""What the 2015 paper says of the transform, and what follows from it, as tests in float64."""
+"""Statements of the 2015 paper on the transform, and what follows from it, as tests in float64."""
 
 import jax
 import jax.numpy as jnp

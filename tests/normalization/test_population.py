@@ -71,7 +71,7 @@ def test_two_layers():
     before = jax.tree.map(np.array, variables)
 
     stats = bnjax.population_stats(
-        lambda batch: bnjax.linen.batch_moments(model, variables, batch, train=True), batches
+        lambda batch: bnjax.linen.model_moments(model, variables, batch, train=True), batches
     )
 
     jax.tree.map(np.testing.assert_array_equal, variables, before)
@@ -119,7 +119,7 @@ def test_layers_under_a_lifted_transform(lift):
     model = Stack()
     variables = jax.jit(model.init)(jax.random.key(0), batches[0])
     stats = bnjax.population_stats(
-        lambda batch: bnjax.linen.batch_moments(model, variables, batch), batches
+        lambda batch: bnjax.linen.model_moments(model, variables, batch), batches
     )["layers"]["BatchNorm_0"]
 
     kernels = np.float64(variables["params"]["layers"]["Dense_0"]["kernel"])
@@ -165,7 +165,7 @@ def masked_moments(batch) -> bnjax.Moments:
 
 
 def expected_estimate(estimator, running_var) -> dict[str, np.ndarray]:
-    """Of the uneven batches, by the definitions: no recursion, no merging."""
+    """The expectation for uneven batches, by the definitions: no recursion, no merging."""
     x = [np.float64(b[:n]) for b, n in zip(uneven_batches()["x"], KEPT, strict=True) if n]
     if estimator == "pooled":
         values = np.concatenate(x)
@@ -326,5 +326,5 @@ def test_a_model_in_inference_mode_is_refused():
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x[0])
     with pytest.raises(ValueError, match="must return a tree of Moments"):
         bnjax.population_stats(
-            lambda batch: bnjax.linen.batch_moments(model, variables, batch, train=False), x
+            lambda batch: bnjax.linen.model_moments(model, variables, batch, train=False), x
         )

@@ -19,11 +19,11 @@ from jax.sharding import PartitionSpec as P
 from tolerances import EXACT, PARALLEL, assert_close
 
 import bnjax
-from bnjax.normalization.sums import pair_of_sums
+from bnjax.normalization.fast.sums import pair_of_sums
 
 LAST, FIRST = (0, 1, 2), (0, 2, 3)
 MEANS = {"rtol": 0, "atol": 2e-6}
-"""Of means of some ten thousand float32 values of size one; a slice left out is off by 1e-2."""
+"""Means of some ten thousand float32 values of size one differ less; a lost slice is 1e-2."""
 
 SHAPES = {  # and the number of slices, of one row each up to 64 rows
     "rows": ((16, 14, 16, 32), LAST, 14),
@@ -103,7 +103,7 @@ def test_sums_have_derivatives():
 
 @pytest.mark.parametrize("how", ["vmap", "scan", "shard_map", "typed shard_map"])
 def test_sums_under_a_transformation(how):
-    """Of two batches, each twice, one after the other or side by side."""
+    """Two batches, each twice, one after the other or side by side."""
     xs = np.stack([X, 2 * X])
     each = {
         "vmap": jax.vmap(lambda x: means(x, WEIGHTS)),

@@ -10,14 +10,15 @@ import tolerances
 from tolerances import assert_close
 
 import bnjax
-from bnjax.normalization.whitening import (
+from bnjax.whitening import (
     batch_covariance,
     init_whitening_stats,
+    inverse_sqrt,
     whiten_batch,
     whiten_population,
+    whitening_matrix,
     whitening_transform,
 )
-from bnjax.normalization.whitening_matrix import inverse_sqrt, whitening_matrix
 
 SETTINGS = ("axis", "method", "decay", "epsilon", "averaging", "running_cov", "dtype")
 train = jax.jit(whiten_batch, static_argnames=SETTINGS)
@@ -281,7 +282,7 @@ def test_statistics_average_covariances(averaging, running_cov):
 
 
 def test_averaged_covariances_whiten_the_population_and_averaged_matrices_do_not():
-    """Why the statistics hold what they hold. Batches of 24, 16 features."""
+    """This is why the statistics hold covariances. Batches of 24, 16 features."""
     x = vectors(1000 * 24 + 20000, 16, spread=0.3)
     batches, fresh = jnp.asarray(x[:24000].reshape(1000, 24, 16), jnp.float32), x[24000:]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from bnjax.data import in_memory, open_data, whitening
-from bnjax.data.whitening import apply_whitening, fit_whitening
+from bnjax.data import in_memory, open_data
+from bnjax.whitening import apply_whitening, fit_whitening, inputs
 
 ROUNDED = 2.0**-24
 """Half a unit in the last place: what rounding float64 to float32 costs, relative."""
@@ -118,7 +118,7 @@ def test_chunks_are_summed(monkeypatch):
     """
     x = vectors(count=103)
     whole = fit_whitening(x, epsilon=0.1)
-    monkeypatch.setattr(whitening, "_CHUNK_BYTES", 8 * 6 * 10)
+    monkeypatch.setattr(inputs, "_CHUNK_BYTES", 8 * 6 * 10)
     chunked = fit_whitening(x, epsilon=0.1)
     np.testing.assert_allclose(chunked.mean, whole.mean, rtol=2 * ROUNDED)
     np.testing.assert_allclose(chunked.matrix, whole.matrix, rtol=2 * ROUNDED)

@@ -1,4 +1,15 @@
-"""Sums over the batch, two at a time: memory is read once for both."""
+"""Sums over the batch, two at a time: memory is read once for both.
+
+Without this file, `first.sum(axes), second.sum(axes)` would be right, and XLA makes one pass of it
+on TPU and GPU. Its CPU backend makes a pass for each sum, and often a copy of the summands. There:
+
+- the two are summed as one complex number;
+- slices are added up elementwise, which is one loop on all cores as long as there are few of them,
+  so that little is left for the sum proper.
+
+The numbers below say how many slices XLA takes into that loop. Where they are wrong for a version,
+the sums are slower, and still right.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,12 +35,9 @@ and it copies them first, or widens them into memory."""
 def pair_of_sums(
     terms: Terms, arrays: tuple[jax.Array, ...], axes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """The sums over `axes` of two elementwise functions of the same arrays.
+    """Returns the sums over `axes` of two elementwise functions of the same arrays.
 
-    XLA computes both in one pass on TPU and GPU. On CPU it makes a pass, and often a copy of the
-    summands, for each; there, the rows of the images, or larger slices, are added up as complex
-    numbers, which stay in one loop on all cores. The first axis, of examples, is left whole:
-    devices may divide it.
+    The first axis, of examples, is left whole: devices may divide it.
 
     Args:
         terms: maps `arrays`, or equal slices of them, to two float arrays of their shape.
@@ -50,15 +58,20 @@ def pair_of_sums(
 
 
 def _sliced(terms: Terms, axes: tuple[int, ...], *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the pair of sums for CPUs: by slices, as complex numbers."""
+    # One slice for each row of the images if there are few rows, else two to eight thick ones.
     rows = _have_few_rows(arrays, axes)
     cut = partial(_rows_of, axis=axes[1]) if rows else partial(slices_of, axes=axes)
     slices = zip(*map(cut, arrays), strict=True)
     first, *others = (lax.complex(*terms(*parts)) for parts in slices)
     total = sum(others, first)
-    if not rows and arrays[0].dtype.itemsize >= 4:  # XLA would widen narrower ones into memory
+    # Thick slices leave much to sum: halves are added up elementwise, in the same loop. Not of
+    # narrower types than float32, which XLA would widen into memory for it.
+    if not rows and arrays[0].dtype.itemsize >= 4:
         for axis in axes[1:]:
-            total = _fold(total, axis)
-    # Windows first: XLA would put the additions above into the loop of a plain sum, on one core.
+            total = _add_halves(total, axis)
+    # What is left of an image is summed as a window. A plain sum would do, but XLA would put the
+    # additions above into its loop, which runs on one core.
     window = tuple(n if a in axes[1:] else 1 for a, n in enumerate(total.shape))
     total = lax.reduce_window(total, total.dtype.type(0), lax.add, window, window, "VALID")
     total = total.sum(axes)
@@ -66,6 +79,7 @@ def _sliced(terms: Terms, axes: tuple[int, ...], *arrays: jax.Array) -> tuple[ja
 
 
 def _have_few_rows(arrays: tuple[jax.Array, ...], axes: tuple[int, ...]) -> bool:
+    """Whether the images' rows are few enough to be a slice each: the narrowest array decides."""
     narrowest = min(a.dtype.itemsize for a in arrays if a.dtype != bool)
     return len(axes) > 1 and 1 < arrays[0].shape[axes[1]] <= _ROWS.get(narrowest, 0)
 
@@ -74,7 +88,7 @@ def _rows_of(x: jax.Array, axis: int) -> list[jax.Array]:
     return [lax.slice_in_dim(x, i, i + 1, axis=axis) for i in range(x.shape[axis])]
 
 
-def _fold(x: jax.Array, axis: int) -> jax.Array:
+def _add_halves(x: jax.Array, axis: int) -> jax.Array:
     """Adds one half of the axis to the other, while it has halves."""
     while x.shape[axis] % 2 == 0:
         half = x.shape[axis] // 2
@@ -83,7 +97,7 @@ def _fold(x: jax.Array, axis: int) -> jax.Array:
 
 
 def slices_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
-    """Equal slices of `x` along the first of `axes` but the examples' that divides; or `x`."""
+    """Returns equal slices of `x`, along the first of `axes[1:]` that divides; or `x` alone."""
     for axis in axes[1:]:
         if not _may_be_cut(x, axis):
             continue
@@ -96,5 +110,5 @@ def slices_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def _may_be_cut(x: jax.Array, axis: int) -> bool:
-    """Not of a size that is a symbol of `jax.export`, nor divided by the type of `x`."""
+    """Whether the size is a number (not a symbol of `jax.export`), and no mesh divides the axis."""
     return isinstance(x.shape[axis], int) and explicit_parts(x, axis) == 1

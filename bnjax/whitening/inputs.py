@@ -8,11 +8,12 @@ batch matters. LeCun et al. (1998, "Efficient BackProp", section 4.3) say what i
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Method = Literal["zca", "pca"]
+from bnjax.normalization.settings import check_choice
+from bnjax.whitening.matrix import Method
 
 _CHUNK_BYTES = 64 << 20
 """Of float64 copies at a time: CIFAR-10 as a whole would take 1.2 GB."""
@@ -41,7 +42,7 @@ def fit_whitening(
     method: Method = "zca",
     components: int | None = None,
 ) -> Whitening:
-    """Whitening by the covariance of all features of `examples`, in float64.
+    """Fits whitening by the covariance of all features of `examples`, in float64.
 
     For n examples of C features that takes 2nC^2 operations, 9C^3 more for the eigenvectors, and
     40C^2 bytes: for CIFAR-10 (C = 3072), 1.2e12 operations and 380 MB, with an optimized BLAS.
@@ -68,8 +69,7 @@ def fit_whitening(
         raise ValueError(f"examples must be 2 or more, got {len(examples)}: one has no covariance.")
     if not epsilon > 0:
         raise ValueError(f"epsilon must be > 0, got {epsilon}: constant pixels divide by it.")
-    if method not in ("zca", "pca"):
-        raise ValueError(f"method must be one of 'zca', 'pca', got {method!r}.")
+    check_choice("method", method, Method)
     features = int(np.prod(examples.shape[1:]))
     if components is not None and method == "zca":
         raise ValueError(
@@ -101,7 +101,7 @@ def fit_whitening(
 
 
 def apply_whitening(examples: np.ndarray, whitening: Whitening) -> np.ndarray:
-    """Whitened examples, each by itself.
+    """Returns whitened examples, each by itself.
 
     Args:
         examples: of the dtype kind and the shape that the map was fitted on; `[n, ...]`, any n.
@@ -145,7 +145,7 @@ def _check(examples: np.ndarray) -> None:
 
 
 def _float64_rows(examples: np.ndarray) -> Iterator[np.ndarray]:
-    """The examples, flattened and converted, some at a time."""
+    """Yields the examples, flattened and converted, some at a time."""
     features = int(np.prod(examples.shape[1:]))
     length = max(1, _CHUNK_BYTES // (8 * features))
     scale = 255.0 if examples.dtype == np.uint8 else 1.0

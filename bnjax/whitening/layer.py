@@ -22,57 +22,43 @@ leaves method and epsilon open until inference. The price is one W at each `whit
 `whitening_matrix` gives it once, for a fixed layer.
 """
 
-import operator
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from bnjax.normalization.arguments import (
-    Averaging,
-    Params,
+from bnjax.normalization.arguments import Params, Stats, check_count, check_features
+from bnjax.normalization.batch_norm import move_stats
+from bnjax.normalization.moments import Moments, precision
+from bnjax.normalization.settings import (
     RunningVar,
-    Stats,
+    Settings,
+    StatsAveraging,
+    check_choice,
     check_dtype,
-    check_features,
-    check_update,
-    split_axes,
 )
-from bnjax.normalization.batch_norm import update_stats
-from bnjax.normalization.groups import check_axis_index_groups
-from bnjax.normalization.moments import Moments, batch_moments, batch_size, precision
-from bnjax.normalization.whitening_matrix import Method, check_method, whitening_matrix
-
-# Accelerators round the factors of a product to bfloat16 or so, unless told not to.
-_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-
-
-class Covariance(NamedTuple):
-    """What a batch says about its features together.
-
-    Attributes:
-        mean: `[features]`, at least float32.
-        cov: biased covariance (divided by the count), `[groups, c, c]` with c = features / groups.
-        size: number of vectors behind them; a scalar.
-    """
-
-    mean: jax.Array
-    cov: jax.Array
-    size: jax.Array
+from bnjax.whitening.covariance import (
+    Covariance,
+    batch_vectors,
+    covariance_and_centred,
+    einsum,
+    feature_count,
+    group_width,
+    rows_of,
+)
+from bnjax.whitening.matrix import Method, check_method, whitening_matrix
 
 
 def init_whitening_stats(
     features: int,
     *,
     groups: int = 1,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     dtype: DTypeLike = jnp.float32,
 ) -> Stats:
-    """Mean zero and covariance one; `count`, a scalar of zero, where `averaging` needs one.
+    """Returns mean zero and covariance one; `count`, a scalar of zero, where `averaging` needs one.
 
     Args:
         features: how many.
@@ -87,9 +73,9 @@ def init_whitening_stats(
     Raises:
         ValueError: if the features do not divide into the groups, or `averaging` is unknown.
     """
-    check_update(0, averaging, "unbiased")
+    check_choice("averaging", averaging, StatsAveraging)
     dtype = precision(dtype)
-    width = _group_width(features, groups)
+    width = group_width(features, groups)
     cov = jnp.broadcast_to(jnp.eye(width, dtype=dtype)[None], (groups, width, width))
     stats = {"mean": jnp.zeros(features, dtype), "cov": cov}
     if averaging != "ema":
@@ -106,7 +92,7 @@ def whiten_batch(
     method: Method = "zca",
     decay: float = 0.99,
     epsilon: float = 1e-3,
-    averaging: Averaging = "ema",
+    averaging: StatsAveraging = "ema",
     running_cov: RunningVar = "unbiased",
     mask: jax.Array | None = None,
     axis_name: str | Sequence[str] | None = None,
@@ -148,8 +134,9 @@ def whiten_batch(
         ValueError: while tracing, for a bad argument, a batch of one vector, or a `"pca"` of fewer
             vectors than features in a group.
     """
-    groups = _check_stats(stats, _feature_count(x, axis))
-    check_update(decay, averaging, running_cov)
+    groups = _check_stats(stats, feature_count(x, axis))
+    settings = Settings(decay=decay, averaging=averaging, running_var=running_cov)
+    check_count(stats, averaging)
     y, batch = whitening_transform(
         x,
         params,
@@ -163,12 +150,10 @@ def whiten_batch(
         dtype=dtype,
     )
     # The update is linear in what it averages: a covariance goes through it as a variance does.
-    moved = update_stats(
+    moved = move_stats(
         {"var" if key == "cov" else key: value for key, value in stats.items()},
         Moments(batch.mean, batch.cov, batch.size),
-        decay=decay,
-        averaging=averaging,
-        running_var=running_cov,
+        settings,
     )
     return y, {"cov" if key == "var" else key: value for key, value in moved.items()}
 
@@ -186,25 +171,25 @@ def whitening_transform(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, Covariance]:
-    """The transform alone: `y` and the batch's covariance, which carries no gradient.
+    """Returns the transform alone: `y` and the batch's covariance, which carries no gradient.
 
     Arguments and errors are those of `whiten_batch`, which adds the statistics; `groups` is that of
     `init_whitening_stats`.
     """
-    features = _feature_count(x, axis)
-    width = _group_width(features, groups)
+    features = feature_count(x, axis)
+    width = group_width(features, groups)
     check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon)
     dtype = x.dtype if dtype is None else dtype
     check_dtype(dtype)
-    vectors = _batch_vectors(x, axis, axis_name, axis_index_groups)
+    vectors = batch_vectors(x, axis, axis_name, axis_index_groups)
     if method == "pca" and vectors < width:
         raise ValueError(
             f"method='pca' needs as many vectors as features, got {vectors} for groups of {width}: "
             "the eigenvalue zero repeats, and its axes are arbitrary. Use method='zca', more "
             "groups or a larger batch."
         )
-    batch, centred = _covariance(x, axis, groups, mask, axis_name, axis_index_groups)
+    batch, centred = covariance_and_centred(x, axis, groups, mask, axis_name, axis_index_groups)
     matrix = whitening_matrix(batch.cov, method=method, epsilon=epsilon)
     y = _from_rows(_affine(centred, matrix, params), x, axis)
     return y.astype(dtype), jax.tree.map(lax.stop_gradient, batch)
@@ -224,7 +209,7 @@ def whiten_population(
 
     Arguments are those of `whiten_batch`; a single vector is fine here.
     """
-    features = _feature_count(x, axis)
+    features = feature_count(x, axis)
     groups = _check_stats(stats, features)
     check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon)
@@ -232,71 +217,14 @@ def whiten_population(
     check_dtype(dtype)
     mean, cov = (stats[key].astype(precision(x.dtype)) for key in ("mean", "cov"))
     matrix = whitening_matrix(cov, method=method, epsilon=epsilon)
-    centred = _rows(x, axis).astype(mean.dtype) - mean[None]
+    centred = rows_of(x, axis).astype(mean.dtype) - mean[None]
     y = _affine(centred.reshape(-1, groups, features // groups), matrix, params)
     return _from_rows(y, x, axis).astype(dtype)
 
 
-def batch_covariance(
-    x: jax.Array,
-    *,
-    axis: int = -1,
-    groups: int = 1,
-    mask: jax.Array | None = None,
-    axis_name: str | Sequence[str] | None = None,
-    axis_index_groups: Sequence[Sequence[int]] | None = None,
-) -> Covariance:
-    """Mean and covariance of `x`, differentiable, pooled by count over masks and devices.
-
-    Two passes, at least in float32: as accurate at any offset as x - mean is. Arguments and errors
-    are those of `whitening_transform`.
-    """
-    _group_width(_feature_count(x, axis), groups)
-    _batch_vectors(x, axis, axis_name, axis_index_groups)
-    return _covariance(x, axis, groups, mask, axis_name, axis_index_groups)[0]
-
-
-def _covariance(
-    x: jax.Array,
-    axis: int,
-    groups: int,
-    mask: jax.Array | None,
-    axis_name: str | Sequence[str] | None,
-    axis_index_groups: Sequence[Sequence[int]] | None,
-) -> tuple[Covariance, jax.Array]:
-    """The covariance, and x - mean as `[vectors, groups, c]`."""
-    keep = _row_mask(mask, x, axis)
-    rows = _rows(x, axis).astype(precision(x.dtype))
-    counted = None if keep is None else jnp.broadcast_to(keep, rows.shape)
-    if keep is not None:  # first of all: a masked NaN would poison every gradient
-        usable = keep | jnp.isfinite(rows)
-        rows = jnp.where(usable, rows, 0)
-    mean, _, size = batch_moments(
-        rows, (0,), mask=counted, axis_name=axis_name, axis_index_groups=axis_index_groups
-    )
-    size = jnp.ravel(size)[0]  # the same for all features
-
-    centred = rows - mean[None]
-    if keep is not None:
-        centred = jnp.where(usable, centred, 0)
-    used = centred if keep is None else jnp.where(keep, centred, 0)
-    blocks = used.reshape(-1, groups, rows.shape[1] // groups)
-    sums = used.sum(0), _einsum("ngi,ngj->gij", blocks, blocks)
-    if axis_name is not None:
-        names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
-        sums = lax.psum(sums, names, axis_index_groups=axis_index_groups)
-    rest, second = (total / jnp.maximum(size, 1) for total in sums)
-
-    # What rounding left of the mean: small, but W may magnify it by 1/sqrt(epsilon).
-    parts = rest.reshape(groups, -1)
-    cov = second - parts[:, :, None] * parts[:, None, :]
-    centred = (centred - rest[None]).reshape(blocks.shape)
-    return Covariance(mean + rest, cov, size), centred
-
-
 def _affine(centred: jax.Array, matrix: jax.Array, params: Params) -> jax.Array:
-    """Rows `[vectors, features]` of what was `[vectors, groups, c]`, scaled and shifted."""
-    y = _einsum("ngi,gij->ngj", centred, matrix).reshape(len(centred), -1)
+    """Returns rows `[vectors, features]`, scaled and shifted, from `[vectors, groups, c]`."""
+    y = einsum("ngi,gij->ngj", centred, matrix).reshape(len(centred), -1)
     if "scale" in params:
         y *= params["scale"].astype(y.dtype)[None]
     if "bias" in params:
@@ -304,70 +232,12 @@ def _affine(centred: jax.Array, matrix: jax.Array, params: Params) -> jax.Array:
     return y
 
 
-def _rows(x: jax.Array, axis: int) -> jax.Array:
-    return jnp.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
-
-
 def _from_rows(rows: jax.Array, x: jax.Array, axis: int) -> jax.Array:
     return jnp.moveaxis(rows.reshape(jnp.moveaxis(x, axis, -1).shape), -1, axis)
 
 
-def _feature_count(x: jax.Array, axis: int) -> int:
-    if isinstance(axis, Sequence):
-        raise ValueError(
-            f"axis must be one axis, got {axis}: reshape x, so that what shall be whitened "
-            "together lies along one."
-        )
-    _, (features,) = split_axes(x, axis)
-    return features
-
-
-def _batch_vectors(
-    x: jax.Array,
-    axis: int,
-    axis_name: str | Sequence[str] | None,
-    axis_index_groups: Sequence[Sequence[int]] | None,
-) -> int:
-    """How many vectors the batch has, known while tracing."""
-    check_axis_index_groups(axis_index_groups, axis_name)
-    vectors = batch_size(x.shape, split_axes(x, axis)[0], axis_name, axis_index_groups)
-    if vectors < 2:
-        raise ValueError(
-            f"x of shape {x.shape} with feature axis {axis} leaves {vectors} vector for the "
-            "covariance: it is zero and the output would be `bias`, whatever x. Train on a larger "
-            "batch, or use whiten_population."
-        )
-    return vectors
-
-
-def _row_mask(mask: jax.Array | None, x: jax.Array, axis: int) -> jax.Array | None:
-    """The mask as `[vectors, 1]`."""
-    if mask is None:
-        return None
-    if mask.dtype != jnp.bool_:
-        raise ValueError(f"mask must be bool, got {mask.dtype}: use mask.astype(bool).")
-    one_a_vector = [1 if a == axis % x.ndim else n for a, n in enumerate(x.shape)]
-    if mask.ndim != x.ndim or any(
-        m not in (1, n) for m, n in zip(mask.shape, one_a_vector, strict=True)
-    ):
-        raise ValueError(
-            f"mask of shape {mask.shape} does not fit x of shape {x.shape} with feature axis "
-            f"{axis}: it needs the same rank, size one along the features (a covariance takes "
-            f"whole vectors), and sizes of {tuple(one_a_vector)} or ones."
-        )
-    return _rows(jnp.broadcast_to(mask, one_a_vector), axis)
-
-
-def _group_width(features: int, groups: int) -> int:
-    if operator.index(groups) < 1 or features % groups:
-        raise ValueError(
-            f"groups must divide the features, got groups={groups} for {features} features."
-        )
-    return features // groups
-
-
 def _check_stats(stats: Stats, features: int) -> int:
-    """The number of groups that the statistics are for."""
+    """Returns the number of groups that the statistics are for."""
     if not {"mean", "cov"} <= set(stats) <= {"mean", "cov", "count"}:
         raise ValueError(
             f"stats has the keys {sorted(stats)}, expected 'mean', 'cov' and perhaps 'count': "
@@ -380,7 +250,7 @@ def _check_stats(stats: Stats, features: int) -> int:
     _check_shape("stats['cov']", stats["cov"], (groups, width, width), remedy)
     if "count" in stats:
         _check_shape("stats['count']", stats["count"], (), remedy)
-    _group_width(features, groups)
+    group_width(features, groups)
     return groups
 
 

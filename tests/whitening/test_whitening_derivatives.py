@@ -18,14 +18,15 @@ from jax.test_util import check_grads
 from tolerances import assert_close
 
 import bnjax
-from bnjax.normalization.whitening import (
+from bnjax.whitening import (
     batch_covariance,
     init_whitening_stats,
+    inverse_sqrt,
     whiten_batch,
     whiten_population,
+    whitening_matrix,
     whitening_transform,
 )
-from bnjax.normalization.whitening_matrix import inverse_sqrt, whitening_matrix
 
 EPSILON = 1e-2
 CLOSE = {"rtol": 1e-6, "atol": 1e-7}  # central differences of step 1e-5 in float64

@@ -1,4 +1,4 @@
-"""What XLA's CPU backend computes once, for its readers are compiled apart: counted in its HLO."""
+"""Fusion borders: what XLA's CPU backend computes once for all its readers, counted in its HLO."""
 
 from functools import partial
 

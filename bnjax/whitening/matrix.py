@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import check_choice
+from bnjax.normalization.settings import check_choice
 
 Method = Literal["zca", "pca"]
 
@@ -16,7 +16,7 @@ _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def whitening_matrix(cov: jax.Array, *, method: Method = "zca", epsilon: float = 1e-3) -> jax.Array:
-    """W `[..., c, c]` of covariances `[..., c, c]`, such that (x - mean) @ W is white.
+    """Returns W `[..., c, c]` of covariances `[..., c, c]`, such that (x - mean) @ W is white.
 
     Raises:
         ValueError: for an unknown method, or an epsilon that is not positive.
@@ -26,22 +26,22 @@ def whitening_matrix(cov: jax.Array, *, method: Method = "zca", epsilon: float =
 
 
 class _Spectrum(NamedTuple):
-    """Of a symmetric matrix: eigenvectors in columns, and roots of the eigenvalues."""
+    """The eigenvectors of a symmetric matrix, in columns, and the roots of its eigenvalues."""
 
     vectors: jax.Array
     roots: jax.Array
 
     def into(self, matrix: jax.Array) -> jax.Array:
-        """The matrix in the basis of the eigenvectors."""
+        """Returns the matrix in the basis of the eigenvectors."""
         return _matmul(_matmul(self.vectors.mT, matrix), self.vectors)
 
     def out_of(self, matrix: jax.Array) -> jax.Array:
-        """The matrix back from the basis of the eigenvectors."""
+        """Returns the matrix back from the basis of the eigenvectors."""
         return _matmul(_matmul(self.vectors, matrix), self.vectors.mT)
 
 
 def inverse_sqrt(matrix: jax.Array, epsilon: float = 0.0) -> jax.Array:
-    """(matrix + epsilon I)^(-1/2) of symmetric, positive semidefinite matrices `[..., c, c]`.
+    """Returns (matrix + epsilon I)^(-1/2) of symmetric positive semidefinite `[..., c, c]`.
 
     Differentiable any number of times, forward and reverse, at repeated eigenvalues too: the
     eigenvectors, whose derivative is infinite there, are not differentiated. Eigenvalues that
@@ -56,7 +56,7 @@ def inverse_sqrt(matrix: jax.Array, epsilon: float = 0.0) -> jax.Array:
 
 @jax.custom_jvp
 def _inverse_root(matrix: jax.Array, spectrum: _Spectrum) -> jax.Array:
-    """W = matrix^(-1/2), by the spectrum of the matrix."""
+    """Returns W = matrix^(-1/2), by the spectrum of the matrix."""
     scaled = spectrum.vectors / spectrum.roots[..., None, :]
     return _matmul(scaled, spectrum.vectors.mT)
 
@@ -89,7 +89,7 @@ def _inverse_root_jvp(
 
 
 def _principal_axes(cov: jax.Array, epsilon: float) -> jax.Array:
-    """Eigenvectors in columns, widest first, over the roots of their eigenvalues."""
+    """Returns the eigenvectors in columns, widest first, over the roots of their eigenvalues."""
     values, vectors = jnp.linalg.eigh(cov)
     values, vectors = values[..., ::-1], vectors[..., ::-1]
     largest = jnp.argmax(jnp.abs(vectors), axis=-2, keepdims=True)
@@ -104,7 +104,7 @@ def _principal_axes(cov: jax.Array, epsilon: float) -> jax.Array:
 
 @jax.custom_jvp
 def _differentiable_where(matrix: jax.Array, known: jax.Array) -> jax.Array:
-    """The matrix; its derivative is NaN where it is not known."""
+    """Returns the matrix; its derivative is NaN where it is not known."""
     del known
     return matrix
 

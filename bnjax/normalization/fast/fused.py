@@ -1,0 +1,267 @@
+"""Normalization by the batch's moments, with the backward pass in closed form: `impl="fused"`.
+
+Autodiff through the moments keeps several float32 copies of the activations. The closed form
+(Ioffe & Szegedy 2015, section 3, chain rule collected) needs only `x` itself and two numbers per
+feature, and one sum over devices. An activation joins in: its derivative is recomputed from `x`.
+
+`_gradients` is the formula, in two passes over memory. Around it stand what compilers need
+(`_forward`'s sign, `_after_the_sums`, the fusion borders of the CPU) and, at the end of the file,
+what `shard_map`'s types need.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bnjax.normalization.fast.borders import fusion_border
+from bnjax.normalization.fast.sums import pair_of_sums
+from bnjax.normalization.meshes import divided_like
+from bnjax.normalization.moments import Moments
+from bnjax.normalization.transform import Transform, definition
+from bnjax.normalization.versions import as_varying, varying_axes
+
+
+def normalize_fused(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    transform: Transform,
+) -> tuple[jax.Array, Moments]:
+    """Returns the values of `normalize_autodiff`; reverse mode is the closed form."""
+    try:
+        return _normalize(x, scale, bias, mask, transform)
+    except TypeError as error:
+        if "custom_vjp" in str(error):  # JAX's, of `jvp`; under `jit` it comes when compiling
+            error.add_note("Batch normalization has a forward mode with impl='autodiff'.")
+        raise
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _normalize(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    transform: Transform,
+) -> tuple[jax.Array, Moments]:
+    return _forward(x, scale, bias, mask, transform)[0]
+
+
+class _Saved(NamedTuple):
+    """The residuals: what the backward pass is given of the forward pass."""
+
+    x: jax.Array
+    scale: jax.Array | None
+    bias: jax.Array | None
+    mask: jax.Array | None
+    minus_mean: jax.Array
+    rstd: jax.Array
+    size: jax.Array
+
+    @property
+    def masked_x(self) -> tuple[jax.Array, ...]:
+        return (self.x,) if self.mask is None else (self.x, self.mask)
+
+
+def _forward(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    transform: Transform,
+) -> tuple[tuple[jax.Array, Moments], _Saved]:
+    y, moments, rstd = definition(x, scale, bias, mask, transform)
+    # The residuals keep their gradient: second derivatives pass through them. The mean's sign is
+    # changed so that XLA cannot merge the backward pass's x + (-mean) with the x - mean above:
+    # it would then keep what follows from it, float32 or a mask, from one pass to the other.
+    saved = _Saved(x, scale, bias, mask, -moments.mean, rstd, moments.size)
+    return (y, jax.tree.map(lax.stop_gradient, moments)), saved
+
+
+def _backward(
+    transform: Transform, saved: _Saved, cotangents: tuple[jax.Array, Moments]
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None, None]:
+    """Returns the gradients of x, scale and bias; the mask has none.
+
+    Statistics carry no gradient: the moments' cotangents are dropped.
+    """
+    gradients = lax.platform_dependent(
+        saved,
+        cotangents[0],
+        cpu=partial(_gradients_on_cpu, transform=transform, on_cpu=True),
+        default=partial(_gradients, transform=transform),
+    )
+    return *gradients, None
+
+
+_normalize.defvjp(_forward, _backward)
+
+
+def _gradients(
+    saved: _Saved, dy: jax.Array, *, transform: Transform, on_cpu: bool = False
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Returns the gradients of x, scale and bias.
+
+    With xhat = (x - mean) rstd, and dz the gradient of the activation's input z:
+
+        dbias = sum dz
+        dscale = sum dz xhat
+        dx = scale rstd (dz - (dbias + xhat dscale) / m)
+
+    Under a mask, the sums in dx go over what dx reaches, and what does not count has dx alone.
+    """
+    axes, mask = transform.axes, saved.mask
+    features = _features(saved)
+    dz_of = _dz_on_cpu if on_cpu else _dz
+
+    # First pass over memory: both sums. dscale lacks its rstd, a factor of each feature.
+    dz = dz_of(dy, features, *saved.masked_x, transform=transform) if transform.activation else dy
+    sums = pair_of_sums(partial(_terms, saved.minus_mean, axes), (dz, *saved.masked_x), axes)
+
+    # Second pass: dx. A CPU is faster at reading dz again, other backends at computing it again.
+    if transform.activation and not on_cpu:
+        features, sums = _after_the_sums(features, sums)
+        dz = dz_of(dy, features, *saved.masked_x, transform=transform)
+    dz = dz.astype(saved.rstd.dtype)
+    centred = _centre(features.minus_mean, *saved.masked_x, axes=axes)
+    dbias, dscale = sums[0], sums[1] * saved.rstd
+    rows = [dbias, dscale]
+    if mask is not None:
+        dz = jnp.where(mask | jnp.isfinite(saved.x), dz, 0)  # elsewhere z is `bias`, whatever x
+        rows.append(dz.sum(axes))
+    local = jnp.stack(rows)
+    shared = _sum_over_devices(local, transform)  # all of them in one collective
+
+    count = jnp.maximum(saved.size, 1)
+    slope = jnp.expand_dims(shared[1] * saved.rstd / count, axes)
+    offset = jnp.expand_dims(shared[0 if mask is None else 2] / count, axes)
+    through_moments = offset + centred * slope
+    if mask is not None:
+        through_moments = jnp.where(mask, through_moments, 0)
+    dx = (dz - through_moments) * jnp.expand_dims(features.factor, axes)
+    return (
+        _like_primal(dx, saved.x),
+        _like_parameter(1, local, shared, saved.scale, transform),
+        _like_parameter(0, local, shared, saved.bias, transform),
+    )
+
+
+_gradients_on_cpu = fusion_border(_gradients, static_argnames=("transform", "on_cpu"))
+"""The CPU's: whoever reads dx would otherwise compute it again."""
+
+
+class _Features(NamedTuple):
+    """The numbers of each feature from which z is computed again: (x - mean) factor + shift."""
+
+    minus_mean: jax.Array
+    factor: jax.Array
+    shift: jax.Array
+
+
+def _features(saved: _Saved) -> _Features:
+    dtype = saved.rstd.dtype
+    factor = saved.rstd if saved.scale is None else saved.rstd * saved.scale.astype(dtype)
+    shift = jnp.zeros_like(factor) if saved.bias is None else saved.bias.astype(dtype)
+    return _Features(saved.minus_mean, factor, shift)
+
+
+def _dz(
+    dy: jax.Array, features: _Features, *masked_x: jax.Array, transform: Transform
+) -> jax.Array:
+    """Returns the gradient of the activation's input z."""
+
+    def over(feature: jax.Array) -> jax.Array:
+        return jnp.expand_dims(feature, transform.axes)
+
+    minus_mean, factor, shift = features
+    z = _centre(minus_mean, *masked_x, axes=transform.axes) * over(factor)
+    if transform.activation == "relu":
+        return jnp.where(z > over(-shift), dy, 0)
+    y = jax.nn.sigmoid(z + over(shift))
+    return dy.astype(y.dtype) * (y * (1 - y))
+
+
+_dz_on_cpu = fusion_border(_dz, static_argnames=("transform",))
+"""The CPU's: written once for both passes."""
+
+
+def _terms(
+    minus_mean: jax.Array, axes: tuple[int, ...], dz: jax.Array, *masked_x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the summands of dbias and of dscale / rstd."""
+    dz = dz.astype(minus_mean.dtype)
+    return dz, dz * _centre(minus_mean, *masked_x, axes=axes)
+
+
+def _centre(
+    minus_mean: jax.Array, x: jax.Array, *mask: jax.Array, axes: tuple[int, ...]
+) -> jax.Array:
+    """Returns x - mean; zero where NaN or infinity is masked."""
+    centred = x.astype(minus_mean.dtype) + jnp.expand_dims(minus_mean, axes)
+    return jnp.where(mask[0] | jnp.isfinite(x), centred, 0) if mask else centred
+
+
+def _after_the_sums(
+    features: _Features, sums: tuple[jax.Array, jax.Array]
+) -> tuple[_Features, tuple[jax.Array, jax.Array]]:
+    """Returns the same numbers behind a barrier: what follows cannot be merged with the sums.
+
+    A GPU would otherwise compute dz once for both passes, and write it out: a whole array more.
+    """
+    values = (*features, *sums)
+    names = frozenset[str]().union(*map(varying_axes, values))
+    # `shard_map`'s types: the barrier takes values that vary over the same mesh axes.
+    minus_mean, factor, shift, *sums_again = lax.optimization_barrier(
+        tuple(as_varying(value, names) for value in values)
+    )
+    return _Features(minus_mean, factor, shift), (sums_again[0], sums_again[1])
+
+
+# Devices. `shard_map` types each value by the mesh axes over which it varies, and wants a gradient
+# typed as its primal: it is summed over what it varies over besides. Elsewhere (`pmap`, `vmap`)
+# there are no such types: each device returns its own share and the caller sums, as for every
+# parameter.
+
+
+def _sum_over_devices(values: jax.Array, transform: Transform) -> jax.Array:
+    """Returns the sums over the devices that share the group."""
+    names, index_groups = transform.groups.axis_name, transform.groups.axis_index_groups
+    return values if names is None else lax.psum(values, names, axis_index_groups=index_groups)
+
+
+def _like_primal(gradient: jax.Array, primal: jax.Array) -> jax.Array:
+    """Returns the gradient summed, rounded and divided over devices as the primal's types say."""
+    total = _sum_over(varying_axes(gradient) - varying_axes(primal), gradient)
+    return divided_like(total.astype(primal.dtype), primal)
+
+
+def _like_parameter(
+    row: int,
+    local: jax.Array,
+    shared: jax.Array,
+    parameter: jax.Array | None,
+    transform: Transform,
+) -> jax.Array | None:
+    """Returns a row of the sums as the gradient of a parameter, if there is one.
+
+    Where the sum that the type asks for includes the one over the group's devices, that one is
+    taken as it is: no further collective.
+    """
+    if parameter is None:
+        return None
+    missing = varying_axes(local) - varying_axes(parameter)
+    names = transform.groups.axis_name or ()
+    of_group = {names} if isinstance(names, str) else set(names)
+    if transform.groups.axis_index_groups is None and missing >= of_group:
+        total = _sum_over(missing - of_group, shared[row])
+    else:
+        total = _sum_over(missing, local[row])
+    return divided_like(total.astype(parameter.dtype), parameter)
+
+
+def _sum_over(names: frozenset[str], value: jax.Array) -> jax.Array:
+    return lax.psum(value, tuple(sorted(names))) if names else value

@@ -1,0 +1,147 @@
+"""How a layer normalizes, in one value that is checked where it is made.
+
+A new keyword costs a field of `Settings`, a keyword of `normalize_batch`, and the place where it
+acts; the layers of Linen and NNX get it by `OwnFields` and `OwnKeywords`. A new rule of averaging
+costs its name in `StatsAveraging` and its weight in `batch_norm.move_stats`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any, Literal, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from bnjax.normalization.moments import precision
+
+StatsAveraging = Literal["ema", "ema_debiased", "cumulative"]
+RunningVar = Literal["unbiased", "biased"]
+Impl = Literal["fused", "autodiff"]
+Activation = Literal["relu", "sigmoid"]
+BatchChoice = Literal["all", "device"] | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one call, under the names and with the defaults of `normalize_batch`.
+
+    What depends on the arrays is checked with them: epsilon's range, the axes, the groups.
+
+    Raises:
+        ValueError: for a value that no arrays could make right.
+    """
+
+    axis: int | Sequence[int] = -1
+    decay: float | jax.Array = 0.99
+    epsilon: float = 1e-5
+    averaging: StatsAveraging = "ema"
+    running_var: RunningVar = "unbiased"
+    activation: Activation | None = None
+    batch: BatchChoice = "all"
+    axis_name: str | Sequence[str] | None = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
+    impl: Impl = "fused"
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        check_decay(self.decay)
+        check_choice("averaging", self.averaging, StatsAveraging)
+        check_choice("running_var", self.running_var, RunningVar)
+        check_choice("impl", self.impl, Impl)
+        if self.activation is not None:
+            check_choice("activation", self.activation, Activation)
+        check_batch(self.batch)
+        if self.axis_name is not None and not isinstance(self.axis_name, str | Sequence):
+            raise ValueError(f"axis_name must be a name or several, got {self.axis_name!r}.")
+
+    def output_dtype(self, x: jax.Array) -> DTypeLike:
+        """Returns the type of `y`."""
+        return x.dtype if self.dtype is None else self.dtype
+
+
+@dataclass(kw_only=True, eq=False)
+class OwnFields:
+    """The attributes of the layers in `bnjax.linen` and `bnjax.nnx` that Flax's lack."""
+
+    averaging: StatsAveraging = "ema"
+    running_var: RunningVar = "biased"  # as in Flax
+    impl: Impl = "fused"
+    activation: Activation | None = None
+    batch: BatchChoice = "all"
+    update_statistics: bool | None = None
+
+
+class OwnKeywords(TypedDict, total=False):
+    """The same, as keywords of the constructor in `bnjax.nnx`."""
+
+    averaging: StatsAveraging
+    running_var: RunningVar
+    impl: Impl
+    activation: Activation | None
+    batch: BatchChoice
+    update_statistics: bool | None
+
+
+def settings_of(layer: Any, **changes: Any) -> Settings:
+    """Returns the settings of a layer with Flax's attributes, whose `momentum` is `decay`."""
+    flax = {"decay": "momentum"}
+    names = [field.name for field in fields(Settings)]
+    return Settings(**{name: getattr(layer, flax.get(name, name)) for name in names} | changes)
+
+
+def check_decay(decay: float | jax.Array) -> None:
+    """Raises ValueError unless it is in [0, 1); of a traced one the shape and type are known."""
+    traced = isinstance(decay, jax.core.Tracer)
+    dtype = getattr(decay, "dtype", None)
+    if dtype is not None and jnp.shape(decay) == ():
+        number = jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.int32
+    else:
+        number = isinstance(decay, Real) and not isinstance(decay, bool)
+    if not number:
+        raise ValueError(f"decay must be a number, got {decay!r}.")
+    if not traced and not 0 <= decay < 1:
+        raise ValueError(
+            f"decay must be in [0, 1), got {decay}: it is the fraction kept; "
+            "torch's momentum m is decay = 1 - m."
+        )
+
+
+def check_batch(batch: BatchChoice) -> None:
+    """Raises ValueError unless it is a name, or a number of examples."""
+    if batch in ("all", "device"):
+        return
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"batch must be 'all', 'device' or examples per group, got {batch!r}.")
+
+
+def check_epsilon(epsilon: float, dtype: DTypeLike = jnp.float32) -> None:
+    """Raises ValueError unless epsilon is a normal positive number where `dtype` is computed."""
+    if isinstance(epsilon, bool) or not isinstance(epsilon, Real):
+        raise ValueError(f"epsilon must be a number known while tracing, got {epsilon!r}.")
+    limits = jnp.finfo(precision(dtype))
+    if not float(limits.tiny) <= epsilon <= float(limits.max):
+        raise ValueError(
+            f"epsilon must be > 0, got {epsilon}: constant features divide by its root, which "
+            f"{limits.dtype} knows from {limits.tiny:.4g} to {limits.max:.4g}."
+        )
+
+
+def check_dtype(dtype: DTypeLike) -> None:
+    """Raises ValueError unless the output's type is floating."""
+    try:
+        if hasattr(dtype, "astype") and not isinstance(dtype, type):
+            raise TypeError  # an array, whose own type would be taken
+        dtype = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype must be floating, got {dtype!r}, which is no type.") from error
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be floating, got {dtype}: means, scales and outputs are.")
+
+
+def check_choice(name: str, value: str, choices: object) -> None:
+    """Raises ValueError unless `value` is one of the `Literal` type `choices`."""
+    allowed = choices.__args__  # type: ignore[attr-defined]
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
