@@ -10,115 +10,24 @@ nothing is saved and a resume costs nothing. Every host reads any example: all n
 and there may be more hosts than shards.
 """
 
-import gc
-import os
-import re
-import signal
-import threading
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal
 
 import numpy as np
 
 from bnjax.data.data_set import DataError, Example, Image, Split
 from bnjax.data.order import Order, Shuffle
-from bnjax.extras import extra
+from bnjax.data.workers import Batch, Stream, check_workers
 
 TrainingView = Callable[[Image, np.random.Generator], np.ndarray]
 EvaluationView = Callable[[Image], np.ndarray]
 Damaged = Literal["refuse", "skip"]
 
-MOST_THREADS = 8
-"""Threads of `workers=0`, at most one for each core. Views hold Python's lock for some of their
-time, so that more would wait for one another."""
-MOST_WORKERS = 1024
-"""Processes of a host: more than it has cores."""
-AHEAD = 2
-"""Batches that are made ahead, for each thread or process."""
-GRACE_S = 30
-"""Seconds that a worker process goes on after SIGTERM, for its parent to save and close it."""
-_ENDINGS = {
-    "SIGBUS": "found no room in shared memory (/dev/shm): enlarge it (docker run --shm-size, "
-    "mount -o remount,size=8G /dev/shm), or give --workers 0, which are threads and need none",
-    "SIGKILL": "was killed, as the system does when memory runs out: give fewer --workers",
-}
-"""Causes of a worker process's end, by signal, and their remedies."""
 _ENDLESS = 1 << 60
 _VIEWS = np.array([0, 0, 0, 1], np.uint64)
 """Counter that generators of views start from: those of the order have the same keys, and without
 this would give the same bits."""
-
-
-class Batch(NamedTuple):
-    """The share of a global batch that this host makes.
-
-    Attributes:
-        images: uint8 `[n, ...]`, one view each; `[n, s, s, 3]`, or `[n, crops, s, s, 3]`.
-        labels: int32 `[n]`.
-        mask: bool `[n]`; False on padding, which is zero.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    mask: np.ndarray
-
-
-class Stream(Iterator[Batch]):
-    """Batches from workers. Close it, or use it in a `with`; an exception of a view closes it too.
-
-    Attributes:
-        skipped: how often each damaged record was skipped, in the batches that came out so far.
-    """
-
-    def __init__(self, batches: "_TrainingBatches | _EvaluationBatches", workers: int) -> None:
-        with extra("data"):
-            import grain
-            from absl import flags
-
-        if workers and not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads its own before it starts a process
-        threads = min(_cores(), MOST_THREADS)
-        # A process makes its batches one by one: its queue holds those ahead.
-        options = (
-            grain.ReadOptions(0, 0) if workers else grain.ReadOptions(threads, AHEAD * threads)
-        )
-        batches_of_all = grain.MapDataset.source(batches).to_iter_dataset(options)
-        processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=AHEAD)
-        iterator = iter(batches_of_all.mp_prefetch(processes, _begin_worker))
-        iterator.start_prefetch()
-        self.skipped: Counter[str] = Counter()
-        self._shares_memory = workers > 0
-        # A list that closing empties: Grain's objects complain when they outlive its modules.
-        self._iterator: list[Any] = [iterator]
-        self._finalizer = weakref.finalize(self, _close, self._iterator, workers > 0)
-
-    def __next__(self) -> Batch:
-        if not self._iterator:
-            raise StopIteration
-        try:
-            batch, skipped = next(self._iterator[0])
-        except BaseException as error:  # the end, too
-            self.close()
-            if self._shares_memory and (reason := _ending(error)):
-                raise DataError(f"workers: a process that makes views {reason}") from error
-            raise
-        self.skipped.update(skipped)
-        # Copied, so that shared memory is given back at once.
-        return Batch(*map(np.array, batch)) if self._shares_memory else batch
-
-    def close(self) -> None:
-        """Ends the workers: processes now, threads when the batch that they are at is made."""
-        self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def training_batches(
@@ -136,9 +45,10 @@ def training_batches(
 ) -> Stream:
     """Returns an endless stream of batches from `first_step` on.
 
-    At most `AHEAD` batches for each worker are ready or being made, twice that for processes, and
-    one more. Processes hand batches over in shared memory (/dev/shm on Linux), must be able to
-    pickle `view`, and import the main module: it needs its `if __name__ == "__main__"`.
+    At most `AHEAD` batches (`bnjax.data.workers`) for each worker are ready or being made, twice
+    that for processes, and one more. Processes hand batches over in shared memory (/dev/shm on
+    Linux), must be able to pickle `view`, and import the main module: it needs its
+    `if __name__ == "__main__"`.
 
     Args:
         examples: what to learn from.
@@ -298,19 +208,6 @@ def _named(
         raise RuntimeError(f"{example.name}: {type(error).__name__}: {error}") from error
 
 
-def _ending(error: BaseException) -> str | None:
-    """Returns why a worker process ended, where Grain's error names a signal."""
-    code = re.search(r"terminated unexpectedly with exit code -(\d+)", str(error))
-    return code and _ENDINGS.get(signal.Signals(int(code[1])).name)
-
-
-def _close(iterator: list[Any], shares_memory: bool) -> None:
-    while iterator:
-        iterator.pop().close()
-    if shares_memory:
-        gc.collect()  # cycles among Grain's objects hold the last batches
-
-
 def _share(batch_size: int, process_index: int, process_count: int) -> range:
     """Returns the rows of a global batch that a host makes."""
     if not 0 <= process_index < process_count:
@@ -325,36 +222,3 @@ def _share(batch_size: int, process_index: int, process_count: int) -> range:
         )
     share = batch_size // process_count
     return range(process_index * share, (process_index + 1) * share)
-
-
-def check_workers(workers: int) -> int:
-    """Returns the number; ValueError if it is negative or more than a host has use for."""
-    if workers < 0:
-        raise ValueError(f"workers must be >= 0, got {workers}; 0 is for threads.")
-    if workers > MOST_WORKERS:
-        raise ValueError(f"workers must be at most {MOST_WORKERS}, got {workers}: processes.")
-    return workers
-
-
-def _cores() -> int:
-    """Counts the cores that this process may use, where the system tells."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _begin_worker(index: int, count: int) -> None:
-    """Begins a worker process: its parent decides when it ends.
-
-    Ctrl-C and a batch system's SIGTERM reach the workers as well as their parent, which goes on for
-    some batches, to save; a parent that is killed closes nobody.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)

@@ -22,7 +22,8 @@ import pytest
 from bnjax.data import DataError
 from bnjax.data.data_set import Example
 from bnjax.data.order import Order
-from bnjax.data.stream import Stream, evaluation_batches, training_batches
+from bnjax.data.stream import evaluation_batches, training_batches
+from bnjax.data.workers import Stream
 
 HERE = Path(__file__).parent
 SIZE = 23
