@@ -23,6 +23,7 @@ from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import HostCheckpoints, all_succeed, gather_json, is_first
 from bnjax.training.tensorboard import TensorBoard
 from experiments.harness import affects
+from experiments.harness.compute import Compute
 from experiments.harness.experiment import Experiment, Member, Outcome, RunLog, Task, identity
 from experiments.harness.weights import save_weights
 
@@ -104,6 +105,27 @@ def complete(
             names = [run_name(task, member) for member in task.members]
             held.enter_context(_alone(out, names))
         _complete(experiment, task, data, compute, out, tensorboard=tensorboard)
+
+
+def complete_all(
+    experiment: Experiment,
+    config: Any,
+    out: Path,
+    *,
+    compute: Compute | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Checks all runs of a configuration, then trains those that `out` does not hold whole.
+
+    It is the experiment's command without its tables and figures, on one host.
+    """
+    compute = compute or experiment.compute()
+    data = experiment.open_data(config.data, data_dir)
+    tasks = experiment.tasks(config)
+    for task in tasks:
+        check(experiment, task, data, compute, out)
+    for task in tasks:
+        complete(experiment, task, data, compute, out)
 
 
 @contextmanager

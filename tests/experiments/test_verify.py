@@ -6,10 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from bnjax.data import DataError, in_memory, open_data
 from bnjax.evidence.records import RecordError
+from experiments import verify as verify_module
+from experiments.harness.differences import prediction_interval
 from experiments.harness.runs import complete
 from experiments.mnist_lenet import experiment
 from experiments.mnist_lenet.config import PRESETS
@@ -92,33 +95,69 @@ def test_a_changed_number_is_named(runs, tmp_path):
     assert any(line.startswith("final: state_sha256: stored") for line in verdict.lines)
 
 
-def _elsewhere(run, copy, *, miscounted, **changes):
-    """A copy of a run that was made in another environment, with so many more counted correct."""
-    folder = _unsealed(run, copy, **changes)
-    _miscount(folder, miscounted)
-    return folder
+def _in_another_place(runs, copy, miscounted):
+    """All runs, the first of which was made elsewhere and has so many more counted correct."""
+    for run in runs.glob("mlp_bn-s*"):
+        shutil.copytree(run, copy / run.name)
+    first = copy / "mlp_bn-s0"
+    record = json.loads((first / "record.json").read_text())
+    del record["sha256"], record["log_sha256"]
+    record["environment"] |= {"backend": "tpu", "device_count": 8}
+    (first / "record.json").write_text(json.dumps(record | {"schema": 1}))
+    _miscount(first, miscounted)
+    return first
 
 
-@pytest.mark.parametrize(
-    ("miscounted", "agrees", "bitwise"), [(0, True, True), (5, True, False), (15, False, False)]
-)
-def test_in_another_environment_a_tolerance_will_do(runs, tmp_path, miscounted, agrees, bitwise):
-    """Of 1,000 test examples a hundredth is 10."""
-    there = json.loads((runs / "mlp_bn-s0" / "record.json").read_text())["environment"]
-    there |= {"backend": "tpu", "device_count": 8}
-    run = _elsewhere(runs / "mlp_bn-s0", tmp_path, miscounted=miscounted, environment=there)
-    verdict = verify(run, steps=20)
-    assert (verdict.agrees, verdict.bitwise) == (agrees, bitwise)
-    assert bitwise or "backend: stored 'tpu', given 'cpu'" in verdict.lines
+def test_elsewhere_a_run_is_one_more_seed(runs, tmp_path):
+    """What was counted differently stands in the record, so that it moves the interval too."""
+    assert verify(_in_another_place(runs, tmp_path / "same", 0)).bitwise
+    near = verify(_in_another_place(runs, tmp_path / "near", 5), steps=20)
+    assert (near.agrees, near.bitwise) == (True, False)
+    assert "agrees with what 3 seeds predict of one more run" in near.lines[0]
+    assert "largest difference of a test accuracy 0.50 points" in near.lines[0]
+    assert "backend: stored 'tpu', given 'cpu'" in near.lines
 
 
-def test_a_run_resumed_elsewhere_is_compared_within_a_tolerance(runs, tmp_path):
+def test_elsewhere_another_accuracy_than_the_seeds_predict_is_named(runs, tmp_path, monkeypatch):
+    """Red if a fixed tolerance, or no spread at all, judges."""
+    first = _in_another_place(runs, tmp_path, 1)
+    rerun = verify_module.rerun
+
+    def better(*arguments, **options):
+        entries, final = rerun(*arguments, **options)
+        entries[-1]["test"]["correct"] = 1000
+        return entries, final
+
+    monkeypatch.setattr(verify_module, "rerun", better)
+    verdict = verify(first)
+    assert (verdict.agrees, verdict.bitwise) == (False, False)
+    assert (
+        "DIFFERS from what 3 seeds predict of one more run: 100.00 % after step 20"
+        in (verdict.lines[0])
+    )
+
+
+def test_elsewhere_one_seed_alone_cannot_be_judged(runs, tmp_path, monkeypatch, capsys):
     there = json.loads((runs / "mlp_bn-s1" / "record.json").read_text())["environment"]
     there |= {"processor": "another"}
-    run = _elsewhere(runs / "mlp_bn-s1", tmp_path, miscounted=1, resumed_under=[there])
+    run = _unsealed(runs / "mlp_bn-s1", tmp_path, resumed_under=[there])
+    _miscount(run, 1)
     verdict = verify(run, steps=10)
-    assert (verdict.agrees, verdict.bitwise) == (True, False)
+    assert (verdict.agrees, verdict.bitwise) == (None, False)
+    assert "NOT JUDGED" in verdict.lines[0]
+    assert "train other seeds" in verdict.lines[0]
     assert any(line.startswith("processor: stored 'another'") for line in verdict.lines)
+
+
+def test_the_prediction_interval_is_students():
+    """Two values 0.5 and 0.7: mean 0.6, sd 0.1414, t of one degree of freedom at 97.5 % 12.706."""
+    low, high = prediction_interval([0.5, 0.7], 10_000, confidence=0.95)
+    half = 12.7062047 * np.sqrt(0.02) * np.sqrt(1.5)
+    assert (low, high) == (pytest.approx(0.6 - half), pytest.approx(0.6 + half))
+    low, high = prediction_interval([0.5, 0.5, 0.5], 100, confidence=0.9)
+    assert high - 0.5 == pytest.approx(2.91998558 * 0.05 * np.sqrt(4 / 3))  # the standard error
+    low, high = prediction_interval([1.0, 1.0], 100, confidence=0.5)
+    assert high > 1 > low
 
 
 def test_other_data_and_unfinished_runs_are_refused(runs, tmp_path):
