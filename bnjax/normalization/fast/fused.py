@@ -110,11 +110,9 @@ def _gradients(
 
         dbias = sum dz
         dscale = sum dz xhat
-        dx = scale rstd (dz - (dbias + xhat dscale) / m)
-
-    Under a mask, the sums in dx go over what dx reaches, and what does not count has dx alone.
+        dx = scale rstd (dz - (sum dz + xhat sum dz xhat) / m)
     """
-    axes, mask = transform.axes, saved.mask
+    axes = transform.axes
     features = _features(saved)
     dz_of = _dz_on_cpu if on_cpu else _dz
 
@@ -128,21 +126,11 @@ def _gradients(
         dz = dz_of(dy, features, *saved.masked_x, transform=transform)
     dz = dz.astype(saved.rstd.dtype)
     centred = _centre(features.minus_mean, *saved.masked_x, axes=axes)
-    dbias, dscale = sums[0], sums[1] * saved.rstd
-    rows = [dbias, dscale]
-    if mask is not None:
-        dz = jnp.where(mask | jnp.isfinite(saved.x), dz, 0)  # elsewhere z is `bias`, whatever x
-        rows.append(dz.sum(axes))
-    local = jnp.stack(rows)
-    shared = _sum_over_devices(local, transform)  # all of them in one collective
-
-    count = jnp.maximum(saved.size, 1)
-    slope = jnp.expand_dims(shared[1] * saved.rstd / count, axes)
-    offset = jnp.expand_dims(shared[0 if mask is None else 2] / count, axes)
-    through_moments = offset + centred * slope
-    if mask is not None:
-        through_moments = jnp.where(mask, through_moments, 0)
-    dx = (dz - through_moments) * jnp.expand_dims(features.factor, axes)
+    dz_of_x = _where_x_matters(dz, saved)
+    local = _rows(sums, dz_of_x, saved, axes)
+    shared = _sum_over_devices(local, transform)
+    dx = dz_of_x - _through_moments(centred, shared, saved, axes)
+    dx *= jnp.expand_dims(features.factor, axes)
     return (
         _like_primal(dx, saved.x),
         _like_parameter(1, local, shared, saved.scale, transform),
@@ -203,6 +191,33 @@ def _centre(
     """Returns x - mean; zero where NaN or infinity is masked."""
     centred = x.astype(minus_mean.dtype) + jnp.expand_dims(minus_mean, axes)
     return jnp.where(mask[0] | jnp.isfinite(x), centred, 0) if mask else centred
+
+
+def _where_x_matters(dz: jax.Array, saved: _Saved) -> jax.Array:
+    """Returns dz, but zero where NaN or infinity is masked: there z is `bias`, whatever x."""
+    return dz if saved.mask is None else jnp.where(saved.mask | jnp.isfinite(saved.x), dz, 0)
+
+
+def _rows(
+    sums: tuple[jax.Array, jax.Array], dz_of_x: jax.Array, saved: _Saved, axes: tuple[int, ...]
+) -> jax.Array:
+    """Returns dbias, dscale and, where a mask makes it differ from dbias, the sum of `dz_of_x`.
+
+    They are one array, for one collective.
+    """
+    rows = [sums[0], sums[1] * saved.rstd]
+    return jnp.stack(rows if saved.mask is None else [*rows, dz_of_x.sum(axes)])
+
+
+def _through_moments(
+    centred: jax.Array, shared: jax.Array, saved: _Saved, axes: tuple[int, ...]
+) -> jax.Array:
+    """Returns what reaches x by way of mean and variance; zero where x does not count in them."""
+    count = jnp.maximum(saved.size, 1)
+    slope = jnp.expand_dims(shared[1] * saved.rstd / count, axes)
+    offset = jnp.expand_dims(shared[0 if saved.mask is None else 2] / count, axes)
+    gradient = offset + centred * slope
+    return gradient if saved.mask is None else jnp.where(saved.mask, gradient, 0)
 
 
 def _after_the_sums(
