@@ -4,7 +4,7 @@ WHAT is one of
 
   dry-run        the training step of the ImageNet experiment's arms: memory, traffic, least time
   memory         peak memory of the Inception networks' training steps, batch by batch
-  normalization  what batch normalization adds to a program, bnjax's and Flax's
+  normalization  the cost that batch normalization adds to a step, bnjax's and Flax's
 
 and takes --help. XLA's own compilers for TPUs and GPUs run on any machine; the steps do not run.
 """

@@ -1,4 +1,4 @@
-"""The training step of the ImageNet experiment's arms: memory, traffic and least time, by topology.
+"""The training step of the ImageNet experiment's arms: memory, traffic and least time.
 
 `python -m experiments.imagenet_inception dry-run` is the same command.
 """
@@ -38,7 +38,7 @@ _RESULTS = Path(__file__).parents[1] / "imagenet_inception" / "results"
 PER_CHIP = 32
 """Images on a chip: the paper's mini-batch, of one replica."""
 MOST_PER_CHIP = 1 << 16
-"""Images of 224 pixels that no chip holds."""
+"""More images of 224 pixels than any chip holds."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Memory that a training step of the Inception networks takes on a chip, batch by batch.
+"""Peak memory of a training step of the Inception networks on a chip, by batch.
 
 Activations are bfloat16, parameters float32; the batch, and what normalizes it, is split over the
 chips.
@@ -32,9 +32,9 @@ class Config:
     batch_sizes: tuple[int, ...] = (32, 64, 128, 256)
     """Examples on each chip."""
     topologies: tuple[str, ...] = ("v5e:1x1",)
-    """What to compile for: v5e:1x1 (a TPU chip), v5e:2x4 (eight), h100:1, cpu:8 and others."""
+    """Chips to compile for: v5e:1x1 (a TPU chip), v5e:2x4 (eight), h100:1, cpu:8 and others."""
     remat: bool = False
-    """Whether the backward pass computes each Inception module again."""
+    """Compute each Inception module again in the backward pass."""
 
     def __post_init__(self) -> None:
         check_names("networks", self.networks, NETWORKS)

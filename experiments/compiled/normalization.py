@@ -1,6 +1,6 @@
-"""What batch normalization adds to a program: bnjax's and Flax's beside a bias alone.
+"""The cost that batch normalization adds to a step: bnjax's and Flax's beside a bias alone.
 
-There are two programs: a whole BN-Inception training step (forward, cross-entropy, backward, SGD)
+There are two steps: a whole BN-Inception training step (forward, cross-entropy, backward, SGD)
 and a stack of convolutions. Activations are bfloat16, parameters float32; the batch is split over
 the chips, and its moments are those of all of them.
 """
@@ -23,7 +23,7 @@ from bnjax.training.parallel import DataParallel
 from experiments.compiled.rows import Case, check_names
 from experiments.compiled.steps import AbstractStep, training_step
 
-LAYERS: dict[str, Norm | None] = {
+ARMS: dict[str, Norm | None] = {
     "bias": None,
     "flax": partial(nn.BatchNorm, momentum=0.9),
     "bnjax": partial(bnjax.linen.BatchNorm, momentum=0.9),
@@ -38,7 +38,7 @@ class Config:
     programs: tuple[str, ...] = ("bn_inception", "convolutions")
     """bn_inception: a training step; convolutions: value and gradient of a stack of them."""
     topologies: tuple[str, ...] = ("v5e:1x1", "v5e:2x4", "h100:1", "h100:8")
-    """What to compile for: v5e:2x4 (eight TPU chips), h100:8, cpu:8 and others."""
+    """Chips to compile for: v5e:2x4 (eight TPU chips), h100:8, cpu:8 and others."""
     batch_size: int = 128
     """Examples on each chip."""
     image_size: int = 224
@@ -62,7 +62,7 @@ class Config:
         parallel = DataParallel(devices=topology.devices)
         examples = self.batch_size * parallel.device_count
         for program in self.programs:
-            for arm, norm in LAYERS.items():
+            for arm, norm in ARMS.items():
                 make = partial(PROGRAMS[program], self, norm, examples)
                 yield Case({"program": program, "arm": arm}, topology, parallel, make)
 

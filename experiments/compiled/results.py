@@ -1,4 +1,4 @@
-"""Files of results: checked before anything is compiled, written before anything is printed."""
+"""The file and the table of a result."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def _say(text: str) -> None:
 
 
 def _file(out: Path, results: Path) -> Path:
-    """Checked before minutes go into what could not be written."""
+    """Returns the file, checked before minutes go into what could not be written."""
     out = local_path("--out", out)
     out = output_folder(out.parent) / out.name
     if out.is_dir():

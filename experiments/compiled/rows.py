@@ -1,4 +1,4 @@
-"""Rows of figures: each is what compilers say of one step for one topology."""
+"""Rows of figures, from the compilers: one step for one topology each."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict

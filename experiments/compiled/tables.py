@@ -24,7 +24,7 @@ _PROGRAMS = {
     "bn_inception": "BN-Inception, a training step",
     "convolutions": "A stack of convolutions, value and gradient",
 }
-_LAYERS = {"bias": "bias alone", "flax": "Flax", "bnjax": "bnjax"}
+_ARMS = {"bias": "bias alone", "flax": "Flax", "bnjax": "bnjax"}
 _COSTS = (
     *("compiled for", "normalization", "GB to and from memory", "XLA's estimate, ms"),
     *("peak memory, MB", "collectives (kB)", "instructions"),
@@ -40,8 +40,8 @@ _NETWORKS = {"bn_inception": "BN-Inception, 224x224", "inception_v3": "Inception
 
 Row = dict[str, Any]
 Result = dict[str, Any]
-Layers = dict[str, Row]
-"""The rows of one program and topology, by layer: bias, flax, bnjax."""
+Arms = dict[str, Row]
+"""The rows of one program and topology, by normalization: bias, flax, bnjax."""
 
 
 def dry_run_table(result: Result) -> str:
@@ -153,28 +153,28 @@ def normalization_table(result: Result) -> str:
     for program in result["config"]["programs"]:
         rows = [
             cells
-            for topology, layers in _by_topology(result, program)
-            for cells in _comparison(topology, layers)
+            for topology, arms in _by_topology(result, program)
+            for cells in _comparison(topology, arms)
         ]
         parts += [f"**{_PROGRAMS[program]}**", table(_COSTS, rows, left=2)]
     return "\n\n".join([*parts, _list(_normalization_notes(result))])
 
 
-def _by_topology(result: Result, program: str) -> Iterator[tuple[str, Layers]]:
-    """Yields the topologies for which all layers were compiled."""
+def _by_topology(result: Result, program: str) -> Iterator[tuple[str, Arms]]:
+    """Yields the topologies for which every arm was compiled."""
     for topology in result["config"]["topologies"]:
-        layers = {}
+        arms = {}
         for row in result["rows"]:
             if (row["program"], row["topology"]) == (program, topology) and not row.get("refused"):
                 count, size = _exchanged(row)
-                layers[row["arm"]] = {**row, "collective_count": count, "collective_bytes": size}
-        if len(layers) == len(_LAYERS):
-            yield topology, layers
+                arms[row["arm"]] = {**row, "collective_count": count, "collective_bytes": size}
+        if len(arms) == len(_ARMS):
+            yield topology, arms
 
 
-def _comparison(topology: str, layers: Layers) -> Iterator[list[str]]:
-    for arm, label in _LAYERS.items():
-        row = layers[arm]
+def _comparison(topology: str, arms: Arms) -> Iterator[list[str]]:
+    for arm, label in _ARMS.items():
+        row = arms[arm]
         yield [
             topology,
             label,
@@ -185,20 +185,20 @@ def _comparison(topology: str, layers: Layers) -> Iterator[list[str]]:
             f"{row['kernels']:,}",
         ]
     names = ("bytes_accessed", "seconds", "peak_bytes", "collective_count", "kernels")
-    yield [topology, "bnjax / Flax", *(_ratio(layers, name) for name in names)]
-    added = {name: _added(layers, name) for name in names if name != "peak_bytes"}
+    yield [topology, "bnjax / Flax", *(_ratio(arms, name) for name in names)]
+    added = {name: _added(arms, name) for name in names if name != "peak_bytes"}
     texts = ("" if added.get(name) is None else f"{added[name]:.2f}" for name in names)
     yield [topology, "what it adds, bnjax / Flax", *texts]
 
 
-def _ratio(layers: Layers, name: str) -> str:
-    ours, flax = layers["bnjax"][name], layers["flax"][name]
+def _ratio(arms: Arms, name: str) -> str:
+    ours, flax = arms["bnjax"][name], arms["flax"][name]
     return "" if not ours or not flax else f"{ours / flax:.3f}"
 
 
-def _added(layers: Layers, name: str) -> float | None:
+def _added(arms: Arms, name: str) -> float | None:
     """Returns what bnjax adds to a bias over what Flax adds; None where Flax adds nothing."""
-    ours, flax, bias = (layers[arm][name] for arm in ("bnjax", "flax", "bias"))
+    ours, flax, bias = (arms[arm][name] for arm in ("bnjax", "flax", "bias"))
     if None in (ours, flax, bias) or flax <= bias:
         return None
     return float((ours - bias) / (flax - bias))
@@ -210,10 +210,10 @@ def _normalization_notes(result: Result) -> Iterator[str]:
     for row in result["rows"]:
         if row.get("refused"):
             where = f"{_PROGRAMS[row['program']]}, {row['topology']}"
-            yield f"Not compared, {where}, {_LAYERS[row['arm']]}: {row['refused']}"
+            yield f"Not compared, {where}, {_ARMS[row['arm']]}: {row['refused']}"
     for program in config["programs"]:
-        for topology, layers in _by_topology(result, program):
-            yield from _targets(f"Target, {_PROGRAMS[program]}, {topology}", layers)
+        for topology, arms in _by_topology(result, program):
+            yield from _targets(f"Target, {_PROGRAMS[program]}, {topology}", arms)
     yield (
         f"All figures are of one chip, with {config['batch_size']} examples on each; the batch, "
         "and what normalizes it, is split over all of them. Activations are bfloat16, parameters "
@@ -236,9 +236,9 @@ def _normalization_notes(result: Result) -> Iterator[str]:
     yield f"Compiled on {result['environment']['processor']}; python {_versions(result)}."
 
 
-def _targets(target: str, layers: Layers) -> Iterator[str]:
-    platform = layers["bnjax"]["platform"]
-    added = _added(layers, "bytes_accessed")
+def _targets(target: str, arms: Arms) -> Iterator[str]:
+    platform = arms["bnjax"]["platform"]
+    added = _added(arms, "bytes_accessed")
     if platform == "cuda" and added is not None:
         yield (
             f"{target}: adds at most {GPU_ADDED_BYTES:g} of the bytes that Flax adds: "
@@ -248,9 +248,9 @@ def _targets(target: str, layers: Layers) -> Iterator[str]:
     above = [
         _COMPARED[name]
         for name in compared
-        if layers["flax"][name] is not None
-        and layers["bnjax"][name] is not None
-        and layers["bnjax"][name] > EQUAL * layers["flax"][name]
+        if arms["flax"][name] is not None
+        and arms["bnjax"][name] is not None
+        and arms["bnjax"][name] > EQUAL * arms["flax"][name]
     ]
     yield (
         f"{target}: not above Flax in {', '.join(_COMPARED[name] for name in compared)}: "

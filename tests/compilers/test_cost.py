@@ -121,7 +121,7 @@ class Memory:
 
 
 class Compiled:
-    """What a platform's compiler says."""
+    """Stands in for a platform's compiler and its answers."""
 
     def __init__(self, cost, peak=140):
         self.cost, self.peak = cost, peak

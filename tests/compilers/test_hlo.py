@@ -162,7 +162,7 @@ def test_collectives_inside_calls_fusions_and_wrappers_count_once():
 
 
 def test_a_collective_spread_over_fusions_is_one():
-    """As TPUs overlap it with products: every part names the same channel."""
+    """TPUs overlap it so with products; every part names the same channel."""
     part = """
 %part{0} (p: f32[4]) -> f32[32] {{
   %p = f32[4] parameter(0)
@@ -246,7 +246,7 @@ def test_traffic_of_a_started_sum_of_two(shape):
     ids=["sliced", "bitcast, then sliced", "whole", "sliced and summed"],
 )
 def test_an_operand_that_is_only_sliced_counts_with_the_slices(use, read):
-    """As the gradient of a concatenation, which each branch reads in part."""
+    """Each branch reads the gradient of a concatenation so, in part."""
     fused = f"""
 %fused (q: f32[4], p: f32[100]) -> f32[4] {{
   %q = f32[4] parameter(0)

@@ -13,7 +13,7 @@ from bnjax.compilers.topologies import CHIPS, MissingCompilerError, find_topolog
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What JAX is asked for; it answers with as many devices as a TPU's or GPU's name says."""
+    """Keeps what JAX is asked for, which is answered with all CPU devices."""
     calls = []
 
     class Description:

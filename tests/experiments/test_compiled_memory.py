@@ -1,4 +1,4 @@
-"""Memory of the Inception networks' steps: what is compiled. Nothing needs a chip."""
+"""Memory of the Inception networks' steps. Nothing needs a chip."""
 
 import json
 
@@ -13,6 +13,12 @@ from experiments.compiled.steps import training_step
 from experiments.compiled.tables import memory_table
 
 
+@pytest.fixture(autouse=True)
+def _short_network(monkeypatch):
+    """One of BN-Inception's ten modules."""
+    monkeypatch.setattr(bn_inception, "FIGURE_5", bn_inception.FIGURE_5[2:3])
+
+
 def small_step(remat, examples):
     """The real one at an eighth of the widths, for 64x64 pixels."""
     model = bn_inception.BNInception(norm=memory.NORM, width=0.125, remat=remat)
@@ -22,7 +28,6 @@ def small_step(remat, examples):
 @pytest.mark.slow
 def test_memory_by_batch_of_a_whole_step(monkeypatch):
     """A larger batch takes more; compiled for CPU devices, which every machine has."""
-    monkeypatch.setattr(bn_inception, "FIGURE_5", bn_inception.FIGURE_5[2:3])
     monkeypatch.setitem(memory.NETWORKS, "bn_inception", small_step)
     with jax.numpy_dtype_promotion("standard"):
         result = measure("memory", memory.Config(("bn_inception",), (1, 2), ("cpu:1",)))

@@ -1,4 +1,4 @@
-"""What normalization adds to compiled programs: what is compiled. Nothing needs a chip."""
+"""The steps that tell what normalization adds. Nothing needs a chip."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from jaxprs import equations
 
 from bnjax.models import bn_inception
-from experiments.compiled.normalization import LAYERS, PROGRAMS, Config
+from experiments.compiled.normalization import ARMS, PROGRAMS, Config
 from experiments.compiled.rows import measure
 from experiments.compiled.tables import normalization_table
 
@@ -80,11 +80,11 @@ def _short_network(monkeypatch):
 
 
 @pytest.mark.usefixtures("_short_network")
-@pytest.mark.parametrize("arm", LAYERS)
+@pytest.mark.parametrize("arm", ARMS)
 def test_a_training_step_is_whole_and_in_bfloat16(arm):
     """Statistics move, parameters are float32, and no convolution runs in another type."""
     config = Config(image_size=64, width=0.125)
-    step = PROGRAMS["bn_inception"](config, LAYERS[arm], 4)
+    step = PROGRAMS["bn_inception"](config, ARMS[arm], 4)
     state, metrics = jax.eval_shape(step.function, step.replicated, step.batch)
     assert jax.tree.structure(state) == jax.tree.structure(step.replicated)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
@@ -100,9 +100,9 @@ def test_a_training_step_is_whole_and_in_bfloat16(arm):
 
 @pytest.mark.usefixtures("_short_network")
 def test_the_arms_differ_in_normalization_alone():
-    """As many parameters each: a bias stands where a norm's would, a scale comes with the norm."""
+    """Equal parameters: a bias stands where a norm's would, a scale comes with the norm."""
     sizes = {}
-    for arm, norm in LAYERS.items():
+    for arm, norm in ARMS.items():
         step = PROGRAMS["bn_inception"](Config(image_size=64, width=0.125), norm, 4)
         leaves = jax.tree_util.tree_leaves_with_path(step.replicated.params)
         sizes[arm] = {}

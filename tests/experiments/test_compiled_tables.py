@@ -3,7 +3,7 @@
 from experiments.compiled.tables import dry_run_table, memory_table, normalization_table
 
 
-def layer(topology, arm, gigabytes, milliseconds, megabytes, collectives, kernels):
+def arm_row(topology, arm, gigabytes, milliseconds, megabytes, collectives, kernels):
     return {
         "program": "bn_inception",
         "arm": arm,
@@ -19,7 +19,7 @@ def layer(topology, arm, gigabytes, milliseconds, megabytes, collectives, kernel
     }
 
 
-LAYERS = {
+NORMALIZED = {
     "config": {
         "programs": ["bn_inception"],
         "topologies": ["v5e:1x1", "h100:8", "v4:2x2x1"],
@@ -32,18 +32,18 @@ LAYERS = {
     "compilers": {"libtpu": "2"},
     "missing": {"v4:2x2x1": "v4:2x2x1: no libtpu."},
     "rows": [
-        layer("v5e:1x1", "bias", 4.0, 9.0, 600, {}, 50),
-        layer("v5e:1x1", "flax", 5.0, 10.0, 700, {}, 100),
-        layer("v5e:1x1", "bnjax", 4.5, 10.5, 700.5, {}, 75),
-        layer("h100:8", "bias", 6.0, None, 1_200, {"all-reduce": 1}, 50),
-        layer("h100:8", "flax", 9.0, None, 1_300, {"all-reduce": 7, "all-gather": 2}, 100),
-        layer("h100:8", "bnjax", 7.5, None, 1_320, {"all-reduce": 5}, 90),
+        arm_row("v5e:1x1", "bias", 4.0, 9.0, 600, {}, 50),
+        arm_row("v5e:1x1", "flax", 5.0, 10.0, 700, {}, 100),
+        arm_row("v5e:1x1", "bnjax", 4.5, 10.5, 700.5, {}, 75),
+        arm_row("h100:8", "bias", 6.0, None, 1_200, {"all-reduce": 1}, 50),
+        arm_row("h100:8", "flax", 9.0, None, 1_300, {"all-reduce": 7, "all-gather": 2}, 100),
+        arm_row("h100:8", "bnjax", 7.5, None, 1_320, {"all-reduce": 5}, 90),
     ],
 }
 
 
 def test_table_compares_what_normalization_adds():
-    lines = normalization_table(LAYERS).splitlines()
+    lines = normalization_table(NORMALIZED).splitlines()
     assert lines[4:14] == [
         "| v5e:1x1 | bias alone | 4.000 | 9.00 | 600.0 | 0 (0) | 50 |",
         "| v5e:1x1 | Flax | 5.000 | 10.00 | 700.0 | 0 (0) | 100 |",
@@ -60,7 +60,7 @@ def test_table_compares_what_normalization_adds():
 
 def test_targets_name_what_is_above_flax():
     """Within a thousandth (700.5 MB against 700) counts as equal; 1.05 times the time does not."""
-    notes = [line for line in normalization_table(LAYERS).splitlines() if line.startswith("- ")]
+    notes = [line for line in normalization_table(NORMALIZED).splitlines() if line.startswith("- ")]
     where = "BN-Inception, a training step"
     assert notes[:4] == [
         "- Not compiled: v4:2x2x1: no libtpu.",
@@ -72,10 +72,10 @@ def test_targets_name_what_is_above_flax():
     assert "libtpu 2" in notes[-1]
 
 
-def test_a_topology_with_a_refused_layer_is_not_compared():
-    refused = {**LAYERS["rows"][1], "refused": "no room"}
+def test_a_topology_with_a_refused_arm_is_not_compared():
+    refused = {**NORMALIZED["rows"][1], "refused": "no room"}
     text = normalization_table(
-        {**LAYERS, "rows": [LAYERS["rows"][0], refused, *LAYERS["rows"][2:]]}
+        {**NORMALIZED, "rows": [NORMALIZED["rows"][0], refused, *NORMALIZED["rows"][2:]]}
     )
     assert "- Not compared, BN-Inception, a training step, v5e:1x1, Flax: no room" in text
     assert "| v5e:1x1 |" not in text
