@@ -50,14 +50,14 @@ class Config(TimedConfig):
     activations: tuple[Literal["none", "relu"], ...] = ("none", "relu")
     """Activations after the normalization."""
     contestants: tuple[str, ...] = CONTESTANTS
-    """Who takes part."""
+    """Contestants that take part."""
     measures: tuple[Literal["time", "memory", "accuracy", "collectives"], ...] = (
         "time",
         "memory",
         "accuracy",
         "collectives",
     )
-    """What to measure."""
+    """Measures to take."""
     turn_seconds: float = 0.03
     """Length of a turn: calls are made until it is over, at least one."""
     bandwidth_bytes: int = 2**28

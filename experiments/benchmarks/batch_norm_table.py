@@ -4,16 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from experiments.benchmarks import tables
 from experiments.benchmarks.benchmark import Result
-from experiments.benchmarks.tables import (
-    bullets,
-    markdown,
-    optional,
-    quartiles,
-    surroundings,
-    turns_note,
-    verdict,
-)
 from experiments.benchmarks.turns import Spread, spread
 
 RATIOS = {
@@ -56,15 +48,15 @@ Table = tuple[Sequence[str], list[list[str]]]
 
 def table(result: Result) -> str:
     """Returns tables of times, memory, accuracy and collectives, then targets and conditions."""
-    tables = (
+    parts = (
         *_summary(result),
         *_times(result),
         *_memory(result),
         *_accuracy(result),
         *_collectives(result),
     )
-    notes = bullets((*_targets(result), *_conditions(result)))
-    return "\n\n".join((*(markdown(heads, rows) for heads, rows in tables), notes))
+    notes = tables.bullets((*_targets(result), *_conditions(result)))
+    return "\n\n".join((*(tables.markdown(heads, rows) for heads, rows in parts), notes))
 
 
 def _summary(result: Result) -> Iterator[Table]:
@@ -76,7 +68,10 @@ def _summary(result: Result) -> Iterator[Table]:
         row = [f"{_shape(cell)}, {_setting(cell)}", _milliseconds(_spread(cell, "ours"))]
         for peer in ("flax", "torch"):
             ratio = _ratio(cell, peer) if peer in cell["seconds"] else None
-            row += [optional("{:.2f}", ratio), optional("{:g}", _target_ratio(result, cell, peer))]
+            row += [
+                tables.optional("{:.2f}", ratio),
+                tables.optional("{:g}", _target_ratio(result, cell, peer)),
+            ]
         rows.append([*row, f"{100 * _floor_share(result, cell):.0f} %"])
     if rows:
         flax, torch = f"x {LABELS['flax']}", f"x {LABELS['torch']}"
@@ -114,7 +109,7 @@ def _memory(result: Result) -> Iterator[Table]:
     rows = [
         [
             LABELS[name],
-            *(optional("{:g}", kept.get(name)) for kept in entries.values()),
+            *(tables.optional("{:g}", kept.get(name)) for kept in entries.values()),
             *("" if size[name] is None else f"{size[name] / 1e6:.2f}" for size in temporary),
         ]
         for name in temporary[0]
@@ -223,7 +218,7 @@ def _conditions(result: Result) -> Iterator[str]:
             for turns in cell["page_faults"].values()
         )
         yield (
-            f"{turns_note(config, 'call')} The floor is the time in which "
+            f"{tables.turns_note(config, 'call')} The floor is the time in which "
             f"{result['bytes_per_second'] / 1e9:.1f} GB/s, measured in the same run by a + 3 b, "
             f"move {PASSES} arrays: x read twice and y written forward, x and dy read twice and dx "
             "written backward; what stays in caches can beat it. Page faults a call, largest "
@@ -240,11 +235,11 @@ def _conditions(result: Result) -> Iterator[str]:
             f"Input {config['accuracy_shape']} with standard deviation 1 and that mean; errors "
             "against float64: of y absolute, of gradients relative to their largest value."
         )
-    yield surroundings(result)
+    yield tables.surroundings(result)
 
 
 def _target(goal: str, value: str, reached: bool) -> str:
-    return f"Target: {goal}: {value}: {verdict(reached)}."
+    return f"Target: {goal}: {value}: {tables.verdict(reached)}."
 
 
 def _spread(cell: Cell, name: str) -> Spread:
@@ -272,7 +267,7 @@ def _target_ratio(result: Result, cell: Cell, peer: str) -> float | None:
 
 def _milliseconds(taken: Spread) -> str:
     digits = 1 if taken.median >= 0.01 else 2 if taken.median >= 0.001 else 3
-    return quartiles(taken, unit=1e3, digits=digits)
+    return tables.quartiles(taken, unit=1e3, digits=digits)
 
 
 def _setting(cell: Cell) -> str:

@@ -6,11 +6,10 @@ process that may use one core.
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import PIL
@@ -18,17 +17,9 @@ import PIL
 from bnjax.data.views.crops import Window, sample_window
 from bnjax.data.views.decoding import open_image
 from bnjax.data.views.distortions import Distortion, distort
+from experiments.benchmarks import tables
 from experiments.benchmarks.benchmark import Result, check, provenance
 from experiments.benchmarks.input_pipeline_photos import read_folder, synthetic_photo
-from experiments.benchmarks.tables import (
-    bullets,
-    markdown,
-    optional,
-    quartiles,
-    ratio_by_turn,
-    surroundings,
-    verdict,
-)
 from experiments.benchmarks.turns import raw, spread, take_turns
 
 CONTESTANTS = ("ours", "ours_distorted", "tf", "tf_same")
@@ -62,7 +53,7 @@ class Config:
     image_size: int = 224
     """Height and width of the views, pixels."""
     contestants: tuple[str, ...] = CONTESTANTS
-    """Who takes part."""
+    """Contestants that take part."""
     repeats: int = 20
     """Turns of each contestant."""
     turn_seconds: float = 0.2
@@ -76,15 +67,18 @@ class Config:
             raise ValueError(f"quality must be in [1, 95], got {self.quality}.")
 
 
-class Pipeline(Protocol):
-    """A contestant."""
-
-    def run(self, calls: int) -> list[np.ndarray]:
-        """Makes all views the given number of times, and returns those of the last."""
+Decode = Callable[[int], list[np.ndarray]]
+"""Makes all views the given number of times, and returns those of the last."""
 
 
-class Decoding:
-    """bnjax's views of given windows.
+def decoder(
+    files: Sequence[bytes],
+    windows: Sequence[Window],
+    size: int,
+    *,
+    distortion: Distortion | None = None,
+) -> Decode:
+    """Returns bnjax's decoding.
 
     Args:
         files: JPEG.
@@ -92,29 +86,18 @@ class Decoding:
         size: height and width of the views.
         distortion: of colours; None leaves them as they are.
     """
+    rng = np.random.default_rng(0)
 
-    def __init__(
-        self,
-        files: Sequence[bytes],
-        windows: Sequence[Window],
-        size: int,
-        *,
-        distortion: Distortion | None = None,
-    ) -> None:
-        self._work = list(zip(files, windows, strict=True))
-        self._size = (size, size)
-        self._distortion = distortion
-        self._rng = np.random.default_rng(0)
+    def view(data: bytes, window: Window) -> np.ndarray:
+        pixels = open_image(data).resized(window, (size, size))
+        return pixels if distortion is None else distort(pixels, distortion, rng)
 
-    def run(self, calls: int) -> list[np.ndarray]:
-        """Makes all views the given number of times, and returns those of the last."""
+    def decode(calls: int) -> list[np.ndarray]:
         for _ in range(calls):
-            views = [self._view(data, window) for data, window in self._work]
+            views = list(map(view, files, windows))
         return views
 
-    def _view(self, data: bytes, window: Window) -> np.ndarray:
-        view = open_image(data).resized(window, self._size)
-        return view if self._distortion is None else distort(view, self._distortion, self._rng)
+    return decode
 
 
 def start(config: Config) -> None:
@@ -136,12 +119,8 @@ def measure(config: Config) -> Result:
     with _one_core() as pinned:
         pipelines, versions, missing = _pipelines(config, files, windows)
         print(f"measuring: {', '.join(pipelines)}", file=sys.stderr, flush=True)
-        turns = take_turns(
-            {name: pipeline.run for name, pipeline in pipelines.items()},
-            repeats=config.repeats,
-            turn_seconds=config.turn_seconds,
-        )
-    views = {name: np.stack(pipeline.run(1)).astype(int) for name, pipeline in pipelines.items()}
+        turns = take_turns(pipelines, repeats=config.repeats, turn_seconds=config.turn_seconds)
+    views = {name: np.stack(decode(1)).astype(int) for name, decode in pipelines.items()}
     count = len(files)
     return {
         **provenance(
@@ -182,16 +161,16 @@ def _files(config: Config) -> list[bytes]:
 
 def _pipelines(
     config: Config, files: Sequence[bytes], windows: Sequence[Window]
-) -> tuple[dict[str, Pipeline], dict[str, str], dict[str, str]]:
+) -> tuple[dict[str, Decode], dict[str, str], dict[str, str]]:
     """Returns who takes part; TensorFlow's version, if it does; who is missing, and why."""
     size = config.image_size
-    pipelines: dict[str, Pipeline] = {}
+    pipelines: dict[str, Decode] = {}
     versions: dict[str, str] = {}
     missing: dict[str, str] = {}
     for name in config.contestants:
         if not name.startswith("tf"):
             distortion = Distortion() if name == "ours_distorted" else None
-            pipelines[name] = Decoding(files, windows, size, distortion=distortion)
+            pipelines[name] = decoder(files, windows, size, distortion=distortion)
             continue
         try:
             import tensorflow
@@ -203,7 +182,7 @@ def _pipelines(
         if not versions:
             peer.use_one_thread()
             versions = {"tensorflow": tensorflow.__version__}
-        pipelines[name] = peer.FusedDecoding(files, windows, size, same=name == "tf_same")
+        pipelines[name] = peer.fused_decoder(files, windows, size, same=name == "tf_same")
     return pipelines, versions, missing
 
 
@@ -232,23 +211,25 @@ def table(result: Result) -> str:
     rows: list[list[str]] = []
     for name, seconds in result["seconds"].items():
         rate, ratio = spread([1 / value for value in seconds]), _ratio(result, name)
-        rows.append([LABELS[name], quartiles(rate, digits=0), optional("{:.2f}", ratio)])
+        rows.append(
+            [LABELS[name], tables.quartiles(rate, digits=0), tables.optional("{:.2f}", ratio)]
+        )
     for name, reason in result["missing"].items():
-        rows.append([LABELS[name], f"not measured: {reason}", ""])
-    return f"{markdown(heads, rows)}\n\n{bullets(_notes(result))}"
+        rows.append([LABELS[name], f"not measured: {reason}"])
+    return f"{tables.markdown(heads, rows)}\n\n{tables.bullets(_notes(result))}"
 
 
 def _ratio(result: Result, name: str) -> float | None:
     """Returns images a second over those of tf.data's defaults, the median over the repeats."""
     if not {name, "tf"} <= set(result["seconds"]):
         return None
-    return ratio_by_turn(result["seconds"], "tf", name).median
+    return tables.ratio_by_turn(result["seconds"], "tf", name).median
 
 
 def _notes(result: Result) -> Iterator[str]:
     config, files, ratio = result["config"], result["files"], _ratio(result, "ours")
     if ratio is not None:
-        reached = verdict(ratio >= LEAST)
+        reached = tables.verdict(ratio >= LEAST)
         yield f"Target: at least {LEAST:.1f} times tf.data's defaults: {ratio:.2f}: {reached}."
     kind = "JPEG files of the user's" if config["folder"] else "synthetic JPEG photos"
     yield (
@@ -269,4 +250,4 @@ def _notes(result: Result) -> Iterator[str]:
         f"process {'on one core' if result['pinned'] else 'which the system may move'}; a turn is "
         f"one untimed pass over the files, then passes for {config['turn_seconds']:g} s."
     )
-    yield surroundings(result)
+    yield tables.surroundings(result)

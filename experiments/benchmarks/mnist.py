@@ -19,6 +19,7 @@ import numpy as np
 
 from bnjax.data import DataSet, in_memory, open_data
 from bnjax.training.parallel import one_cpu_device_per_core
+from experiments.benchmarks import tables
 from experiments.benchmarks.benchmark import Result, check, not_installed, provenance
 from experiments.benchmarks.machine import matmul_flops_per_second
 from experiments.benchmarks.mnist_programs import (
@@ -31,7 +32,6 @@ from experiments.benchmarks.mnist_programs import (
     run_bnjax,
     run_loop,
 )
-from experiments.benchmarks.tables import bullets, markdown, surroundings, verdict
 from experiments.mnist_lenet.config import DATA
 from experiments.mnist_lenet.config import Config as Setting
 
@@ -214,9 +214,9 @@ def table(result: Result) -> str:
             ]
         )
     for name, reason in result["missing"].items():
-        rows.append([LABELS[name], f"not measured: {reason}", "", "", "", ""])
+        rows.append([LABELS[name], f"not measured: {reason}"])
     notes = [*_conditions(result), *_seeds(result), *_targets(best)]
-    return f"{markdown(heads, rows)}\n\n{bullets(notes)}"
+    return f"{tables.markdown(heads, rows)}\n\n{tables.bullets(notes)}"
 
 
 def _conditions(result: Result) -> Iterator[str]:
@@ -237,7 +237,7 @@ def _conditions(result: Result) -> Iterator[str]:
     )
     # The committed result is older than `peers` and `allocation`.
     torch = {"torch": result["torch"]["version"]} if result["torch"] else {}
-    yield surroundings(
+    yield tables.surroundings(
         {"allocation": {}, **result, "peers": torch},
         device=f"{environment['processor']}, {_count(environment['device_count'], 'core')}",
     )
@@ -257,7 +257,7 @@ def _targets(best: dict[str, float]) -> Iterator[str]:
     for name, target in TARGETS.items():
         if best[name]:
             reached = best["bnjax"] >= target * best[name]
-            yield f"Target: {target:g} times {LABELS[name]}: {verdict(reached)}."
+            yield f"Target: {target:g} times {LABELS[name]}: {tables.verdict(reached)}."
 
 
 def _best_rate(result: Result, name: str) -> float:

@@ -14,21 +14,13 @@ from typing import Any, Literal
 
 import jax
 
+from experiments.benchmarks import tables
 from experiments.benchmarks.benchmark import (
     Result,
     TimedConfig,
     check,
     provenance,
     start_keeping_memory,
-)
-from experiments.benchmarks.tables import (
-    bullets,
-    markdown,
-    quartiles,
-    ratio_by_turn,
-    surroundings,
-    turns_note,
-    verdict,
 )
 from experiments.benchmarks.training import StepSpec, find_torch, race
 from experiments.benchmarks.turns import Spread, spread
@@ -66,7 +58,7 @@ class Config(TimedConfig):
     """Type of the computation, PyTorch's by autocast; parameters and statistics are float32. By
     default float32 on CPUs, bfloat16 elsewhere."""
     contestants: tuple[str, ...] | None = None
-    """Who takes part; by default ours and torch, and elsewhere than on CPUs torch_compiled."""
+    """Contestants; by default ours and torch, and torch_compiled too elsewhere than on CPUs."""
     learning_rate: float = 1e-3
     """Learning rate of SGD with momentum 0.9; small, for the labels are random."""
 
@@ -122,24 +114,24 @@ def table(result: Result) -> str:
                 [
                     _size(cell),
                     LABELS[name],
-                    quartiles(taken, unit=1e3),
+                    tables.quartiles(taken, unit=1e3),
                     f"{cell['batch_size'] / taken.median:,.1f}",
-                    "" if ratio is None else quartiles(ratio, digits=2),
+                    "" if ratio is None else tables.quartiles(ratio, digits=2),
                 ]
             )
         rows += [
-            [_size(cell), LABELS[name], f"not measured: {reason}", "", ""]
+            [_size(cell), LABELS[name], f"not measured: {reason}"]
             for name, reason in result["missing"].items()
         ]
     notes = [*_targets(result, peer), *_conditions(result)]
-    return f"{markdown(heads, rows, left=2)}\n\n{bullets(notes)}"
+    return f"{tables.markdown(heads, rows, left=2)}\n\n{tables.bullets(notes)}"
 
 
 def _ratio(cell: dict[str, Any], name: str, peer: str) -> Spread | None:
     seconds = cell["seconds"]
     if name == peer or not {name, peer} <= set(seconds):
         return None
-    return ratio_by_turn(seconds, name, peer)
+    return tables.ratio_by_turn(seconds, name, peer)
 
 
 def _targets(result: Result, peer: str) -> Iterator[str]:
@@ -153,7 +145,7 @@ def _targets(result: Result, peer: str) -> Iterator[str]:
         else:
             reached, value = 1 / ratio.median >= LEAST_IMAGES, 1 / ratio.median
             goal = f"at least {LEAST_IMAGES:g} times the images/s of {LABELS[peer]}"
-        yield f"Target, {_size(cell)}: {goal}: {value:.2f}: {verdict(reached)}."
+        yield f"Target, {_size(cell)}: {goal}: {value:.2f}: {tables.verdict(reached)}."
 
 
 def _conditions(result: Result) -> Iterator[str]:
@@ -163,12 +155,12 @@ def _conditions(result: Result) -> Iterator[str]:
         "same parameters and see the same batch, which lies in the device's memory."
     )
     yield (
-        f"{turns_note(result['config'], 'step')} Ratios are of times, each step to the peer's of "
-        "the same repeat."
+        f"{tables.turns_note(result['config'], 'step')} Ratios are of times, each step to the "
+        "peer's of the same repeat."
     )
     if result["threads"] is not None and result["environment"]["backend"] == "cpu":
         yield f"Threads, XLA's and PyTorch's alike: {result['threads']}."
-    yield surroundings(result)
+    yield tables.surroundings(result)
 
 
 def _size(cell: dict[str, Any]) -> str:

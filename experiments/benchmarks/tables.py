@@ -7,9 +7,16 @@ from experiments.benchmarks.turns import Spread, spread
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """Returns a table whose first `left` columns stand at the left and the others at the right."""
+    """Returns a table; short rows are filled up with empty cells.
+
+    Args:
+        heads: one of each column.
+        rows: cells.
+        left: number of columns that stand at the left; the others hold numbers.
+    """
     align = ["---"] * left + ["---:"] * (len(heads) - left)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, align, *rows))
+    filled = [[*cells, *[""] * (len(heads) - len(cells))] for cells in (heads, align, *rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in filled)
 
 
 def bullets(notes: Iterable[str]) -> str:

@@ -8,22 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from experiments.benchmarks import tables
 from experiments.benchmarks.benchmark import (
     Result,
     TimedConfig,
     check,
     provenance,
     start_keeping_memory,
-)
-from experiments.benchmarks.tables import (
-    bullets,
-    markdown,
-    optional,
-    quartiles,
-    ratio_by_turn,
-    surroundings,
-    turns_note,
-    verdict,
 )
 from experiments.benchmarks.training import NETWORKS, StepSpec, find_torch, race
 from experiments.benchmarks.turns import Spread, spread
@@ -53,7 +44,7 @@ class Config(TimedConfig):
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Types of the computation; parameters and statistics are float32."""
     contestants: tuple[str, ...] = CONTESTANTS
-    """Who takes part; the others are compared with `bias` and `torch_bias`."""
+    """Contestants; all are compared with the steps of `bias` and `torch_bias`."""
     width: float = 0.25
     """Factor on the network's widths."""
     image_size: int = 32
@@ -109,17 +100,17 @@ def table(result: Result) -> str:
             rows.append(
                 [
                     f"{LABELS[name]}, {cell['dtype']}",
-                    quartiles(spread(seconds), unit=1e3),
-                    "" if added is None else f"{quartiles(added, unit=100)} %",
-                    optional("{:.1f}", None if size is None else size / 1e6),
+                    tables.quartiles(spread(seconds), unit=1e3),
+                    "" if added is None else f"{tables.quartiles(added, unit=100)} %",
+                    tables.optional("{:.1f}", None if size is None else size / 1e6),
                 ]
             )
         rows += [
-            [f"{LABELS[name]}, {cell['dtype']}", f"not measured: {reason}", "", ""]
+            [f"{LABELS[name]}, {cell['dtype']}", f"not measured: {reason}"]
             for name, reason in result["missing"].items()
         ]
     notes = [*_targets(result), *_conditions(result)]
-    return f"{markdown(heads, rows)}\n\n{bullets(notes)}"
+    return f"{tables.markdown(heads, rows)}\n\n{tables.bullets(notes)}"
 
 
 def _added(cell: dict[str, Any], name: str) -> Spread | None:
@@ -127,7 +118,7 @@ def _added(cell: dict[str, Any], name: str) -> Spread | None:
     floor = FLOORS.get(name)
     if floor is None or floor not in cell["seconds"]:
         return None
-    return Spread(*(ratio - 1 for ratio in ratio_by_turn(cell["seconds"], name, floor)))
+    return Spread(*(ratio - 1 for ratio in tables.ratio_by_turn(cell["seconds"], name, floor)))
 
 
 def _targets(result: Result) -> Iterator[str]:
@@ -137,7 +128,7 @@ def _targets(result: Result) -> Iterator[str]:
             yield (
                 f"Target: {LABELS['ours']}, adds at most {100 * MOST_ADDED:.0f} % in "
                 f"{cell['dtype']}: {100 * added.median:.1f} %: "
-                f"{verdict(added.median <= MOST_ADDED)}."
+                f"{tables.verdict(added.median <= MOST_ADDED)}."
             )
 
 
@@ -149,7 +140,7 @@ def _conditions(result: Result) -> Iterator[str]:
         f"stride {config['stem_stride']}; forward and backward pass, SGD with momentum."
     )
     yield (
-        f"{turns_note(config, 'step')} What normalization adds is the median over the repeats, "
-        "each step against the step with biases alone of the same repeat."
+        f"{tables.turns_note(config, 'step')} What normalization adds is the median over the "
+        "repeats, each step against the step with biases alone of the same repeat."
     )
-    yield surroundings(result)
+    yield tables.surroundings(result)

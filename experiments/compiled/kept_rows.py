@@ -1,4 +1,4 @@
-"""Rows of a measurement that takes hours, kept as they come: one that was cut short goes on."""
+"""Rows of a measurement that takes hours, kept as they come, so that an interrupted one goes on."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ Row = dict[str, Any]
 
 
 class KeptRows:
-    """A file of rows under the conditions of their measurement; under others it begins anew.
+    """A file of rows and the conditions of their measurement; other conditions start it again.
 
     Args:
-        path: of the file; None to keep nothing.
-        conditions: JSON values, with the `git` of `environment()` among them. From a checkout
-            with changes nothing is taken over: its code may be another one.
+        path: the file's; None keeps nothing.
+        conditions: JSON values, with `environment()` among them. A checkout with changes takes no
+            row over, for its code may differ.
     """
 
     def __init__(self, path: Path | None, conditions: dict[str, Any]) -> None:
@@ -23,14 +23,14 @@ class KeptRows:
         self.rows = self._read() if git is not None and not git["dirty"] else []
 
     def find(self, **identity: Any) -> Row | None:
-        """The row with these values, if it is there."""
+        """Returns the row with these values, if there is one."""
         for row in self.rows:
             if all(row[name] == value for name, value in identity.items()):
                 return row
         return None
 
     def add(self, row: Row) -> None:
-        """Keeps a row from now on."""
+        """Keeps a row."""
         self.rows.append(json.loads(json.dumps(row)))
         if self._path is not None:
             lines = [self._conditions, *self.rows]
