@@ -1,0 +1,104 @@
+"""BN-Inception without normalization, and with that of batches, ghost batches, groups, layers."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import tyro
+
+from bnjax.models import BNInception, norm_by_name
+from bnjax.models.initialization import draw_kernels
+from experiments.harness.affects import network, nothing, run
+from experiments.harness.experiment import Experiment
+from experiments.harness.images import tasks, train
+from experiments.harness.images.arm import ImageArm, batch_norm, dtype_of
+from experiments.harness.images.compute import ImageCompute
+from experiments.harness.images.config import ImageConfig
+from experiments.harness.page import Page
+from experiments.harness.report import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormArm(ImageArm):
+    """BN-Inception with one normalization; all else is the same.
+
+    Attributes:
+        norm: its name, as `bnjax.models.norm_by_name` takes it.
+    """
+
+    norm: str = network("none")
+
+    def model(self, config: Any, *, classes: int, axis_name: str | None = None) -> nn.Module:
+        """Returns the network."""
+        return BNInception(
+            classes=classes,
+            norm=self._norm(config, axis_name),
+            width=config.width,
+            stem="dense",
+            stem_stride=4,
+            dtype=dtype_of(config),
+            axis_name=axis_name,
+        )
+
+    def _norm(self, config: Any, axis_name: str | None) -> Any:
+        kind, _, number = self.norm.partition(":")
+        if kind in ("batch", "ghost"):
+            return partial(batch_norm(config, axis_name), batch=int(number) if number else "all")
+        return norm_by_name(self.norm, **({} if kind == "none" else {"epsilon": config.epsilon}))
+
+    def draw(self, params: Any, key: jax.Array) -> Any:
+        """Returns the initial parameters: He's, for all arms."""
+        return draw_kernels(params, key, scale=1.0)
+
+
+ARMS = (  # the colours are those of Okabe & Ito
+    NormArm(name="none", label="no normalization", norm="none", color="#000000", line="--"),
+    NormArm(name="batch", label="batch", norm="batch", color="#0072b2"),
+    NormArm(name="ghost", label="ghost batches of 8", norm="ghost:8", color="#56b4e9", line="-."),
+    NormArm(name="group", label="4 groups", norm="group:4", color="#d55e00"),
+    NormArm(name="layer", label="layer", norm="layer", color="#009e73", line=":"),
+)
+
+
+@dataclass(frozen=True)
+class Config(ImageConfig):
+    """BN-Inception without normalization, and with that of batches, groups and layers."""
+
+    arms: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(arm.name for arm in ARMS)}}} ...")
+    ] = nothing(tuple(arm.name for arm in ARMS))
+    """Normalizations to train with."""
+    learning_rate: float = run(0.0075)
+    """Step size, on the mean loss; the same for all, at which all of them train."""
+    steps: int = nothing(150)
+    """Training steps."""
+
+
+EXPERIMENT = Experiment(
+    name="norms",
+    config=Config,
+    presets={
+        "quick": Config(),
+        "cifar": Config(
+            data="cifar10_jpeg",
+            crop="pad",
+            mirror=True,
+            seeds=3,
+            steps=600,
+            eval_every=200,
+            dense_until=600,
+            eval_batch=500,
+            checkpoint_every=200,
+        ),
+    },
+    presets_help="quick: the packaged digits, three minutes on 2 cores. cifar: 600 steps on "
+    "CIFAR-10, three seeds, half an hour.",
+    arms=ARMS,
+    compute=ImageCompute,
+    tasks=tasks.one_by_one(ARMS),
+    check=tasks.check,
+    train=train.train,
+    page=Page(Comparison(ARMS, reference="none")),
+)
