@@ -2,6 +2,11 @@
 
 import os
 
+# LLVM's optimizations take a sixth of the suite's time, and its programs run for milliseconds.
+# XLA's own passes stay: memory, fusions and collectives are those of any program. `.ci/run` runs
+# all tests with LLVM's too, by JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 
