@@ -52,7 +52,13 @@ GROUPS = [2, 4, 6, 7, 8, 16, "all"]
         *((k, {"impl": "autodiff"}, True) for k in (6, 8)),
     ],
 )
-@pytest.mark.parametrize("types", [(EXPLICIT,), (AUTO,)], ids=["explicit", "auto"])
+@pytest.mark.parametrize(  # on meshes of automatic axes they are in test_groups.py too
+    "types",
+    [
+        pytest.param((EXPLICIT,), id="explicit"),
+        pytest.param((AUTO,), id="auto", marks=pytest.mark.slow),
+    ],
+)
 def test_groups_of_k_are_the_same_on_any_mesh(types, batch, settings, masked):
     """16 examples on 4 devices: groups lie within a device, on two, across borders, and on all.
 
