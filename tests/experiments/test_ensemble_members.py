@@ -64,14 +64,8 @@ def leaves(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
 
 
-@pytest.mark.parametrize(
-    "arm",
-    [
-        # The last two have all changes between them.
-        pytest.param(arm, marks=[pytest.mark.slow] if arm in ENSEMBLE[:4] else [])
-        for arm in ENSEMBLE
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ENSEMBLE)
 def test_each_trains(small_programs, batch, arm):
     """Red if an arm does not compile, has other initial weights, or other normalization."""
     settings = settings_of(CONFIG, arm)

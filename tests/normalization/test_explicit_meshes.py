@@ -76,8 +76,15 @@ def test_groups_of_k_are_the_same_on_any_mesh(types, batch, settings, masked):
         *itertools.product([BOTH], [P("data"), P(("data", "model"))], [4, 7, "all"], [SMALL]),
         ((EXPLICIT, AUTO), P("data"), 8, SMALL),
         *itertools.product([BOTH], [P(None, "data"), P(None, None, "model")], [5, "all"], [SMALL]),
-        *itertools.product([BOTH], [P("data"), P(None, "data", "model")], [6, "all"], [LARGE]),
-        (BOTH, P(None, None, None, "model"), "all", LARGE),
+        (BOTH, P(None, "data", "model"), "all", LARGE),
+        *(
+            pytest.param(BOTH, spec, batch, LARGE, marks=pytest.mark.slow)
+            for spec, batch in [
+                *itertools.product([P("data")], [6, "all"]),
+                (P(None, "data", "model"), 6),
+                (P(None, None, None, "model"), "all"),
+            ]
+        ),
     ],
 )
 def test_images_on_a_mesh_of_two_axes(types, spec, batch, shape):
