@@ -46,7 +46,7 @@ def small_programs(monkeypatch):
     last = [row for row in bn_inception.FIGURE_5 if row.name in ("5a", "5b")]
     rows = [row._replace(conv1x1=0, project=0) for row in last]
     monkeypatch.setattr(bn_inception, "FIGURE_5", rows)
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
