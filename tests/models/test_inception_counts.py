@@ -285,6 +285,7 @@ def test_resolutions_of_inception_v3_lead_to_the_same_grids(side, stride, grids)
 FULL = {GoogLeNet: GOOGLENET, BNInception: BN_INCEPTION, InceptionV3: INCEPTION_V3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "side", "stride", "first", "last"),
     [
