@@ -290,7 +290,7 @@ def _folded_apply(
 
 
 def _add(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """Adds in the wider dtype, as a rule the bias's; the normalization's output alone is rounded."""
+    """Adds in the wider dtype, as a rule the bias's: only the normalization's output is rounded."""
     dtype = max(y.dtype, bias.dtype, key=lambda dtype: dtype.itemsize)
     bias = jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
     return y.astype(dtype) + bias.astype(dtype)
