@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bnjax.data import in_memory, open_data
+from bnjax.data import DataError, in_memory, open_data
 from bnjax.evidence.records import RecordError
 from experiments.mnist_lenet import runs as mnist_runs
 from experiments.mnist_lenet.config import PRESETS
@@ -130,7 +130,7 @@ def test_other_data_and_unfinished_runs_are_refused(runs, tmp_path):
     ):
         with pytest.raises(RecordError, match=message):
             verify(_unsealed(run, tmp_path / str(number), **change))
-    with pytest.raises(ValueError, match="got 'folder:moved'"):
+    with pytest.raises(DataError, match="moved: expected train"):
         verify(run, data="folder:moved")
     with pytest.raises(RecordError, match="no run"):
         verify(tmp_path / "absent")
