@@ -10,7 +10,7 @@ import jax
 
 from bnjax.evidence.records import require_commit
 from bnjax.paths import local_path
-from experiments.compiled.rows import Progress, Result
+from experiments.compiled.rows import Result
 from experiments.harness.command_line import output_folder
 
 

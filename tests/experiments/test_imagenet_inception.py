@@ -293,7 +293,7 @@ def test_two_processes_cannot_train_one_run(data, finished, tmp_path):
     ("arguments", "words"),
     [
         (["--arms", "vgg"], "arms: unknown 'vgg'; choose from inception"),
-        (["--data", "mnst"], "data: unknown 'mnst'"),
+        (["--data", "emnist"], "data: unknown 'emnist'"),
         (["--image-size", "16"], "image_size=16 is too small for stem_stride=4.*Use 17 pixels"),
         (["--batch-size", "20", "--normalize-together", "20"], "cannot be split evenly over 8"),
         (["--batch-size", "33"], "normalize_together=32 must be 2 or more and divide the 33"),
