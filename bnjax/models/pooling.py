@@ -2,7 +2,7 @@
 
 XLA's windows are slow on CPUs: it visits each value of each window, and finds the place of a
 maximum again in the backward pass, with the coordinates of all values in memory. There, windows
-that overlap are combinations of shifted slices, apart from what surrounds them: each slice would
+that overlap are combinations of shifted slices, behind a fusion border: else each slice would
 compute again what it is of.
 """
 
