@@ -146,7 +146,7 @@ def _check(config: Config) -> None:
 
 
 PRESETS = {
-    "quick": Config(),
+    "quick": replace(Config(), steps=2_000, lenet_max_steps=200),
     "paper": replace(
         Config(),
         data="mnist",
