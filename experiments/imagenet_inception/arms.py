@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,9 +15,6 @@ from bnjax.models.initialization import draw_kernels
 from bnjax.training.optimizers import ExponentialDecay, make_optimizer, momentum_sgd
 from experiments.harness.affects import network, nothing, run, training, views
 from experiments.harness.images.arm import ImageArm, batch_norm, dtype_of
-
-if TYPE_CHECKING:
-    from experiments.imagenet_inception.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +78,15 @@ class InceptionArm(ImageArm):
         """Returns the initial parameters, with kernels as large as `init_scale` says."""
         return draw_kernels(params, key, scale=self.init_scale)
 
-    def first_rate(self, config: "Config") -> float:
+    def first_rate(self, config: Any) -> float:
         """Returns the learning rate of the first update."""
         return config.learning_rate * self.learning_rate_factor
 
-    def steps(self, config: "Config") -> int:
+    def steps(self, config: Any) -> int:
         """Returns the length of a run."""
         return config.accelerated_steps if self.accelerated else config.steps
 
-    def augmentation(self, config: "Config") -> Augmentation:
+    def augmentation(self, config: Any) -> Augmentation:
         """Returns how training views are made."""
         return replace(super().augmentation(config), photometric=self.photometric)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,6 @@ from bnjax.models import MLP, LeNet5, scaled_tanh
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import nothing
 from experiments.harness.arm import Arm
-
-if TYPE_CHECKING:
-    from experiments.mnist_lenet.config import Config
 
 _ACTIVATIONS = {
     "tanh": nn.tanh,
@@ -40,7 +37,7 @@ class DigitsArm(Arm):
     normalized: bool = nothing(False)
     short_label: str = nothing("")
 
-    def model(self, config: "Config") -> nn.Module:
+    def model(self, config: Any) -> nn.Module:
         """Returns the network."""
         norm = None
         if self.normalized:
