@@ -76,14 +76,14 @@ class Comparison:
         heads = ["network", "seeds", "steps", f"steps to {name}'s best", "times fewer"]
         heads += ["best accuracy, %", "final, %", "final by Algorithm 2, %"]
         papers = list(dict.fromkeys(head for arm in self.arms for head in arm.paper))
-        rows = [
-            [*_cells(self._label(name, arm), arm)]
-            + [self._arm(name).paper.get(head, "") * (not arm["changed"]) for head in papers]
-            for name, arm in summary["arms"].items()
-        ]
-        return table(
-            heads + [f"paper: {head}" * (not i) or head for i, head in enumerate(papers)], rows
-        )
+        if papers:
+            heads += [f"paper: {papers[0]}", *papers[1:]]
+        rows = []
+        for name, arm in summary["arms"].items():
+            stated = {} if arm["changed"] else self._arm(name).paper
+            cells = _cells(self._label(name, arm), arm)
+            rows.append([*cells, *(stated.get(head, "") for head in papers)])
+        return table(heads, rows)
 
     def reference_differences(self, out: Path) -> str:
         """Returns the difference of each arm to the reference, a line each."""
