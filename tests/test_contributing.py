@@ -1,0 +1,164 @@
+"""CONTRIBUTING.md: its recipes, followed to the letter in a copy of the repository, work.
+
+A block after a line that is a path alone is that file, or (`diff`) what changes in it; other
+Python programs are run as they stand. The copy's tests are the recipes' own, and those that hold
+what a recipe promises.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+RECIPES = TEXT.partition("## How to add")[2]
+MOST_FILES = 3
+"""Beside the recipe's own test."""
+class Block(NamedTuple):
+    """A program of the text.
+
+    Attributes:
+        recipe: the heading above it.
+        path: the file that it is of; empty for none.
+        kind: "python" or "diff".
+        code: its lines.
+    """
+
+    recipe: str
+    path: str
+    kind: str
+    code: str
+
+
+def blocks() -> list[Block]:
+    """All programs of the recipes, in their order."""
+    found = []
+    for part in RECIPES.split("\n### ")[1:]:
+        recipe = part.partition("\n")[0]
+        for path, kind, code in re.findall(
+            r"(?:^`(\S+)`\n\n)?^```(python|diff)\n(.*?)^```", part, re.DOTALL | re.MULTILINE
+        ):
+            found.append(Block(recipe, path, kind, code))
+    return found
+
+
+BLOCKS = blocks()
+TESTS = [block.path for block in BLOCKS if block.path.startswith("tests/")]
+MODULES = [
+    block.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    for block in BLOCKS
+    if block.path and not block.path.startswith("tests/")
+]
+HELD = (
+    "tests/normalization/test_settings.py",
+    "tests/test_layout.py::test_every_module_says_what_it_is",
+    *(f"tests/test_layout.py::test_arrows_run_one_way[{module}]" for module in MODULES),
+)
+"""Tests of the repository that hold what recipes promise."""
+
+ARM = '''
+import jax
+import jax.numpy as jnp
+from experiments.norms.experiment import EXPERIMENT, Config
+
+
+def test_the_arm_is_trained():
+    tasks = {task.arm.name: task for task in EXPERIMENT.tasks(Config())}
+    config, arm = tasks["instance"].config, tasks["instance"].arm
+    images = jnp.zeros((2, config.image_size, config.image_size, 3))
+    model = arm.model(config, classes=10)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    assert "batch_stats" not in variables and "norm" in variables["params"]["conv1"]
+'''
+"""The recipe for an arm has no test of its own."""
+
+
+def changed(text: str, diff: str) -> str:
+    """The text with the changes of a diff whose hunks begin with `@@`.
+
+    Raises:
+        ValueError: if the lines of a hunk, without those it adds, stand in the text not once.
+    """
+    for hunk in re.split(r"^@@.*\n", diff, flags=re.MULTILINE)[1:]:
+        lines = [(line[:1] or " ", line[1:]) for line in hunk.splitlines()]
+        old, new = (
+            "".join(f"{line}\n" for sign, line in lines if sign in signs) for signs in (" -", " +")
+        )
+        places = [place.start() for place in re.finditer(rf"^{re.escape(old)}", text, re.MULTILINE)]
+        if len(places) != 1:
+            raise ValueError(f"{len(places)} times in the file, not once:\n{old}")
+        text = text[: places[0]] + new + text[places[0] + len(old) :]
+    return text
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the repository, without results, in which all recipes were followed."""
+    clone = tmp_path_factory.mktemp("clone")
+    ignored = shutil.ignore_patterns("__pycache__", "results")
+    for name in ("bnjax", "experiments", "docs", "tests"):
+        shutil.copytree(ROOT / name, clone / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", clone)
+    for block in BLOCKS:
+        if not block.path:
+            continue
+        file = clone / block.path
+        if block.kind == "diff":
+            file.write_text(changed(file.read_text(encoding="utf-8"), block.code), encoding="utf-8")
+            continue
+        assert not file.exists(), f"{block.recipe}: {block.path} is there already"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(block.code, encoding="utf-8")
+    (clone / "tests" / "test_arm.py").write_text(ARM)
+    return clone
+
+
+def python(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs Python in the copy."""
+    command = [sys.executable, *arguments]
+    environ = os.environ | {"PYTHONPATH": str(clone), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        command, cwd=clone, env=environ, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_each_recipe_costs_at_most_three_files():
+    recipes = {block.recipe for block in BLOCKS}
+    assert len(recipes) == RECIPES.count("\n### ") >= 7
+    for recipe in recipes:
+        files = {block.path for block in BLOCKS if block.recipe == recipe} - {""}
+        code = {path for path in files if not path.startswith("tests/")}
+        assert len(code) <= MOST_FILES, recipe
+
+
+def test_what_the_recipes_make_passes_their_tests_and_ours(clone):
+    assert len(TESTS) >= 4
+    ended = python(clone, "-m", "pytest", "-n", "0", "--durations=8", "tests/test_arm.py", *TESTS, *HELD)
+    print(ended.stdout)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if not b.path], ids=lambda b: b.recipe)
+def test_programs_run(block):
+    exec(compile(block.code, "CONTRIBUTING.md", "exec"), {"__name__": "contributing"})
+
+
+def test_files_that_it_names_exist():
+    made = {block.path for block in BLOCKS}
+    for text in (TEXT, (ROOT / "docs" / "design.md").read_text(encoding="utf-8")):
+        for path in re.findall(r"`((?:bnjax|experiments|tests|docs)/[\w./]+)`", text):
+            assert path in made or (ROOT / path).exists(), path
+
+
+def test_a_hunk_must_fit():
+    diff = "@@\n a\n-b\n+c\n"
+    assert changed("a\nb\nd\n", diff) == "a\nc\nd\n"
+    for text in ("a\n", "a\nb\na\nb\n", "aa\nb\n"):
+        with pytest.raises(ValueError, match="not once"):
+            changed(text, diff)
