@@ -17,9 +17,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 RECIPES = TEXT.partition("## How to add")[2]
 MOST_FILES = 3
 """Beside the recipe's own test."""
+
+
 class Block(NamedTuple):
     """A program of the text.
 
@@ -62,9 +65,9 @@ HELD = (
 )
 """Tests of the repository that hold what recipes promise."""
 
-ARM = '''
-import jax
+ARM = """import jax
 import jax.numpy as jnp
+
 from experiments.norms.experiment import EXPERIMENT, Config
 
 
@@ -74,8 +77,9 @@ def test_the_arm_is_trained():
     images = jnp.zeros((2, config.image_size, config.image_size, 3))
     model = arm.model(config, classes=10)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    assert "batch_stats" not in variables and "norm" in variables["params"]["conv1"]
-'''
+    assert "batch_stats" not in variables
+    assert "norm" in variables["params"]["conv1"]
+"""
 """The recipe for an arm has no test of its own."""
 
 
@@ -139,7 +143,9 @@ def test_each_recipe_costs_at_most_three_files():
 
 def test_what_the_recipes_make_passes_their_tests_and_ours(clone):
     assert len(TESTS) >= 4
-    ended = python(clone, "-m", "pytest", "-n", "0", "--durations=8", "tests/test_arm.py", *TESTS, *HELD)
+    ended = python(
+        clone, "-m", "pytest", "-n", "0", "--durations=8", "tests/test_arm.py", *TESTS, *HELD
+    )
     print(ended.stdout)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -151,9 +157,27 @@ def test_programs_run(block):
 
 def test_files_that_it_names_exist():
     made = {block.path for block in BLOCKS}
-    for text in (TEXT, (ROOT / "docs" / "design.md").read_text(encoding="utf-8")):
+    for text in (TEXT, DESIGN):
         for path in re.findall(r"`((?:bnjax|experiments|tests|docs)/[\w./]+)`", text):
-            assert path in made or (ROOT / path).exists(), path
+            assert path in made or (ROOT / path).exists() or "NAME" in path, path
+
+
+def test_the_rooms_that_the_design_shows_exist():
+    """Names begin a line, and lie in the folder of the last line that is indented less."""
+    tree = DESIGN.partition("## 2. The rooms")[2].split("```")[1]
+    above: dict[int, Path] = {-1: ROOT}
+    seen = 0
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        for name in line.split():
+            if not re.fullmatch(r"\w+(/|\.py)", name):
+                break
+            folder = above[max(depth for depth in above if depth < indent)]
+            assert (folder / name).exists(), f"{folder}: {name}"
+            seen += 1
+            if name.endswith("/"):
+                above = {d: p for d, p in above.items() if d < indent} | {indent: folder / name}
+    assert seen > 40
 
 
 def test_a_hunk_must_fit():
