@@ -26,10 +26,10 @@ Variables = Any
 Flat = dict[Path, Any]
 
 Folds = dict[Path, tuple[Call, Path]]
-"""By path of each normalization, its call and the path of the layer that takes it."""
+"""The path of each normalization, with its call and the path of the layer that takes it."""
 
 LAYERS = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGeneral)
-"""Into what normalization can be folded."""
+"""Layers into which a normalization can be folded."""
 
 NORMS = (BatchNorm, nn.BatchNorm)
 
@@ -38,11 +38,12 @@ ACTIVATIONS: dict[str | None, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "sigmoid": nn.sigmoid,
 }
-"""What a normalization may apply to its output."""
+"""Nonlinearities that a normalization may apply to its output, by its `activation`."""
 
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""What JAX lowers for; it takes any other name, too, and lowers what knows no platform."""
+"""Platforms that JAX lowers for. It also accepts unknown names, for programs that are the same on
+all platforms, hence the check in `export`."""
 
 
 class Folded(NamedTuple):
@@ -159,7 +160,7 @@ def export(
 
 
 def _is_one_of(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
-    """Compares what `__call__` does: a subclass may change that."""
+    """Whether the module has the `__call__` of one of the classes: a subclass may change it."""
     return type(module).__call__ in [each.__call__ for each in classes]
 
 
@@ -189,7 +190,7 @@ def _inference_input(
 
 
 def _plan(flow: Dataflow) -> tuple[Folds, dict[Path, str]]:
-    """Returns what to fold, and by path the reasons to keep the other normalizations."""
+    """The normalizations to fold, and the reasons to keep the others, by path."""
     folds: Folds = {}
     seen = {site.call.path for site in flow.sites}
     kept = {
@@ -289,7 +290,7 @@ def _folded_apply(
 
 
 def _add(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """Adds in the wider dtype, as a rule the bias's: the normalization's output is rounded."""
+    """Adds in the wider dtype, as a rule the bias's: only the normalization's output is rounded."""
     dtype = max(y.dtype, bias.dtype, key=lambda dtype: dtype.itemsize)
     bias = jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
     return y.astype(dtype) + bias.astype(dtype)

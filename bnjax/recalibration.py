@@ -166,7 +166,7 @@ def _check_layers(
 
 
 def _paths(tree: Any, path: tuple[str, ...] = ()) -> list[str]:
-    """Returns the paths of the layers in a tree of statistics or `Moments`."""
+    """The paths of the layers in a tree of statistics or `Moments`."""
     if isinstance(tree, Moments) or {"mean", "var"} <= {*tree}:
         return ["/".join(path)]
     nodes = ((key, node) for key, node in tree.items() if isinstance(node, Mapping | Moments))

@@ -260,6 +260,7 @@ def test_complex_inputs_are_flaxs(param_dtype, masked, promotion):
     assert_complex_close(*initialized)
 
 
+@pytest.mark.slow
 def test_complex_inputs_over_devices_and_groups():
     """At an offset, where Flax's E|x|^2 - |E x|^2 is lost; the same numbers on any devices."""
     x = complex_inputs((8, 4, 5)) + (300 - 200j)

@@ -104,6 +104,7 @@ def images(count=16):
     return np.float32(np.random.default_rng(1).normal(1, 2, (count, 4, 4, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_name", ["batch", ("a", "b")])
 def test_a_resnet_with_a_list_and_an_axis(axis_name):
     """The same numbers without axis_name, on one device and on eight."""

@@ -142,9 +142,10 @@ def _result(instruction: Instruction) -> str:
     return parts[1]  # (operands, results, contexts)
 
 
-def _payload(each: Execution) -> int:
-    instruction = each.instruction
-    taken = sum(_operand_bytes(each.computation, name) for name in instruction.operands)
+def _payload(execution: Execution) -> int:
+    """Returns the bytes that go in or those that come out, whichever are more."""
+    instruction = execution.instruction
+    taken = sum(_operand_bytes(execution.computation, name) for name in instruction.operands)
     return max(taken, shape_bytes(_result(instruction)))
 
 
@@ -152,12 +153,12 @@ def _operand_bytes(computation: Computation, name: str) -> int:
     return shape_bytes(_result(computation[name]))
 
 
-def _read(module: Module, each: Execution, position: int) -> int:
+def _read(module: Module, execution: Execution, position: int) -> int:
     """Returns the bytes that an instruction reads of its operand."""
-    instruction = each.instruction
-    whole = _operand_bytes(each.computation, instruction.operands[position])
+    instruction = execution.instruction
+    whole = _operand_bytes(execution.computation, instruction.operands[position])
     for name in instruction.called("calls"):
-        inside = module.computations[name]
+        inside = module.computations[name]  # whose parameters have the operands' positions
         parameter = next(
             (
                 other.name
@@ -183,38 +184,38 @@ def _users(computation: Computation, name: str) -> Iterable[Instruction]:
                 yield other
 
 
-def _flops(each: Execution) -> int:
-    instruction = each.instruction
+def _flops(execution: Execution) -> int:
+    instruction = execution.instruction
     if instruction.opcode == "dot":
-        return _dot_flops(each, r"lhs_contracting_dims=\{([\d,]*)\}")
+        return _dot_flops(execution, r"lhs_contracting_dims=\{([\d,]*)\}")
     if instruction.opcode == "convolution":
-        return _convolution_flops(instruction, _three_shapes(each))
+        return _convolution_flops(instruction, _three_shapes(execution))
     if instruction.opcode == "custom-call":
         target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
         name = target[1] if target else ""
         if name in _CUDNN:
-            shapes = _three_shapes(each)
+            shapes = _three_shapes(execution)
             roles = _CUDNN[name]
             return _convolution_flops(instruction, [shapes[role] for role in roles])
         if name.startswith(("__cublas$gemm", "__cublas$lt$matmul")):
-            return _dot_flops(each, r'"lhs_contracting_dimensions":\[([\d,"]*)\]')
+            return _dot_flops(execution, r'"lhs_contracting_dimensions":\[([\d,"]*)\]')
     return 0
 
 
-def _dot_flops(each: Execution, pattern: str) -> int:
-    instruction = each.instruction
+def _dot_flops(execution: Execution, pattern: str) -> int:
+    instruction = execution.instruction
     found = re.search(pattern, instruction.attributes)
     if found is None:
         raise ValueError(f"text: no contracting dimensions in {instruction.attributes[:120]!r}.")
-    left = dimensions(each.computation[instruction.operands[0]].shape)
+    left = dimensions(execution.computation[instruction.operands[0]].shape)
     contracted = math.prod(left[int(i)] for i in re.findall(r"\d+", found[1]))
     return 2 * math.prod(dimensions(instruction.shape)) * contracted
 
 
-def _three_shapes(each: Execution) -> list[tuple[int, ...]]:
+def _three_shapes(execution: Execution) -> list[tuple[int, ...]]:
     """Returns the sizes of both operands and of the result."""
-    operands = [each.computation[name].shape for name in each.instruction.operands[:2]]
-    return [dimensions(shape) for shape in (*operands, each.instruction.shape)]
+    operands = [execution.computation[name].shape for name in execution.instruction.operands[:2]]
+    return [dimensions(shape) for shape in (*operands, execution.instruction.shape)]
 
 
 def _convolution_flops(instruction: Instruction, shapes: list[tuple[int, ...]]) -> int:

@@ -23,7 +23,7 @@ from bnjax.models.layers import DenseNorm, Dropout
 from bnjax.models.pooling import average_pool, max_pool
 
 AUXILIARY_WEIGHT = 0.3
-"""Of each side head's loss, added to the loss of the main classifier."""
+"""Weight of each side head's loss when it is added to the loss of the main classifier."""
 
 
 class Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the networks of the Inception family share: settings, checks, stem, classifier."""
+"""The common parts of the Inception family: settings, checks, stem, classifier."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -27,12 +27,12 @@ Conv = Callable[..., nn.Module]
 
 
 class Logits(NamedTuple):
-    """What a network with side heads returns.
+    """The output of a network with side heads.
 
     Attributes:
-        main: of the classifier, `[n, classes]`.
-        auxiliary: of the side heads, from the input to the output; empty when not training, for
-            the heads are left out then.
+        main: the classifier's logits, `[n, classes]`.
+        auxiliary: the side heads' logits, from the input to the output; empty outside of
+            training, where the heads are left out.
     """
 
     main: jax.Array
@@ -61,15 +61,16 @@ class InceptionNetwork(WithNorm):
 
     Attributes:
         classes: outputs.
-        norm: normalization of every convolution; None for none, and biases in its place.
+        norm: normalization of every convolution, see `norm_by_name`; None for none, and biases in
+            its place.
         activation: nonlinearity of every convolution.
         width: factor on all widths.
         stem_stride: total stride before the first Inception module: 8 (the papers), 4, 2 or 1.
         dropout: fraction of the pooled features that is dropped in training.
         axis_name: mapped axis of the devices that share a batch, for dropout; `norm` has its own.
         count_include_pad: the border rule of average pools, see `average_pool`.
-        kernel_init: of the convolutions.
-        channels: of the images.
+        kernel_init: initializer of the convolutions' kernels.
+        channels: number of the images' channels.
         remat: whether the backward pass computes each Inception module again, to save memory.
         dtype: of the computation, logits included; by default what images and parameters promote
             to.
@@ -163,7 +164,7 @@ def googlenet_stem(
 ) -> jax.Array:
     """The layers before the first Inception module of GoogLeNet and BN-Inception.
 
-    To be called in a network's compact method, whose submodules it makes. Sizes are for 224x224.
+    Call it in a network's compact method, where it makes submodules. Sizes are for 224x224.
 
     Args:
         x: images `[n, h, w, c]`.

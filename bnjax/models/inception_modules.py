@@ -13,7 +13,7 @@ from bnjax.models.pooling import average_pool, max_pool
 
 
 class Branches(nn.Module):
-    """What the modules share.
+    """The base of the modules: their convolutions, and the pooled branch.
 
     Attributes:
         conv: makes the convolutions.

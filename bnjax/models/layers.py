@@ -1,4 +1,4 @@
-"""What the models share: layers that take normalization and activation as arguments, dropout."""
+"""Layers of the networks: with normalization and activation as arguments, and dropout."""
 
 import math
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from bnjax.models.pooling import average_pool
 
 Initializer = Callable[..., jax.Array]
 Padding = Literal["SAME", "SYMMETRIC", "VALID"]
-"""Of a convolution. With a stride, `"SAME"` (TensorFlow) pads more at the bottom and right where
-`"SYMMETRIC"` (Caffe, torch) pads all sides alike; without one, they are the same."""
+"""Padding of a convolution. With a stride, `"SAME"` (TensorFlow) pads more at the bottom and right
+where `"SYMMETRIC"` (Caffe, torch) pads all sides alike; without one, they are the same."""
 
 
 class NormActivation(WithNorm):
@@ -28,8 +28,8 @@ class NormActivation(WithNorm):
     nonlinearity's input is kept as `preactivation` in the collection `intermediates`, if mutable.
 
     Attributes:
-        norm: makes the normalization; None for none.
-        activation: g.
+        norm: the normalization, see `norm_by_name`; None for none.
+        activation: the nonlinearity g.
     """
 
     norm: Norm | str | None
@@ -52,15 +52,16 @@ class ConvNorm(WithNorm):
         kernel: height and width.
         strides: in both directions.
         padding: see `Padding`.
-        norm: makes the normalization; None for none.
+        norm: the normalization, see `norm_by_name`; None for none.
         activation: the nonlinearity.
         width: factor on `features`.
         depth_multiplier: if not 0, the convolution is separable: each input channel to so many
             maps by kernels of their own, then those to `features` by a 1x1 convolution.
-        kernel_init: of the weights.
-        bias_init: of the biases.
-        dtype: of the computation and the output; by default what input and parameters promote to.
-        param_dtype: of the parameters; `norm` has its own.
+        kernel_init: initializer of the weights.
+        bias_init: initializer of the biases.
+        dtype: dtype of the computation and the output; by default that to which input and
+            parameters promote.
+        param_dtype: dtype of the parameters; `norm` has its own.
     """
 
     features: int
@@ -119,13 +120,14 @@ class DenseNorm(WithNorm):
 
     Attributes:
         features: units, before `width` scales them.
-        norm: makes the normalization; None for none, and a bias in its place.
+        norm: the normalization, see `norm_by_name`; None for none, and a bias in its place.
         activation: the nonlinearity.
         width: factor on `features`.
-        kernel_init: of the weights.
-        bias_init: of the biases.
-        dtype: of the computation and the output; by default what input and parameters promote to.
-        param_dtype: of the parameters; `norm` has its own.
+        kernel_init: initializer of the weights.
+        bias_init: initializer of the biases.
+        dtype: dtype of the computation and the output; by default that to which input and
+            parameters promote.
+        param_dtype: dtype of the parameters; `norm` has its own.
     """
 
     features: int

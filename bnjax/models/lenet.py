@@ -23,10 +23,10 @@ class LeNet5(WithNorm):
 
     Attributes:
         classes: outputs.
-        norm: normalization of C1, C3, C5 and F6; None for none.
+        norm: normalization of C1, C3, C5 and F6, see `norm_by_name`; None for none.
         activation: nonlinearity of those layers, and after a learned subsampling.
         pool: 2x2, stride 2.
-        kernel_init: of all weights.
+        kernel_init: initializer of all weights.
         convolution: `"patches"`, faster on CPUs (see `patch_convolution`), or `"xla"`.
     """
 

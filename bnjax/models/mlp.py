@@ -15,9 +15,9 @@ class MLP(WithNorm):
     Attributes:
         hidden: units of each hidden layer.
         classes: outputs.
-        norm: normalization of each hidden layer; None for none.
+        norm: normalization of each hidden layer, see `norm_by_name`; None for none.
         activation: nonlinearity of each hidden layer.
-        kernel_init: of all weights; the paper says "small random Gaussian values".
+        kernel_init: initializer of all weights; the paper says "small random Gaussian values".
     """
 
     hidden: tuple[int, ...] = (100, 100, 100)

@@ -225,8 +225,8 @@ def _open_fields(layer: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _call_arguments(layer: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that `__call__` takes; not those that are fields too, for one of both is all."""
-    taken = set(inspect.signature(type(layer).__call__).parameters)
-    taken -= {field.name for field in fields(layer)}
+    parameters = inspect.signature(type(layer).__call__).parameters
+    taken = parameters.keys() - {field.name for field in fields(layer)}
     return {name: value for name, value in settings.items() if name in taken}
 
 

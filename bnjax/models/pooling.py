@@ -2,8 +2,8 @@
 
 XLA's windows are slow on CPUs: it visits each value of each window, and finds the place of a
 maximum again in the backward pass, with the coordinates of all values in memory. There, windows
-that overlap are combinations of shifted slices, apart from what surrounds them: each slice would
-compute again what it is of.
+that overlap are combinations of shifted slices. They are compiled apart from the operations around
+them: XLA would otherwise fuse the pool's input into each slice, and compute it once for each.
 """
 
 import math
@@ -20,7 +20,7 @@ from bnjax.normalization.fast.borders import fusion_border
 
 Window = tuple[int, int]
 Borders = Literal["SAME", "VALID"] | Sequence[tuple[int, int]]
-"""As in TensorFlow, or how many rows and columns are added before and after."""
+"""TensorFlow's rule by name, or how many rows and columns are added before and after."""
 
 
 def max_pool(x: jax.Array, window: Window, strides: Window, padding: Borders) -> jax.Array:
@@ -129,7 +129,7 @@ def _sum_of_slices(
 def _slices(
     x: jax.Array, axis: int, size: int, step: int, border: tuple[int, int], fill: float
 ) -> list[jax.Array]:
-    """What stands at the first, second, ... place of all windows along an axis."""
+    """The values at the first, second, ... place of every window along an axis."""
     added = [(0, 0, 0)] * x.ndim
     added[axis] = (*border, 0)
     x = lax.pad(x, jnp.asarray(fill, x.dtype), added)

@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What `summarize` returns.
+    """A network's layers and their sums, from `summarize`.
 
     Attributes:
         layers: in the order in which they run.

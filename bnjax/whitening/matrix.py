@@ -67,7 +67,7 @@ def _inverse_root_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     """W moves along the X that solves S X A + A X S = -dA, with S = A^(1/2).
 
-    In the basis of the eigenvectors the equation falls apart into numbers, and its solution
+    In the basis of the eigenvectors the equation is one of numbers, and its solution
     multiplies each entry by (f(a) - f(b)) / (a - b), with f(a) = a^(-1/2), which is
     -1 / (sqrt(a) sqrt(b) (sqrt(a) + sqrt(b))): nothing cancels, and a = b is no exception. Further
     derivatives are those of the equation, not those of its solution by eigenvectors.

@@ -73,8 +73,8 @@ def main(argv: Sequence[str], module: str = "experiments.imagenet_inception") ->
                 dry_run,
                 arguments.config,
                 arguments.topology,
-                arguments.per_chip,
-                arguments.parallel,
+                per_chip=arguments.per_chip,
+                how=arguments.parallel,
             ),
             dry_run_table,
             arguments.out,
@@ -85,6 +85,7 @@ def main(argv: Sequence[str], module: str = "experiments.imagenet_inception") ->
 def dry_run(
     config: Config,
     topologies: Sequence[str],
+    *,
     per_chip: int | None = PER_CHIP,
     how: How = "jit",
     keep: Path | None = None,
@@ -96,7 +97,7 @@ def dry_run(
         config: of the run, but for `steps_per_dispatch`, which is one here.
         topologies: names, see `bnjax.compilers.topologies`.
         per_chip: images on each chip; None to split `batch_size`.
-        how: the chips share the step.
+        how: the way that the chips share the step.
         keep: a file for the rows until all are there: the same call goes on after it.
         progress: is told what is compiled next.
 
@@ -124,13 +125,8 @@ def dry_run(
             identity = {"arm": arm, "batch_size": size}
             make = partial(arm_step, one_step, arm, parallel, classes)
             cases.append(Case(identity, topology, parallel, make))
-    settings = {
-        "schema": SCHEMA,
-        "config": asdict(config),
-        "per_chip": per_chip,
-        "parallel": how,
-    }
-    return compile_cases(cases, settings, keep, progress)
+    settings = {"schema": SCHEMA, "config": asdict(config), "per_chip": per_chip, "parallel": how}
+    return compile_cases(cases, settings, keep=keep, progress=progress)
 
 
 def arm_step(config: Config, arm: str, parallel: DataParallel, classes: int) -> AbstractStep:

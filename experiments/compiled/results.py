@@ -10,12 +10,12 @@ import jax
 
 from bnjax.evidence.records import require_commit
 from bnjax.paths import local_path
-from experiments.compiled.rows import Progress, Result
+from experiments.compiled.rows import Result
 from experiments.harness.command_line import output_folder
 
 
 def write(
-    measure: Callable[[Path | None, Progress], Result],
+    measure: Callable[..., Result],
     table: Callable[[Result], str],
     out: Path | None,
     results: Path,
@@ -23,7 +23,7 @@ def write(
     """Measures, writes the result as JSON and prints its table.
 
     Args:
-        measure: called with the file that keeps rows, and with what is told of progress.
+        measure: takes `keep` and `progress`, as `compile_cases` does.
         table: of the result.
         out: the file; None to write none.
         results: the folder of committed results, which must come from a commit.
@@ -33,7 +33,8 @@ def write(
     """
     jax.config.update("jax_platforms", "cpu")  # nothing runs: leave an accelerator to others
     out = None if out is None else _file(out, results)
-    result = measure(None if out is None else out.with_suffix(".rows.tmp"), _say)
+    keep = None if out is None else out.with_suffix(".rows.tmp")
+    result = measure(keep=keep, progress=_say)
     try:
         if out is not None:
             out.write_text(json.dumps(result, indent=1) + "\n")

@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 def measure(
-    name: str, config: Any, keep: Path | None = None, progress: Progress = lambda text: None
+    name: str, config: Any, *, keep: Path | None = None, progress: Progress = lambda text: None
 ) -> Result:
     """Compiles every case of a configuration for every topology.
 
@@ -62,12 +62,13 @@ def measure(
         "missing": {topology: str(error) for topology, error in missing.items()},
     }
     cases = [case for topology in found for case in config.cases(topology)]
-    return compile_cases(cases, settings, keep, progress)
+    return compile_cases(cases, settings, keep=keep, progress=progress)
 
 
 def compile_cases(
     cases: Sequence[Case],
     settings: dict[str, Any],
+    *,
     keep: Path | None = None,
     progress: Progress = lambda text: None,
 ) -> Result:

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from made_images import encode, picture, write_array_records
 
-from bnjax.data import DataError
+from bnjax.data import DataError, in_memory
 from bnjax.data.array_records import EDGE, open_array_records
 
 TRAIN = [(encode(picture(i)), i % 3) for i in range(13)]
@@ -81,12 +81,20 @@ def test_a_flipped_byte_is_found_when_its_record_is_read(folder):
     """array_record's checksums: opening does not read every byte."""
     file = folder / FIRST
     data = bytearray(file.read_bytes())
-    place = data.index(b"JFIF") + 200
+    place = data.rindex(b"JFIF") + 200
     data[place] ^= 0x40
     file.write_bytes(data)
     train = opened(folder).train
     with pytest.raises(DataError, match=rf"{FIRST}, train record .*: cannot be read"):
         [train[i] for i in range(len(train))]
+    with pytest.raises(DataError, match=rf"{FIRST}, train record \d+ \(number [1-9] of the"):
+        in_memory(opened(folder))  # which reads many records at once
+
+
+def test_many_records_are_read_as_one_by_one(folder):
+    train = opened(folder).train
+    indices = [7, 0, 12, 7]
+    assert train.__getitems__(indices) == [train[index] for index in indices]
 
 
 def half_prepared(folder):

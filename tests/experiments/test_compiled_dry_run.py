@@ -94,7 +94,7 @@ def test_every_arm_is_compiled_for_every_topology(small):
 
 def test_what_runs_is_what_is_compiled(monkeypatch):
     """The arm's own network, step and data: state, images and labels as training hands them on."""
-    monkeypatch.setattr(module, "compile_cases", lambda cases, *_: cases)
+    monkeypatch.setattr(module, "compile_cases", lambda cases, *_, **__: cases)
     arms = ("bn_x5",)
     config = replace(PRESETS["quick"], data="imagenette", arms=arms, batch_size=64, width=1 / 32)
     assert [case.parallel.how for case in dry_run(config, ("cpu:2",), how="pmap")] == ["pmap"]
@@ -195,7 +195,7 @@ def test_the_command_writes_its_result_and_prints_its_table(small, tmp_path, cap
 def test_the_paper_is_where_the_command_begins(monkeypatch):
     seen = []
 
-    def keep(config, names, per_chip, *_):
+    def keep(config, names, *, per_chip, **_):
         seen.append((config, names, per_chip))
         raise ValueError("enough")
 

@@ -95,9 +95,9 @@ def test_a_command_that_was_cut_short_goes_on(monkeypatch, tmp_path, git, settin
     monkeypatch.setattr(rows, "figures", stop_at_the_second)
     cases, keep = [case(name) for name in "xyz"], tmp_path / "rows.tmp"
     with pytest.raises(KeyboardInterrupt):
-        compile_cases(cases, {"size": 1}, keep)
+        compile_cases(cases, {"size": 1}, keep=keep)
     here |= git
-    result = compile_cases(cases, {"size": 1} | settings, keep)
+    result = compile_cases(cases, {"size": 1} | settings, keep=keep)
     assert [row["figure"] for row in result["rows"]] == ["xx", "yy", "zz"]
     assert compiled == ["x", "y", *"xyz"[-again:]]
     assert list(tmp_path.iterdir()) == []

@@ -50,9 +50,10 @@ def small_programs(monkeypatch):
     last = [row for row in bn_inception.FIGURE_5 if row.name in ("5a", "5b")]
     rows = [row._replace(conv1x1=0, project=0) for row in last]
     monkeypatch.setattr(bn_inception, "FIGURE_5", rows)
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,8 @@ def leaves(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
 
 
-@pytest.mark.parametrize(
-    "arm",
-    [
-        # The last two have all changes between them.
-        pytest.param(arm, marks=[pytest.mark.slow] if arm in ENSEMBLE[:4] else [])
-        for arm in ENSEMBLE
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ENSEMBLE)
 def test_each_trains(small_programs, batch, arm):
     """Red if an arm does not compile, has other initial weights, or other normalization."""
     settings = by_name(ARMS, arm)

@@ -159,7 +159,11 @@ def counted(result):
 
 @pytest.mark.parametrize(
     ("how", "crops", "views"),
-    [("jit", (1, 10), 256), ("shard_map", (1, 10), 24), ("pmap", (10, 144), 256)],
+    [
+        ("jit", (1, 10), 256),
+        pytest.param("shard_map", (1, 10), 24, marks=pytest.mark.slow),
+        pytest.param("pmap", (10, 144), 256, marks=pytest.mark.slow),
+    ],
 )
 def test_errors_are_those_of_float64(small, folders, expected, how, crops, views):
     """On eight devices. Red for a mean of logits, for padding that counts, for running statistics

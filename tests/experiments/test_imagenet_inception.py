@@ -205,6 +205,7 @@ def outcome(data, config, how="jit", devices=8, arm="bn_baseline"):
     return log.entries, reached
 
 
+@pytest.mark.slow
 def test_all_ways_of_parallel_training_agree(data):
     """Red if masks, moments or shares of the batch depend on the devices."""
     config = replace(CONFIG, normalize_together=16, steps_per_dispatch=2, population_batches=1)
@@ -226,6 +227,7 @@ def test_all_ways_of_parallel_training_agree(data):
         )
 
 
+@pytest.mark.slow
 def test_micro_batches_are_groups(data):
     """Without dropout, whose keys are those of parts: halves one after another, or groups of 16."""
     config = replace(CONFIG, dropout=0.0)
@@ -238,6 +240,7 @@ def test_micro_batches_are_groups(data):
     )
 
 
+@pytest.mark.slow
 def test_averaged_parameters_are_what_is_evaluated(data):
     """Of all steps alike: the mean of the parameters after each of them."""
     config = replace(CONFIG, steps=3, eval_every=3, population_batches=1)
@@ -290,7 +293,7 @@ def test_two_processes_cannot_train_one_run(data, finished, tmp_path):
     ("arguments", "words"),
     [
         (["--arms", "vgg"], "arms: unknown 'vgg'; choose from inception"),
-        (["--data", "mnst"], "data: unknown 'mnst'"),
+        (["--data", "emnist"], "data: unknown 'emnist'"),
         (["--image-size", "16"], "image_size=16 is too small for stem_stride=4.*Use 17 pixels"),
         (["--batch-size", "20", "--normalize-together", "20"], "cannot be split evenly over 8"),
         (["--batch-size", "33"], "normalize_together=32 must be 2 or more and divide the 33"),

@@ -32,6 +32,7 @@ def convolutions(found):
     return [e.outvars[0].aval for e in found if e.primitive.name == "conv_general_dilated"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_activations_have_the_type_of_the_computation(compute):
     found, after = traced(replace(QUICK, compute=compute))

@@ -63,6 +63,7 @@ def test_a_run_that_diverges_ends_with_step_and_layer(dataset, tmp_path):
     assert line.startswith("- 3x100 sigmoid, seed 1, learning rate 0.1, reached infinity at step 1")
 
 
+@pytest.mark.slow
 def test_members_that_stay_finite_are_as_without_the_others(dataset, mixed, tmp_path):
     assert read_record(mixed / "mlp_bn-s1")["final"]["diverged"]["step"] == 2
     assert [entry["step"] for entry in read_metrics(mixed / "mlp_bn-s1")] == [0]
@@ -73,6 +74,7 @@ def test_members_that_stay_finite_are_as_without_the_others(dataset, mixed, tmp_
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_run_beside_one_that_diverged_goes_on_bitwise(dataset, mixed, tmp_path, monkeypatch):
     """Its checkpoint holds a member that stands still since before its last evaluation."""
     save = Checkpoints.save

@@ -171,7 +171,7 @@ def test_other_data_and_unfinished_runs_are_refused(runs, tmp_path):
     ):
         with pytest.raises(RecordError, match=message):
             verify(_unsealed(run, tmp_path / str(number), **change))
-    with pytest.raises(DataError, match="moved"):
+    with pytest.raises(DataError, match="moved: expected train"):
         verify(run, data="folder:moved")
     with pytest.raises(RecordError, match="no run"):
         verify(tmp_path / "absent")

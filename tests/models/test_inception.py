@@ -243,6 +243,7 @@ def draw(tree, seed=0):
     return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.1, 1, leaf.shape), leaf.dtype), tree)
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_values():
     """Output, statistics (bitwise) and gradients of one module, in training."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 5, 6)), jnp.float32)

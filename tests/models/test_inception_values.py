@@ -95,6 +95,7 @@ def test_bn_inception_in_training():
     assert_moments(updates, variables["batch_stats"], network.moments)
 
 
+@pytest.mark.slow
 def test_bn_inception_without_norm():
     """Biases, the full stem, symmetric padding, padding counted at the border."""
     model = BNInception(**TINY, count_include_pad=True)
@@ -126,6 +127,7 @@ def test_googlenet_of_torchvision():
     assert_logits(logits, network.googlenet(images, 4, last_pool=2))
 
 
+@pytest.mark.slow
 def test_inception_v3_in_training():
     model = InceptionV3(**TINY, norm=NORM, stem_stride=1, dropout=0.0)
     variables, images = make(model, 18)
@@ -136,6 +138,7 @@ def test_inception_v3_in_training():
     assert_moments(updates, variables["batch_stats"], network.moments)
 
 
+@pytest.mark.slow
 def test_inception_v3_in_inference():
     """The running statistics, no side head, and the stem of the largest images."""
     model = InceptionV3(**TINY, norm=NORM, auxiliary="none")

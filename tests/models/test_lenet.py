@@ -157,6 +157,7 @@ def test_classical_options_by_hand():
     np.testing.assert_allclose(forward(model, variables, images, train=False), expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_both_convolutions_give_the_same_network():
     """Logits and the gradient of every parameter."""
     model, variables, images = make(channels=3, norm=BatchNorm)

@@ -52,7 +52,13 @@ GROUPS = [2, 4, 6, 7, 8, 16, "all"]
         *((k, {"impl": "autodiff"}, True) for k in (6, 8)),
     ],
 )
-@pytest.mark.parametrize("types", [(EXPLICIT,), (AUTO,)], ids=["explicit", "auto"])
+@pytest.mark.parametrize(  # on meshes of automatic axes they are in test_groups.py too
+    "types",
+    [
+        pytest.param((EXPLICIT,), id="explicit"),
+        pytest.param((AUTO,), id="auto", marks=pytest.mark.slow),
+    ],
+)
 def test_groups_of_k_are_the_same_on_any_mesh(types, batch, settings, masked):
     """16 examples on 4 devices: groups lie within a device, on two, across borders, and on all.
 
@@ -70,8 +76,15 @@ def test_groups_of_k_are_the_same_on_any_mesh(types, batch, settings, masked):
         *itertools.product([BOTH], [P("data"), P(("data", "model"))], [4, 7, "all"], [SMALL]),
         ((EXPLICIT, AUTO), P("data"), 8, SMALL),
         *itertools.product([BOTH], [P(None, "data"), P(None, None, "model")], [5, "all"], [SMALL]),
-        *itertools.product([BOTH], [P("data"), P(None, "data", "model")], [6, "all"], [LARGE]),
-        (BOTH, P(None, None, None, "model"), "all", LARGE),
+        (BOTH, P(None, "data", "model"), "all", LARGE),
+        *(
+            pytest.param(BOTH, spec, batch, LARGE, marks=pytest.mark.slow)
+            for spec, batch in [
+                *itertools.product([P("data")], [6, "all"]),
+                (P(None, "data", "model"), 6),
+                (P(None, None, None, "model"), "all"),
+            ]
+        ),
     ],
 )
 def test_images_on_a_mesh_of_two_axes(types, spec, batch, shape):

@@ -30,7 +30,8 @@ from bnjax.training.parallel import DataParallel
 from bnjax.training.steps import make_loss, make_train_step, scan_batches
 
 HOWS = ["jit", "shard_map", "pmap"]
-RUNS = [(how, devices) for how in HOWS for devices in (1, 8)]
+# What steps compute is tested in all ways; what a step is made of in one, and by `-m slow` in all.
+PARTS = ["jit", *(pytest.param(how, marks=pytest.mark.slow) for how in HOWS[1:])]
 
 
 @lru_cache
@@ -74,7 +75,14 @@ def assert_expected(result, expected):
 
 
 @pytest.mark.parametrize("batch", ["all", "device", 4, 16])
-@pytest.mark.parametrize(("how", "devices"), RUNS)
+@pytest.mark.parametrize(
+    ("how", "devices"),
+    [
+        *((how, 8) for how in HOWS),
+        ("jit", 1),
+        *(pytest.param(how, 1, marks=pytest.mark.slow) for how in HOWS[1:]),
+    ],
+)
 def test_steps_equal_float64(how, devices, batch):
     """Groups of a device's examples, and of four devices'; masks that leave devices unequal.
 
@@ -88,7 +96,8 @@ def test_steps_equal_float64(how, devices, batch):
     assert state.step == STEPS
 
 
-@pytest.mark.parametrize(("how", "devices"), RUNS)
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("how", PARTS)
 def test_dropout_does_not_depend_on_devices(how, devices):
     """Red if devices draw the same mask, if it depends on `how`, or does not on the step or key."""
     state, _ = run(how, devices, dropout=0.5, key=3)
@@ -111,7 +120,7 @@ def test_each_step_drops_others():
     assert np.abs(change).max() > 1e-3
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", PARTS)
 def test_many_steps_in_one_dispatch(how):
     parallel = over(how)
     many = parallel.compile_train(scan_batches(make_step(parallel.axis_name)), axis=1)
@@ -121,7 +130,7 @@ def test_many_steps_in_one_dispatch(how):
     assert state.step == STEPS
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", PARTS)
 def test_bfloat16_computes_and_float32_keeps(how):
     """Three steps move the weights by 0.1; bfloat16 has 2^-8 of each activation."""
     state, _ = run(how, dtype=jnp.bfloat16)
@@ -135,7 +144,7 @@ def test_bfloat16_computes_and_float32_keeps(how):
 
 
 @pytest.mark.parametrize("statistics", ["once", "each"])
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", PARTS)
 def test_accumulation_over_devices(how, statistics):
     """Two micro-batches over eight devices are one batch in two groups.
 
@@ -160,7 +169,7 @@ def test_accumulation_over_devices(how, statistics):
         assert_trees_close(state.batch_stats, expected.batch_stats, PARALLEL)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", PARTS)
 def test_remat_changes_nothing(how):
     parallel = over(how)
     apply = jax.checkpoint(make_apply(make_model(parallel.axis_name, dropout=0.5)))
@@ -172,7 +181,7 @@ def test_remat_changes_nothing(how):
     assert_trees_close(metrics, plain_metrics, PARALLEL)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", PARTS)
 def test_parameter_averages_compose(how):
     """An average beside the state: the mean of the parameters after each step."""
     parallel = over(how)
@@ -195,7 +204,7 @@ def test_parameter_averages_compose(how):
     assert_trees_close(average.values, mean, PARALLEL)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", PARTS)
 def test_a_run_goes_on_bitwise_and_on_other_devices(how):
     """From host arrays after two steps: the third on eight devices again, and on one."""
     straight, _ = run(how, 8)

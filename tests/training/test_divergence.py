@@ -86,7 +86,10 @@ def test_a_finite_step_is_the_one_of_a_run_that_is_not_watched():
     assert_trees_close((watched._replace(fault=None), metrics), plain, ROUNDED)
 
 
-@pytest.mark.parametrize(("how", "devices"), [("jit", 8), ("shard_map", 8), ("pmap", 8)])
+@pytest.mark.parametrize(
+    ("how", "devices"),
+    [("jit", 8), *(pytest.param(how, 8, marks=pytest.mark.slow) for how in ("shard_map", "pmap"))],
+)
 def test_all_devices_stop_at_the_last_finite_state(how, devices):
     """One image of one device is damaged in the second of three batches; the third is finite.
 

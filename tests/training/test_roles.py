@@ -68,6 +68,7 @@ def test_nnx():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [BNInception, GoogLeNet, InceptionV3])
 @pytest.mark.parametrize("norm", [None, BatchNorm, partial(BatchNorm, use_scale=False)])
 def test_the_inception_family_has_known_roles(model, norm):

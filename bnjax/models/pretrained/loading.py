@@ -34,7 +34,7 @@ class Pretrained(NamedTuple):
 
 
 class _Outline(NamedTuple):
-    """What a model asks for.
+    """The variables that a model needs, and the settings that must fit.
 
     Attributes:
         leaves: shapes and dtypes.
@@ -113,7 +113,7 @@ def load_pretrained(
 
 
 def _outline(model: nn.Module, size: int) -> _Outline:
-    """By abstract evaluation: no array is made."""
+    """Reads the outline by abstract evaluation: no array is made."""
     norms: dict[tuple[str, ...], dict[str, Any]] = {}
     classifiers: Leaves = {}
 
@@ -288,7 +288,7 @@ def _convert(
 
 
 def _mean_beside(path: tuple[str, ...]) -> tuple[str, ...]:
-    """Of `params/.../conv/bias`, the running mean of the normalization that follows."""
+    """The running mean that follows `params/.../conv/bias`: its normalization's."""
     return ("batch_stats", *path[1:-2], "norm", "mean")
 
 
@@ -334,7 +334,7 @@ def _initialize_classifiers(leaves: Leaves, outline: _Outline, key: jax.Array) -
 
 
 def _cast(leaves: Leaves, outline: _Outline) -> list[str]:
-    """To JAX's arrays, in the model's dtypes."""
+    """Converts the leaves to JAX's arrays in the model's dtypes; returns a note if any changes."""
     others = set()
     for path, leaf in leaves.items():
         dtype = outline.leaves[path].dtype

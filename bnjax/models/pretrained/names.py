@@ -1,4 +1,4 @@
-"""What each source calls the layers of our networks, and how its arrays lie."""
+"""The names that each source gives to the layers of our networks, and the order of its axes."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 def as_it_is(array: np.ndarray) -> np.ndarray:
-    """Vectors, and all of Keras."""
+    """The array unchanged: vectors, and all arrays of Keras."""
     return array
 
 
@@ -211,7 +211,7 @@ def caffe_bn_inception() -> Iterator[Entry]:
 
 
 def keras_inception_v3() -> Iterator[Entry]:
-    """Of `read_keras`: layers by kind and number."""
+    """The names that `read_keras` makes: layers by kind and number."""
     convolutions = list(_STEM_V3)
     for row in OUTLINES["public"]:
         convolutions += [f"{row.name}/{ours}" for ours in _KERAS_ORDER[row.module]]

@@ -33,11 +33,11 @@ _DTYPES = {  # of the format, as names of JAX's
 
 
 class Saved(NamedTuple):
-    """What `load_safetensors` returns.
+    """The contents of a file, from `load_safetensors`.
 
     Attributes:
         variables: nested dictionaries of NumPy arrays.
-        metadata: what was given to `save_safetensors`.
+        metadata: the texts that were given to `save_safetensors`.
     """
 
     variables: dict[str, Any]

@@ -21,7 +21,7 @@ SourceName = Literal["keras", "torchvision", "timm", "pretrainedmodels"]
 
 
 class Preprocessing(NamedTuple):
-    """What a network wants its images to be.
+    """The form in which a network expects its images.
 
     Attributes:
         size: pixels a side, of a central crop.
