@@ -56,8 +56,9 @@ def test_pictures_are_told_apart(tmp_path, version, change):
     assert not same_picture(curve(tmp_path / "other.png", version=version, **change), committed)
 
 
-def test_readme_links_lead_somewhere():
-    for document in ROOT.glob("**/README.md"):
+def test_links_lead_somewhere():
+    pages = [*ROOT.glob("**/README.md"), *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]
+    for document in pages:
         if ".venv" in document.parts:
             continue
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
