@@ -12,32 +12,16 @@ import tyro
 
 from bnjax.command import command
 from bnjax.evidence.report import fill, same_picture
-from experiments.benchmarks import (
-    batch_norm,
-    input_pipeline,
-    mnist,
-    networks,
-    train_step,
-)
+from experiments.benchmarks.__main__ import BENCHMARKS
 from experiments.compiled import tables as compiled_tables
 from experiments.harness.command_line import ending
-from experiments.harness.experiment import ROOT
+from experiments.harness.experiment import ROOT, Experiment
 from experiments.harness.found import experiments
 
 IN_README = {"mnist_lenet": ("arms", "differences"), "imagenet_inception": ("wide_arms",)}
 """Blocks of experiments' pages that stand in the repository's README too."""
-BENCHMARKS = ROOT / "experiments" / "benchmarks"
-COMPILED = ROOT / "experiments" / "compiled"
-SPEED = {
-    "mnist": mnist,
-    "batch_norm": batch_norm,
-    "train_step": train_step,
-    "networks": networks,
-    "input_pipeline": input_pipeline,
-}
-"""Benchmarks whose result is committed."""
-GPU = {"batch_norm": batch_norm, "train_step": train_step, "networks": networks}
-"""The same on a GPU."""
+_SPEED = ROOT / "experiments" / "benchmarks"
+_COMPILED = ROOT / "experiments" / "compiled"
 
 
 @dataclass(frozen=True)
@@ -68,33 +52,49 @@ def main() -> None:
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Yields each document that holds results, and what it must say."""
+    more = {"imagenet_inception": _dry_run}
     short: dict[str, str] = {}
-    for experiment in experiments():
+    for experiment in _with_results():
         for path, summary in experiment.page.summaries(experiment.results):
             yield path, json.dumps(summary, indent=1) + "\n"
         blocks = experiment.page.blocks(experiment.results)
+        if experiment.name in more:
+            blocks |= more[experiment.name](experiment.results)
         yield _filled(experiment.results.parent / "README.md", blocks)
         chosen = IN_README.get(experiment.name, ())
         short |= {f"{experiment.name}_{name}": blocks[name] for name in chosen}
-    speed = {
-        f"{name}_benchmark": benchmark.table(_result(BENCHMARKS, name))
-        for name, benchmark in SPEED.items()
-    } | {
-        f"{name}_gpu_benchmark": benchmark.table(_result(BENCHMARKS, f"gpu/{name}"))
-        for name, benchmark in GPU.items()
-    }
-    yield _filled(BENCHMARKS / "README.md", speed)
+    yield _filled(_SPEED / "README.md", _speed())
     compiled = {
-        "normalization": compiled_tables.normalization_table(_result(COMPILED, "normalization")),
-        "memory": compiled_tables.memory_table(_result(COMPILED, "memory")),
+        "normalization": compiled_tables.normalization_table(_result(_COMPILED, "normalization")),
+        "memory": compiled_tables.memory_table(_result(_COMPILED, "memory")),
     }
-    yield _filled(COMPILED / "README.md", compiled)
+    yield _filled(_COMPILED / "README.md", compiled)
     yield _filled(ROOT / "README.md", short)
+
+
+def _with_results() -> list[Experiment]:
+    """The experiments that have committed results; a new one has none yet."""
+    return [experiment for experiment in experiments() if experiment.results.exists()]
+
+
+def _dry_run(results: Path) -> dict[str, str]:
+    result = json.loads((results / "dry_run.json").read_text())
+    return {"dry_run": compiled_tables.dry_run_table(result)}
+
+
+def _speed() -> dict[str, str]:
+    """The tables of the benchmarks' results, on CPUs and on a GPU, where there are any."""
+    tables = {}
+    for name, benchmark in BENCHMARKS.items():
+        for file, marker in ((name, name), (f"gpu/{name}", f"{name}_gpu")):
+            if (_SPEED / "results" / f"{file}.json").exists():
+                tables[f"{marker}_benchmark"] = benchmark.table(_result(_SPEED, file))
+    return tables
 
 
 def figures() -> Iterator[tuple[Path, Callable[..., list[Path]]]]:
     """Yields each folder of results that has figures, and what draws them."""
-    for experiment in experiments():
+    for experiment in _with_results():
         for folder in experiment.page.drawn:
             yield experiment.results / folder, experiment.page.report.draw
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import Field, field, fields
 from typing import Any, Literal, TypeVar, cast
 
-Affects = Literal["network", "training", "run", "views", "arm", "nothing"]
+Affects = Literal["network", "training", "numbers", "views", "arm", "nothing"]
 T = TypeVar("T")
 
 
@@ -31,9 +31,9 @@ def training(default: T) -> T:
     return _affects("training")(default)
 
 
-def run(default: T) -> T:
+def numbers(default: T) -> T:
     """Declares a field that no program depends on, but the run's numbers or its log."""
-    return _affects("run")(default)
+    return _affects("numbers")(default)
 
 
 def views(default: T) -> T:
@@ -77,7 +77,7 @@ def values(record: Any, *kinds: Affects) -> dict[str, Any]:
 
 def identity(record: Any) -> dict[str, Any]:
     """Returns all values that a run's numbers depend on."""
-    return values(record, "network", "training", "run", "views")
+    return values(record, "network", "training", "numbers", "views")
 
 
 def programs(record: Any) -> dict[str, Any]:

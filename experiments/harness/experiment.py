@@ -9,7 +9,7 @@ from bnjax.data import DataSet, in_memory, open_data
 from bnjax.training.loop import Schedule
 from bnjax.training.parallel import HostCheckpoints
 from experiments.harness import affects
-from experiments.harness.arm import Arm, by_name
+from experiments.harness.arm import Arm, by_name, check_arms
 from experiments.harness.compute import Compute
 from experiments.harness.page import Page
 
@@ -111,7 +111,7 @@ class Experiment:
         presets_help: what the presets are, for `--help`.
         arms: what it compares, in the order of tables.
         compute: flags of how it is computed, a dataclass.
-        tasks: the runs of a configuration, in their order.
+        tasks: the runs of a configuration with the arms that it names, in their order.
         in_memory: whether it takes its data decoded, as arrays.
         check: raises ValueError for a task that cannot run, before any compute.
         train: trains a task.
@@ -125,7 +125,7 @@ class Experiment:
     presets_help: str
     arms: tuple[Arm, ...]
     compute: type[Compute] = Compute
-    tasks: Callable[[Any], list[Task]]
+    tasks: Callable[[Any, Sequence[Any]], list[Task]]
     in_memory: bool = False
     check: Callable[[Task, Any, Any], None]
     train: Train
@@ -146,6 +146,15 @@ class Experiment:
         """Opens a data set; `data_dir` is where prepared ones are."""
         data = open_data(name, data_dir=data_dir)
         return in_memory(data) if self.in_memory else data
+
+    def tasks_of(self, config: Any) -> list[Task]:
+        """Returns the runs of a configuration, in their order.
+
+        Raises:
+            ValueError: unless it names arms, and each once.
+        """
+        check_arms(config.arms, self.arms)
+        return self.tasks(config, [self.arm(name, config) for name in config.arms])
 
     def arm(self, name: str, config: Any) -> Arm:
         """Returns an arm with the settings that a configuration gives to all arms."""

@@ -134,7 +134,7 @@ def _prepare(experiment: Experiment, arguments: Any, out: Path) -> tuple[Any, li
         require_commit(out, experiment.results)
     compute.check()
     data = experiment.open_data(config.data, arguments.data_dir)
-    tasks = experiment.tasks(config)
+    tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)
     runs = [out / run_name(task, member) for task in tasks for member in task.members]

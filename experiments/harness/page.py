@@ -3,12 +3,28 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from experiments.harness.report import Comparison, Report
+from experiments.harness.comparison import Comparison
 
 Blocks = Callable[[Path], dict[str, str]]
 """From the folder of committed results to Markdown by the names of markers."""
+
+
+class Report(Protocol):
+    """What is made of the runs below a folder; each part is a pure function of them."""
+
+    def summarize(self, out: Path) -> dict[str, Any]:
+        """Returns all numbers of the tables, JSON values."""
+        ...
+
+    def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
+        """Returns what the command prints; empty parts are left out."""
+        ...
+
+    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+        """Draws the figures that the runs allow into `to`, or `out` itself; returns the files."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def complete_all(
     """
     compute = compute or experiment.compute()
     data = experiment.open_data(config.data, data_dir)
-    tasks = experiment.tasks(config)
+    tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)
     for task in tasks:

@@ -13,7 +13,7 @@ from bnjax.data.views.augmentation import Augmentation
 from bnjax.models import BNInception
 from bnjax.models.initialization import draw_kernels
 from bnjax.training.optimizers import ExponentialDecay, make_optimizer, momentum_sgd
-from experiments.harness.affects import network, nothing, run, training, views
+from experiments.harness.affects import network, nothing, numbers, training, views
 from experiments.harness.images.arm import ImageArm, batch_norm, dtype_of
 
 
@@ -36,7 +36,7 @@ class InceptionArm(ImageArm):
         accelerated: whether it trains for `accelerated_steps`.
     """
 
-    learning_rate_factor: float = run(1.0)
+    learning_rate_factor: float = numbers(1.0)
     dropout: float = training(0.4)
     l2: float = training(2e-4)
     decay_speed: float = training(1.0)
@@ -152,5 +152,5 @@ ARMS = (
     _x30(name="ensemble_5", label="ensemble, network 5", init_scale=_LARGER, dropout=0.05),
     _x30(name="ensemble_6", label="ensemble, network 6", dropout=0.1, per_activation=_LAST),
 )
-FIVE = tuple(arm.name for arm in ARMS)[:5]
+FIVE = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")
 """The five networks of section 4.2.2."""

@@ -7,8 +7,7 @@ import tyro
 
 from bnjax.data.order import Shuffle
 from experiments.harness import affects
-from experiments.harness.affects import arm, network, nothing, run, training, views
-from experiments.harness.arm import check_arms
+from experiments.harness.affects import arm, network, nothing, numbers, training, views
 from experiments.harness.bounds import check_fraction, check_positive
 from experiments.harness.images.config import ImageConfig
 from experiments.imagenet_inception.arms import ARMS, FIVE
@@ -67,7 +66,7 @@ class Config(ImageConfig):
     """Examples per step, over all devices. Stated: 32 on each of an unknown number of replicas."""
     normalize_together: int = network(32)
     """Examples that batch normalization takes together. Stated: the mini-batch of a replica, 32."""
-    learning_rate: float = run(0.0015)
+    learning_rate: float = numbers(0.0015)
     """First step size of Inception, on the mean loss. Stated: 0.0015."""
     momentum: float = training(0.9)
     """Fraction of the momentum kept. Open: GoogLeNet's."""
@@ -95,7 +94,7 @@ class Config(ImageConfig):
     """Estimator of the running variance. Stated: unbiased (Algorithm 2)."""
     epsilon: float = network(1e-3)
     """Added to the variance. Stated: a constant; open: that of the released Inception-v3."""
-    population_batches: int = run(25)
+    population_batches: int = numbers(25)
     """Training batches that Algorithm 2 averages over. Stated: multiple."""
     parameter_averaging: Literal["none", "ema_tensorflow", "ema_debiased", "cumulative"] = training(
         "none"
@@ -105,7 +104,6 @@ class Config(ImageConfig):
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
         super().check()
-        check_arms(self.arms, ARMS)
         given = affects.values(self, "arm")
         if given["dropout"] is not None:
             check_fraction("dropout", given["dropout"])

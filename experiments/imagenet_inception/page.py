@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.compiled.tables import dry_run_table
 from experiments.harness.arm import by_name
+from experiments.harness.comparison import Comparison, differences_text
 from experiments.harness.page import Page
-from experiments.harness.report import Comparison, differences_text
 from experiments.harness.results import Runs, read_result
 from experiments.imagenet_inception import evaluation_table
 from experiments.imagenet_inception.arms import ARMS
@@ -16,7 +15,7 @@ REPORT = Comparison(ARMS, reference="inception", figure="figure2.png")
 
 
 def more(results: Path) -> dict[str, str]:
-    """Returns comparisons across folders, memory, crops and ensembles, and the dry run."""
+    """Returns comparisons across folders, memory, crops and ensembles."""
 
     def load(folder: str) -> dict[str, Runs]:
         return REPORT.load(results / folder)
@@ -33,7 +32,6 @@ def more(results: Path) -> dict[str, str]:
         "wide_control_differences": differences_text(wide_controls),
         "memory": memory_text(read_result(results / "long" / "bn_x5-s0").record),
         "evaluation": evaluation_table.table(_json(results / "evaluation.json")),
-        "dry_run": dry_run_table(_json(results / "dry_run.json")),
     }
 
 

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bnjax.training.loop import Schedule
-from experiments.harness.affects import network, nothing, run, training, views
-from experiments.harness.arm import check_arms
+from experiments.harness.affects import network, nothing, numbers, training, views
 from experiments.harness.bounds import check_fraction, check_positive, check_seeds
 from experiments.mnist_lenet.arms import ARMS, DigitsArm
 
@@ -22,7 +21,7 @@ class Config:
     "Stated" fields are the paper's; "open" ones it leaves open.
     """
 
-    data: str = run("mnist5k")
+    data: str = numbers("mnist5k")
     """Data set: mnist5k (packaged, 4,000 + 1,000 digits), mnist or fashion_mnist."""
     arms: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(arm.name for arm in ARMS)}}} ...")
@@ -63,7 +62,7 @@ class Config:
     """Estimator of the running variance. Stated: unbiased (Algorithm 2)."""
     epsilon: float = network(1e-5)
     """Added to the variance. Stated: a constant; open: which."""
-    population_batches: int = run(100)
+    population_batches: int = numbers(100)
     """Training batches that Algorithm 2 averages over. Stated: multiple."""
     lenet_activation: Literal["tanh", "scaled_tanh", "sigmoid", "relu"] = network("tanh")
     """Nonlinearity of LeNet."""
@@ -71,24 +70,24 @@ class Config:
     """Pooling of LeNet."""
     convolution: Literal["patches", "xla"] = network("patches")
     """How LeNet convolves: the same sums, in another order."""
-    probe_examples: int = run(1_000)
+    probe_examples: int = numbers(1_000)
     """Test examples, the first ones, over which the input percentiles of Figure 1(b, c) are
     taken, normalized by their own moments, as a batch in training is. Open: over which, and how
     normalized."""
-    eval_every: int = run(100)
+    eval_every: int = numbers(100)
     """Steps between evaluations on the whole test set, up to `dense_until`."""
-    dense_until: int = run(2_000)
+    dense_until: int = numbers(2_000)
     """Steps up to which evaluations are dense."""
-    sparse_eval_every: int = run(500)
+    sparse_eval_every: int = numbers(500)
     """Steps between evaluations after that."""
-    eval_batch: int = run(500)
+    eval_batch: int = numbers(500)
     """Test examples per batch of an evaluation."""
-    units_every: int = run(100)
+    units_every: int = numbers(100)
     """Steps between records of single units' percentiles (all three for seed 0, the median
     for the others)."""
     steps_per_dispatch: int = training(100)
     """Steps in one call of the compiled program."""
-    checkpoint_every: int = run(5_000)
+    checkpoint_every: int = numbers(5_000)
     """Steps between checkpoints."""
     together: Literal["auto", "map", "vmap"] = training("auto")
     """Runs of one device: one after another (map) or together (vmap); auto: map on CPUs."""
@@ -118,7 +117,6 @@ class Config:
 def _check(config: Config) -> None:
     if config.data not in DATA:
         raise ValueError(f"data: unknown {config.data!r}; choose from {', '.join(DATA)}.")
-    check_arms(config.arms, ARMS)
     for item in fields(config):
         value = getattr(config, item.name)
         least = {"checkpoint_every": 0, "dense_until": 0, "probe_examples": 2}.get(item.name, 1)

@@ -1,5 +1,6 @@
 """Figure 1 of Ioffe & Szegedy 2015: digits with and without batch normalization."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from experiments.harness.arm import by_name
 from experiments.harness.bounds import check_population
 from experiments.harness.compute import Compute
 from experiments.harness.experiment import Experiment, Member, Task
-from experiments.mnist_lenet.arms import ARMS
+from experiments.mnist_lenet.arms import ARMS, DigitsArm
 from experiments.mnist_lenet.config import PRESETS, Config
 from experiments.mnist_lenet.report import PAGE
 from experiments.mnist_lenet.train import together, train
@@ -28,9 +29,8 @@ class OneCPUDevicePerCore(Compute):
         return {"together": together(task.config)}
 
 
-def tasks(config: Config) -> list[Task]:
+def tasks(config: Config, arms: Sequence[DigitsArm]) -> list[Task]:
     """Returns the runs of the comparison, arm by arm, then those of the sweep."""
-    arms = [by_name(ARMS, name) for name in config.arms]
     return [comparison(config, arm.name) for arm in arms] + [
         Task(
             config,

@@ -10,14 +10,12 @@ import tyro
 
 from bnjax.models import BNInception, norm_by_name
 from bnjax.models.initialization import draw_kernels
-from experiments.harness.affects import network, nothing, run
-from experiments.harness.experiment import Experiment
-from experiments.harness.images import tasks, train
+from experiments.harness.affects import network, nothing, numbers
+from experiments.harness.comparison import Comparison
 from experiments.harness.images.arm import ImageArm, batch_norm, dtype_of
-from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.config import ImageConfig
+from experiments.harness.images.experiment import image_experiment
 from experiments.harness.page import Page
-from experiments.harness.report import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,7 @@ class NormArm(ImageArm):
             stem="dense",
             stem_stride=4,
             dtype=dtype_of(config),
+            remat=config.remat,
             axis_name=axis_name,
         )
 
@@ -70,13 +69,13 @@ class Config(ImageConfig):
         tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(arm.name for arm in ARMS)}}} ...")
     ] = nothing(tuple(arm.name for arm in ARMS))
     """Normalizations to train with."""
-    learning_rate: float = run(0.0075)
+    learning_rate: float = numbers(0.0075)
     """Step size, on the mean loss; the same for all, at which all of them train."""
     steps: int = nothing(150)
     """Training steps."""
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = image_experiment(
     name="norms",
     config=Config,
     presets={
@@ -96,9 +95,5 @@ EXPERIMENT = Experiment(
     presets_help="quick: the packaged digits, three minutes on 2 cores. cifar: 600 steps on "
     "CIFAR-10, three seeds, half an hour.",
     arms=ARMS,
-    compute=ImageCompute,
-    tasks=tasks.one_by_one(ARMS),
-    check=tasks.check,
-    train=train.train,
     page=Page(Comparison(ARMS, reference="none")),
 )

@@ -7,7 +7,7 @@ import pytest
 
 from bnjax.evidence.records import read_record
 from experiments.harness import affects
-from experiments.harness.affects import network, nothing, run, training, views
+from experiments.harness.affects import network, nothing, numbers, training, views
 from experiments.harness.arm import Arm
 from experiments.harness.experiment import identity
 from experiments.harness.found import experiments
@@ -51,10 +51,10 @@ def test_the_identity_of_a_committed_record_is_what_it_was(experiment, folder):
 class Config:
     width: float = network(1.0)
     momentum: float = training(0.9)
-    rate: float = run(0.1)
+    rate: float = numbers(0.1)
     crop: str = views("none")
     dropout: float | None = affects.arm(None)
-    max_norm: float = run(2.0)  # its name says "max", as that of no identity's field once could
+    max_norm: float = numbers(2.0)  # its name says "max", as that of no identity's field once could
     seeds: int = nothing(1)
 
 

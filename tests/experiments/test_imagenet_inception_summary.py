@@ -6,7 +6,7 @@ import pytest
 from bnjax.evidence.records import Run
 from experiments.harness import report
 from experiments.harness.arm import by_name
-from experiments.harness.report import match_steps, waiting_text
+from experiments.harness.comparison import match_steps, waiting_text
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.page import REPORT, memory_text
 

@@ -42,7 +42,7 @@ def test_nothing_but_the_normalization_differs():
 
 
 def test_the_schedules_of_all_arms_are_one():
-    made = EXPERIMENT.tasks(CONFIG)
+    made = EXPERIMENT.tasks_of(CONFIG)
     assert len(made) == 3 * len(ARMS)
     assert len({task.schedule for task in made}) == 1
     assert {arm.first_rate(CONFIG) for arm in ARMS} == {CONFIG.learning_rate}

@@ -11,7 +11,7 @@ JAX_HAS_STARTED = "experiments.mnist_lenet.experiment.one_cpu_device_per_core", 
 
 def inception_task(config, arm, seed=0):
     """The run of an Inception network."""
-    return INCEPTION.tasks(replace(config, arms=(arm,), seeds=seed + 1))[-1]
+    return INCEPTION.tasks_of(replace(config, arms=(arm,), seeds=seed + 1))[-1]
 
 
 class Entries(RunLog):

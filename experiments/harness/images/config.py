@@ -6,7 +6,7 @@ from typing import Literal
 from bnjax.data.sets import DATA_SETS, FACTS
 from bnjax.data.views.augmentation import Augmentation
 from bnjax.training.loop import Schedule
-from experiments.harness.affects import network, nothing, run, training, views
+from experiments.harness.affects import network, nothing, numbers, training, views
 from experiments.harness.bounds import check_fraction, check_positive, check_seeds
 
 _MOST_BYTES = 1 << 36
@@ -42,7 +42,7 @@ class ImageConfig:
     """Examples per step, over all devices."""
     normalize_together: int = network(32)
     """Examples that batch normalization takes together."""
-    learning_rate: float = run(0.01)
+    learning_rate: float = numbers(0.01)
     """First step size, on the mean loss."""
     momentum: float = training(0.9)
     """Fraction of the momentum kept."""
@@ -58,7 +58,7 @@ class ImageConfig:
     """Estimator of the running variance."""
     epsilon: float = network(1e-3)
     """Added to the variance."""
-    population_batches: int = run(25)
+    population_batches: int = numbers(25)
     """Training batches that Algorithm 2 averages over."""
     parameter_averaging: Literal["none", "ema_tensorflow", "ema_debiased", "cumulative"] = training(
         "none"
@@ -75,15 +75,15 @@ class ImageConfig:
     """Compute each module again in the backward pass, to save memory."""
     steps_per_dispatch: int = training(1)
     """Steps in one call of the compiled program."""
-    eval_every: int = run(25)
+    eval_every: int = numbers(25)
     """Steps between evaluations on the whole validation set, up to `dense_until`."""
-    dense_until: int = run(150)
+    dense_until: int = numbers(150)
     """Steps up to which evaluations are dense."""
-    sparse_eval_every: int = run(50)
+    sparse_eval_every: int = numbers(50)
     """Steps between evaluations after that."""
-    eval_batch: int = run(256)
+    eval_batch: int = numbers(256)
     """Validation images per batch of an evaluation, over all devices."""
-    checkpoint_every: int = run(500)
+    checkpoint_every: int = numbers(500)
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
-"""What is made of runs: a summary, tables, a figure; each a pure function of their folders."""
+"""Arms compared: a summary, tables and a figure, each a pure function of the runs' folders."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,22 +14,6 @@ from experiments.harness.arm import Arm
 from experiments.harness.differences import difference_line, paired
 from experiments.harness.results import Runs, load_runs, runs_below
 from experiments.harness.weights import FILE
-
-
-class Report(Protocol):
-    """What is made of the runs below a folder; each part is a pure function of them."""
-
-    def summarize(self, out: Path) -> dict[str, Any]:
-        """Returns all numbers of the tables, JSON values."""
-        ...
-
-    def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
-        """Returns what the command prints; empty parts are left out."""
-        ...
-
-    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
-        """Draws the figures that the runs allow into `to`, or `out` itself; returns the files."""
-        ...
 
 
 @dataclass(frozen=True)
