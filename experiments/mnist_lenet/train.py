@@ -15,7 +15,7 @@ from bnjax.evidence.records import number, tree_sha256
 from bnjax.linen import model_moments
 from bnjax.normalization import population_stats
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch
-from bnjax.training.loop import Program, Progress, fit
+from bnjax.training.loop import Progress, RunFunctions, fit
 from bnjax.training.objectives import Metrics, check_labels
 from bnjax.training.parallel import HostCheckpoints, Members, Together, default_together, member
 from bnjax.training.state import TrainState
@@ -121,7 +121,7 @@ def train(
         log.begin(first_step, members.fetch(last.step).tolist())
         check(last)
         last = fit(
-            Program(
+            RunFunctions(
                 train=run,
                 evaluate=lambda state: members.fetch(evaluate(state, test, probe)),
                 inputs=indices,
