@@ -244,5 +244,5 @@ def agree_to_stop(signum: int, failed: bool) -> tuple[int, bool]:
     """
     if jax.process_count() == 1:
         return signum, failed
-    signum, failed = multihost_utils.process_allgather(np.int32([signum, failed])).max(0)
+    signum, failed = multihost_utils.process_allgather(np.array([signum, failed], np.int32)).max(0)
     return int(signum), bool(failed)
