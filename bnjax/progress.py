@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from types import TracebackType
 from typing import Any, TextIO
 
 from bnjax.extras import extra
@@ -87,12 +86,7 @@ class ProgressBar:
     def __enter__(self) -> "ProgressBar":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
 

@@ -2,9 +2,10 @@
 
 Each micro-batch is normalized by its own moments: a ghost batch. Parameters move as they would
 with one batch normalized in groups of that size, `bnjax.normalize_batch(..., batch=k)`, and not as
-with one batch normalized as a whole. That cannot be had piece by piece: the moments of a layer
-need all examples as the layers below made them, from moments of all examples, and gradients flow
-through all of them. For it, give the whole batch to one step, with `jax.checkpoint` to save memory.
+with one batch normalized as a whole. The latter cannot be computed piece by piece: the moments of a
+layer need all examples, as the layers below made them with moments of all examples, and gradients
+flow through all of them. For that, give the whole batch to one step, with `jax.checkpoint` to save
+memory.
 """
 
 from collections.abc import Callable
@@ -32,10 +33,10 @@ Statistics = Literal["once", "each"]
 
 
 class Accumulated(NamedTuple):
-    """What one update is made from.
+    """The ingredients of one update.
 
     Attributes:
-        gradient: of the mean loss over all examples that count; dtypes of the parameters.
+        gradient: that of the mean loss over all examples that count; dtypes of the parameters.
         batch_stats: the new running statistics.
         metrics: sums over all micro-batches.
     """
@@ -55,68 +56,67 @@ def accumulate(
     key: jax.Array | None = None,
     axis_name: AxisName = None,
 ) -> Accumulated:
-    """The gradient over several micro-batches, one after another: memory holds one's activations.
+    """Returns the gradient over several micro-batches, computed one after another.
 
-    It is the summed losses' gradient over the summed count, in at least float32, hence a
-    micro-batch counts by its examples, and one without any not at all. If none has any, the
-    gradient is zero.
+    Memory holds the activations of one. The gradient of the summed loss is divided by the summed
+    count, in at least float32, so that a micro-batch weighs as much as it has examples that count.
+    If none has any, the gradient is zero.
 
     The running statistics move
 
-    - `"once"`: as one update by the mean of the micro-batches' moments, weighted by their
-      examples. All start from `batch_stats`, and what they make of it is averaged, which is the
-      same because an update is affine in the moments. They are those of one batch in groups,
+    - `"once"`: as by one update with the mean of the micro-batches' moments, weighted by their
+      examples. Each micro-batch starts from `batch_stats`, and the results are averaged, which is
+      the same because an update is affine in the moments. They equal those of one batch in groups,
       unless masks leave unequal groups: unbiased variances then differ a little, and where a
       feature is masked as a whole, its old statistics take part.
-    - `"each"`: by each micro-batch in turn, as in as many steps: `decay` should then be
-      `decay ** (1 / micro_batches)`, for statistics that remember as many updates of the
-      parameters.
+    - `"each"`: by each micro-batch in turn, as in as many steps. For statistics that remember as
+      many updates of the parameters as before, `decay` should then be
+      `decay ** (1 / micro_batches)`.
 
     Args:
-        loss: of one micro-batch.
-        params: to differentiate by.
-        batch_stats: before the update; an empty dict without normalization.
-        batches: tree of arrays `[micro_batches, ...]`, for example from `split_batch`.
+        loss: the loss of one micro-batch.
+        params: what to differentiate by.
+        batch_stats: statistics before the update; an empty dict without normalization.
+        batches: a tree of arrays `[micro_batches, ...]`, for example from `split_batch`.
         statistics: `"once"` or `"each"`; there is no default because papers rarely say.
-        key: of random layers; micro-batch i's loss is given the key with i folded in.
-        axis_name: mapped axes of devices that hold a share of each micro-batch; all sums go over
-            them, at the end and at once.
+        key: PRNG key of random layers; micro-batch i's loss is given the key with i folded in.
+        axis_name: mapped axes of devices that hold a share of each micro-batch; all sums are taken
+            over them together, once, at the end.
 
     Raises:
         ValueError: for bad `statistics`, or batches without a common leading axis.
     """
     _check_statistics(statistics)
+    once = statistics == "once"
     numbers = jnp.arange(_leading("batches", batches))
     keys = () if key is None else (jax.vmap(partial(jax.random.fold_in, key))(numbers),)
-    first = jax.tree.map(lambda leaf: leaf[0], (batches, *keys))
-    _, (_, metrics) = jax.eval_shape(loss, params, batch_stats, *first)
-    start = Accumulated(
-        jax.tree.map(_zeros, params),
-        batch_stats if statistics == "each" else _start_mean(batch_stats),
-        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics),
-    )
 
-    def visit(sums: Accumulated, batch: tuple[Tree, ...]) -> tuple[Accumulated, None]:
-        old = sums.batch_stats if statistics == "each" else batch_stats
+    # Carried from one micro-batch to the next: three sums, of gradients, of what micro-batches
+    # would change in floating statistics (under "once"), and of metrics; and the statistics.
+    def visit(carry: tuple[Tree, Tree], batch: tuple[Tree, ...]) -> tuple[tuple[Tree, Tree], None]:
+        sums, stats = carry
+        old = batch_stats if once else stats
         gradient, (new, metrics) = jax.grad(loss, has_aux=True)(params, old, *batch)
-        if statistics == "once":
-            new = _add_change(sums.batch_stats, batch_stats, new, metrics.examples)
-        gradient = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums.gradient, gradient)
-        return Accumulated(gradient, new, jax.tree.map(jnp.add, sums.metrics, metrics)), None
+        changes = _weighted_changes(old, new, metrics.examples) if once else ()
+        sums = jax.tree.map(
+            lambda total, part: total + part.astype(total.dtype), sums, (gradient, changes, metrics)
+        )
+        return (sums, _with_largest_counts(stats, new) if once else new), None
 
-    sums, _ = lax.scan(visit, start, (batches, *keys))
-    sums = _over_devices(sums, axis_name, statistics)
-    examples = jnp.maximum(sums.metrics.examples, 1)
+    parts = params, _floats(batch_stats) if once else (), Metrics.zero()
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), parts)
+    (sums, stats), _ = lax.scan(visit, (zeros, batch_stats), (batches, *keys))
+    gradient, changes, metrics = sum_over_devices(sums, axis_name)
+    examples = jnp.maximum(metrics.examples, 1)
 
     def mean(total: jax.Array, like: jax.Array) -> jax.Array:
         return (total / examples.astype(total.dtype)).astype(like.dtype)
 
-    new = sums.batch_stats
-    if statistics == "once":
-        new = jax.tree.map(
-            lambda total, old: old + mean(total, old) if is_float(old) else total, new, batch_stats
-        )
-    return Accumulated(jax.tree.map(mean, sums.gradient, params), new, sums.metrics)
+    def moved(old: jax.Array, change: jax.Array | None) -> jax.Array:
+        return old if change is None else old + mean(change, old)
+
+    gradient = jax.tree.map(mean, gradient, params)
+    return Accumulated(gradient, jax.tree.map(moved, stats, changes) if once else stats, metrics)
 
 
 def make_accumulating_step(
@@ -148,14 +148,16 @@ def make_accumulating_step(
 
 
 def split_batch(batch: Tree, micro_batches: int) -> Tree:
-    """Leaves `[n, ...]` as `[micro_batches, n / micro_batches, ...]`, of consecutive examples.
+    """Returns leaves `[n, ...]` as `[micro_batches, n / micro_batches, ...]`.
 
-    The groups of `bnjax.normalize_batch(batch=n / micro_batches)`. Where examples are divided over
-    devices, make the micro-batches before placing them, divided along the second axis; otherwise
-    each would lie on a few devices.
+    Examples stay in order, so that micro-batches are the groups of
+    `bnjax.normalize_batch(batch=n / micro_batches)`. Where examples are divided over devices, split
+    them into micro-batches first, and then divide the second axis: otherwise each micro-batch
+    would lie on a few devices.
 
     Raises:
-        ValueError: if it does not divide the examples, or leaves differ in their number.
+        ValueError: if `micro_batches` does not divide the examples, or leaves differ in their
+            number.
     """
     examples = _leading("batch", batch)
     if micro_batches < 1 or examples % micro_batches:
@@ -173,7 +175,7 @@ def _check_statistics(statistics: str) -> None:
 
 
 def _leading(name: str, tree: Tree) -> int:
-    """The size of the first axis, which all leaves share."""
+    """Returns the size of the first axis, which all leaves share."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     if not shapes or len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
         raise ValueError(
@@ -182,35 +184,24 @@ def _leading(name: str, tree: Tree) -> int:
     return shapes[0][0]
 
 
-def _over_devices(sums: Accumulated, axis_name: AxisName, statistics: Statistics) -> Accumulated:
-    """The sums over devices; statistics that moved once are sums too, weighted by examples."""
-    if axis_name is None:
-        return sums
-    gradient, leaves, metrics = sums
-    leaves, tree = jax.tree.flatten(leaves)
-    weighted = [statistics == "once" and is_float(leaf) for leaf in leaves]
-    own = [leaf for leaf, is_sum in zip(leaves, weighted, strict=True) if is_sum]
-    gradient, own, metrics = sum_over_devices((gradient, own, metrics), axis_name)
-    rest = iter(own)
-    leaves = [next(rest) if is_sum else leaf for leaf, is_sum in zip(leaves, weighted, strict=True)]
-    return Accumulated(gradient, jax.tree.unflatten(tree, leaves), metrics)
+def _floats(tree: Tree) -> Tree:
+    """The floating leaves of a tree, with None, which has no leaves, in the place of counts."""
+    return jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
 
 
-def _start_mean(batch_stats: Tree) -> Tree:
-    return jax.tree.map(lambda leaf: _zeros(leaf) if is_float(leaf) else leaf, batch_stats)
+def _weighted_changes(old: Tree, new: Tree, examples: jax.Array) -> Tree:
+    """What a micro-batch would change in floating statistics, times its examples."""
+
+    def change(old: jax.Array, new: jax.Array) -> jax.Array:
+        old = widened(old)
+        weighted = examples.astype(old.dtype) * (new.astype(old.dtype) - old)
+        return jnp.where(examples > 0, weighted, 0)  # 0 * NaN is NaN
+
+    return jax.tree.map(change, *map(_floats, (old, new)))
 
 
-def _add_change(sums: Tree, old: Tree, new: Tree, examples: jax.Array) -> Tree:
-    """The sums with what one micro-batch changed, times its examples; of counts, the largest."""
-
-    def add(total: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-        if not is_float(old):
-            return jnp.maximum(total, new)
-        change = new.astype(total.dtype) - old.astype(total.dtype)
-        return total + jnp.where(examples > 0, examples.astype(total.dtype) * change, 0)
-
-    return jax.tree.map(add, sums, old, new)
-
-
-def _zeros(leaf: jax.Array) -> jax.Array:
-    return jnp.zeros_like(widened(leaf))
+def _with_largest_counts(stats: Tree, new: Tree) -> Tree:
+    """The statistics; a micro-batch without examples does not count, so counts take the largest."""
+    return jax.tree.map(
+        lambda kept, new: kept if is_float(kept) else jnp.maximum(kept, new), stats, new
+    )

@@ -18,52 +18,49 @@ from an earlier one.
 import atexit
 import json
 import operator
-import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
-import numpy as np
 
 from bnjax.evidence.records import differences
 from bnjax.extras import extra
 from bnjax.paths import local_path
+from bnjax.training.checkpoint_files import (
+    holds,
+    host_copies,
+    read_checkpoint,
+    set_aside,
+    sync,
+    write_checkpoint,
+)
 from bnjax.training.locks import LockError, lock
 from bnjax.training.manifests import (
-    SCHEMA_VERSION,
     CheckpointError,
     DamageError,
     PyTree,
-    check_files,
-    check_same_leaves,
     describe,
-    file_digests,
-    is_key,
     one_line,
     read_manifest,
-    sha256,
-    versions,
-    with_digests,
-    write_manifest,
 )
-from bnjax.training.stored_arrays import as_written, check_arrays, read_arrays, write_arrays
 
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` read.
+    """The result of `Checkpoints.restore`.
 
     Attributes:
         step: Step it was saved under.
         state: NumPy arrays in the target's structure; typed PRNG keys are JAX key arrays.
-        extra: What was given to `save` as `extra`, as JSON returns it (tuples are lists).
+        extra: The `extra` that was given to `save`, as JSON returns it (tuples are lists).
     """
 
     step: int
@@ -106,23 +103,20 @@ class Checkpoints:
             )
         self._directory = directory.absolute()
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self._directory / ".lock", self._directory)
+            with self._usable():
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._lock = lock(self._directory / ".lock", self._directory)
         except LockError as error:
             raise CheckpointError(str(error)) from error
-        except OSError as error:
-            raise self._unusable(error) from error
         self._damaged: set[int] = set()  # found by restore; set aside by the next save
         self._pending: tuple[int, Future[None]] | None = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         # Too late to save anything, but a write that failed because nobody waited is then reported.
         atexit.register(self.close)
         try:
-            self._clear_unfinished()
-            self._check_config()
-        except OSError as error:
-            self.close()
-            raise self._unusable(error) from error
+            with self._usable():
+                self._clear_unfinished()
+                self._check_config()
         except BaseException:
             self.close()
             raise
@@ -130,18 +124,13 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             self.close()
-        except CheckpointError as error:
-            if exc is None:
+        except CheckpointError as failed:
+            if error is None:
                 raise
-            exc.add_note(f"Also: {error}")  # what ended the block is the news; keep it in front
+            error.add_note(f"Also: {failed}")  # the error that ended the block stays in front
 
     def save(self, step: int, state: PyTree, extra: Mapping[str, Any] | None = None) -> None:
         """Copies `state` to the host and writes it in the background.
@@ -167,18 +156,32 @@ class Checkpoints:
         step = _integer("step", step, minimum=0)
         plain_extra = _as_json("extra", {} if extra is None else extra)
         leaves = describe("state", state)
-        arrays = _host_copies(state)
+        arrays = host_copies(state)
         newest = self.latest()
         if newest is not None and step <= newest:
-            if step == newest and self._holds(step, leaves, arrays, plain_extra):
-                return
+            try:
+                if step == newest and holds(self._folder(step), leaves, arrays, plain_extra):
+                    return
+            except DamageError as damage:
+                raise CheckpointError(
+                    f"step {step} cannot be saved: {self._folder(step)} exists and is damaged "
+                    f"({damage}); continue from restore(), or use another directory"
+                ) from damage
             content = ", with other content" if step == newest else ""
             raise CheckpointError(
                 f"step {step} cannot be saved: {self._directory} already holds step {newest}"
                 f"{content}; continue from restore(), or use another directory"
             )
         self._check_space(sum(array.nbytes for array in arrays))
-        self._pending = step, self._writer.submit(self._write, step, leaves, arrays, plain_extra)
+        write = partial(
+            write_checkpoint,
+            step=step,
+            leaves=leaves,
+            arrays=arrays,
+            config=self._config,
+            extra=plain_extra,
+        )
+        self._pending = step, self._writer.submit(self._write, step, write)
 
     def latest(self) -> int | None:
         """Returns the newest step on disk that is not known to be damaged, or None.
@@ -213,11 +216,8 @@ class Checkpoints:
         wanted = describe("target", target, jax.ShapeDtypeStruct)
         problems: dict[int, str] = {}
         for step in reversed(self._steps()):
-            folder = self._folder(step)
             try:
-                manifest = read_manifest(folder)
-                check_same_leaves(folder, manifest["leaves"], wanted)
-                leaves = _read_leaves(folder, manifest, target)
+                leaves, extra = read_checkpoint(self._folder(step), wanted)
             except DamageError as damage:
                 problems[step] = str(damage)
                 continue
@@ -227,11 +227,11 @@ class Checkpoints:
                     f"{self._listing(problems)}\nstep {step} is restored instead", stacklevel=2
                 )
             state = jax.tree.unflatten(jax.tree.structure(target), leaves)
-            return Restored(step, state, manifest["extra"])
+            return Restored(step, state, extra)
         if problems:
             raise CheckpointError(
                 f"no checkpoint is whole; {self._listing(problems)}\n"
-                "put back a good copy of one of them, or start anew in another directory"
+                "put back a good copy of one of them, or start again in another directory"
             )
         return None
 
@@ -271,27 +271,28 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Returns the steps on disk, ascending."""
-        try:
+        with self._usable():
             names = [path.name for path in self._directory.iterdir() if path.is_dir()]
-        except OSError as error:
-            raise self._unusable(error) from error
         return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
-    def _unusable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(
-            f"{self._directory} cannot be used ({one_line(error)}); if it was moved or removed, "
-            "put it back or give its new place; checkpoints that were saved are whole"
-        )
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Raises CheckpointError for an error of the file system."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._directory} cannot be used ({one_line(error)}); if it was moved or "
+                "removed, put it back or give its new place; checkpoints that were saved are whole"
+            ) from error
 
     def _listing(self, problems: Mapping[int, str]) -> str:
         lines = (f"  {self._folder(step)}: {what}" for step, what in problems.items())
         return "damaged checkpoints:\n" + "\n".join(lines)
 
     def _check_space(self, needed: int) -> None:
-        try:
+        with self._usable():
             free = shutil.disk_usage(self._directory).free
-        except OSError as error:
-            raise self._unusable(error) from error
         if free < needed:
             raise CheckpointError(
                 f"the state has {needed:,} bytes, but the disk of {self._directory} has only "
@@ -321,128 +322,24 @@ class Checkpoints:
                     + "\ngive the stored values to resume it, or use another directory"
                 )
 
-    def _holds(
-        self,
-        step: int,
-        leaves: Sequence[Mapping[str, Any]],
-        arrays: Sequence[np.ndarray],
-        extra: Mapping[str, Any],
-    ) -> bool:
-        """Whether the checkpoint of `step` is whole and has these values."""
-        folder = self._folder(step)
-        try:
-            manifest = read_manifest(folder)
-            check_files(folder, manifest["files"])
-        except DamageError as damage:
-            raise CheckpointError(
-                f"step {step} cannot be saved: {folder} exists and is damaged ({damage}); "
-                "continue from restore(), or use another directory"
-            ) from damage
-        same_values = manifest["leaves"] == with_digests(leaves, arrays)
-        return same_values and not differences(manifest["extra"], extra)
-
-    def _write(
-        self,
-        step: int,
-        leaves: Sequence[Mapping[str, Any]],
-        arrays: Sequence[np.ndarray],
-        extra: Mapping[str, Any],
-    ) -> None:
+    def _write(self, step: int, write: Callable[[Path], None]) -> None:
         """Writes one checkpoint; the rename at its end makes it exist, whole or not at all."""
         self._clear_unfinished()
         unfinished = self._directory / f"{step}.tmp"
         unfinished.mkdir()
         try:
-            write_arrays(unfinished, arrays)
-            manifest = {
-                "schema_version": SCHEMA_VERSION,
-                "step": step,
-                "leaves": with_digests(leaves, arrays),
-                "files": file_digests(unfinished),
-                "versions": versions(),
-                "config": self._config,
-                "extra": extra,
-            }
-            write_manifest(unfinished, manifest)
-            check_arrays(unfinished, arrays)
-            _sync([*unfinished.rglob("*"), unfinished])
+            write(unfinished)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the space back
             raise
         for damaged in self._damaged.intersection(self._steps()):
-            _set_aside(self._folder(damaged))
+            set_aside(self._folder(damaged))
         self._damaged.clear()
         unfinished.rename(self._folder(step))
-        _sync([self._directory])
+        sync(self._directory)
         for old in self._steps()[: -self._keep]:
             # Renamed first: a kill while deleting must not leave half a checkpoint under its name.
             shutil.rmtree(self._folder(old).rename(self._directory / f"{old}.tmp"))
-
-
-def _host_copies(state: PyTree) -> list[np.ndarray]:
-    """Returns each leaf as a NumPy array that shares no memory with it; keys as their data."""
-    leaves = [
-        jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
-    ]
-    # On CPU device_get returns views of the device buffers, which donation would overwrite.
-    arrays = [np.array(leaf, order="C") for leaf in jax.device_get(leaves)]
-    if not any(array.size for array in arrays):
-        raise ValueError("state has no values to save; give a pytree with at least one array")
-    return arrays
-
-
-def _read_leaves(folder: Path, manifest: Mapping[str, Any], target: PyTree) -> list[Any]:
-    """Returns the leaves in the target's order, each compared with its digest.
-
-    The caller has checked that the checkpoint's leaves and the target's are the same.
-    """
-    check_files(folder, manifest["files"])
-    arrays = iter(read_arrays(folder))
-    facts = {leaf["path"]: leaf for leaf in manifest["leaves"]}
-    on_disk = {path: next(arrays, None) for path, leaf in facts.items() if 0 not in leaf["shape"]}
-    leaves: list[Any] = []
-    wrong: list[str] = []
-    for tree_path, like in jax.tree_util.tree_leaves_with_path(target):
-        path = jax.tree_util.keystr(tree_path)
-        form = jax.ShapeDtypeStruct(like.shape, like.dtype)
-        if is_key(like):
-            form = jax.eval_shape(jax.random.key_data, form)
-        array = np.empty(form.shape, form.dtype)
-        if path in on_disk:
-            array = as_written(on_disk[path], form.dtype)
-        if not (
-            isinstance(array, np.ndarray)
-            and (array.shape, array.dtype) == (form.shape, form.dtype)
-            and sha256(array) == facts[path]["sha256"]
-        ):
-            wrong.append(path)
-        elif is_key(like):
-            impl = facts[path]["prng_impl"]
-            leaves.append(jax.random.wrap_key_data(jax.device_put(array), impl=impl))
-        else:
-            leaves.append(array)
-    if wrong:
-        raise DamageError(f"values differ from their SHA-256: {', '.join(wrong)}")
-    return leaves
-
-
-def _set_aside(folder: Path) -> None:
-    """Renames a damaged checkpoint, so that its step is free and its files can be examined."""
-    aside = folder.with_name(f"{folder.name}.damaged")
-    count = 1
-    while aside.exists():
-        count += 1
-        aside = folder.with_name(f"{folder.name}.damaged-{count}")
-    folder.rename(aside)
-
-
-def _sync(paths: Iterable[Path]) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _as_json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:

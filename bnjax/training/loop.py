@@ -14,13 +14,9 @@ from bnjax.progress import ProgressBar
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel.host_checkpoints import HostCheckpoints
-from bnjax.training.parallel.hosts import all_succeed, first_signal, is_first
+from bnjax.training.parallel.hosts import agree_to_stop, is_first, raise_on_all
 
 Tree = Any
-
-
-_FAILED = 1 << 16
-"""In a signal's place, and above all of them: a process has no inputs for the next dispatch."""
 
 
 class Interrupted(Exception):
@@ -37,7 +33,7 @@ class Schedule(NamedTuple):
 
     Attributes:
         steps: length of the run.
-        steps_per_dispatch: steps in one call of the compiled program.
+        steps_per_dispatch: steps in one call of the compiled functions.
         eval_every: distance of evaluations; one comes before the first step and one after the last.
         dense_until: up to here evaluations come at `eval_every`, then at `sparse_eval_every`.
         sparse_eval_every: see above.
@@ -83,16 +79,16 @@ class Schedule(NamedTuple):
         return step % every == 0
 
 
-class Program(NamedTuple):
-    """What the loop calls; all of it compiled by the caller.
+class RunFunctions(NamedTuple):
+    """The functions that the loop calls; the caller has compiled what is to be compiled.
 
     Attributes:
         train: `(state, inputs) -> (state, metrics)`, metrics summed over the inputs' steps, on the
             host or replicated; may give up the old state's buffers.
         evaluate: `state -> tree` of arrays.
-        inputs: `(first step, steps)` to what `train` gets for these steps: batches, or indices of
+        inputs: `(first step, steps) -> inputs` of `train` for these steps: batches, or indices of
             examples that lie on the device. Called in order, and while the device is busy.
-        snapshot: state to host arrays, for a checkpoint.
+        snapshot: `state -> tree` of host arrays, for a checkpoint.
         check: called with the state after each dispatch; raises to end the run.
     """
 
@@ -114,7 +110,7 @@ class Progress(NamedTuple):
 
 
 def fit(
-    program: Program,
+    functions: RunFunctions,
     progress: Progress,
     schedule: Schedule,
     *,
@@ -131,7 +127,7 @@ def fit(
     the same step.
 
     Args:
-        program: compiled functions.
+        functions: what a dispatch, an evaluation and a checkpoint do.
         progress: where to start from; its state may be donated.
         schedule: when to evaluate and save.
         first_step: steps that `progress` has behind it.
@@ -146,29 +142,23 @@ def fit(
 
     Raises:
         Interrupted: after a signal.
-        Diverged: or whatever else `program.check` raises.
-        DataError: or whatever else `program.inputs` raises, after a checkpoint; on the processes
+        Diverged: or whatever else `functions.check` raises.
+        DataError: or whatever else `functions.inputs` raises, after a checkpoint; on the processes
             where it did not, HostsError with its text.
     """
     schedule.check()
     state, sums = progress
     step = first_step
-    failed: Exception | None = None
 
     def dispatch() -> int:
         return min(schedule.steps_per_dispatch, schedule.steps - step)
 
-    def next_inputs() -> Tree:
-        """None after an error, which is raised when the dispatch under way is saved."""
-        nonlocal failed
+    def next_inputs() -> tuple[Tree, Exception | None]:
+        """The next dispatch's, or the error, to be raised when the one under way is saved."""
         try:
-            return program.inputs(step, dispatch()) if step < schedule.steps else None
+            return functions.inputs(step, dispatch()) if step < schedule.steps else None, None
         except Exception as error:
-            failed = error
-
-    def fail() -> None:
-        if failed is not None:
-            raise failed
+            return None, error
 
     bar = ProgressBar(
         schedule.steps * members,
@@ -180,18 +170,18 @@ def fit(
     )
     with bar, _signals() as received:
         if step == 0:
-            record(0, sums, program.evaluate(state))
+            record(0, sums, functions.evaluate(state))
         started: float | None = None
         seen = 0
-        inputs = next_inputs()
-        all_succeed(fail)
+        inputs, error = next_inputs()
+        raise_on_all(error)
         while step < schedule.steps:
             steps = dispatch()
-            state, new = program.train(state, inputs)
+            state, new = functions.train(state, inputs)
             step += steps
-            inputs = next_inputs()  # while the device computes; what comes below waits for it
+            inputs, error = next_inputs()  # while the device computes; what follows waits for it
             new = jax.tree.map(np.asarray, new)
-            program.check(state)
+            functions.check(state)
             sums = jax.tree.map(np.add, sums, new)
             if started is None:  # the first dispatch was compiled
                 started = time.perf_counter()
@@ -200,19 +190,20 @@ def fit(
             bar.update(steps * members, _postfix(new, seen, time.perf_counter() - started))
             if schedule.evaluates_at(step):
                 paused = time.perf_counter()
-                record(step, sums, program.evaluate(state))
+                record(step, sums, functions.evaluate(state))
                 sums = jax.tree.map(np.zeros_like, sums)
                 started += time.perf_counter() - paused
             due = schedule.checkpoint_every and step % schedule.checkpoint_every == 0
-            told = received[0] if received else 0
-            signum = first_signal(told if failed is None else _FAILED)
-            if checkpoints is not None and (due or signum or step == schedule.steps):
-                checkpoints.save(step, Progress(program.snapshot(state), sums))
-            if signum == _FAILED:
-                all_succeed(fail)
+            signum, failed = agree_to_stop(max(received, default=0), error is not None)
+            if checkpoints is not None and (due or signum or failed or step == schedule.steps):
+                checkpoints.save(step, Progress(functions.snapshot(state), sums))
+            if failed:
+                raise_on_all(error)
             if signum:
                 raise Interrupted(step, signum)
-        if signum := first_signal(received[0] if received else 0):  # it came during the last save
+        # A signal may have come during the last save.
+        signum, _ = agree_to_stop(max(received, default=0), False)
+        if signum:
             raise Interrupted(step, signum)
     return state
 

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what it holds, for whom, and the digests that prove it whole."""
+"""The manifest of a checkpoint: its leaves and config, and the digests that prove it whole."""
 
 import hashlib
 import importlib.metadata
@@ -12,9 +12,12 @@ import jax
 import numpy as np
 
 from bnjax.evidence.records import differences
+from bnjax.training.keys import array_form, is_key, key_impl
 from bnjax.version import __version__
 
 PyTree: TypeAlias = Any
+Leaf: TypeAlias = Mapping[str, Any]
+"""A leaf as the manifest has it: `path`, `shape`, `dtype`, of a key `prng_impl`, and `sha256`."""
 
 SCHEMA_VERSION = 1
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
@@ -29,7 +32,11 @@ class DamageError(Exception):
 
 
 def describe(name: str, tree: PyTree, *abstract: Any) -> list[dict[str, Any]]:
-    """Returns path, shape and dtype of every leaf, as the manifest has them."""
+    """Returns path, shape and dtype of every leaf.
+
+    Raises:
+        TypeError: a leaf is not an array, nor of the `abstract` types, of a native numeric dtype.
+    """
     leaves = []
     allowed = (jax.Array, np.ndarray, np.generic, *abstract)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -44,29 +51,32 @@ def describe(name: str, tree: PyTree, *abstract: Any) -> list[dict[str, Any]]:
             raise TypeError(
                 f"{name}{where} must have a native numeric or bool dtype, got {leaf.dtype}"
             )
-        leaves.append({"path": where, "shape": list(leaf.shape), "dtype": str(leaf.dtype)})
+        facts: dict[str, Any] = {"path": where, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         if isinstance(leaf, jax.Array) and is_key(leaf):
-            leaves[-1]["prng_impl"] = str(jax.random.key_impl(leaf))
+            facts["prng_impl"] = key_impl(leaf)
+        leaves.append(facts)
     return leaves
 
 
-def with_digests(
-    leaves: Iterable[Mapping[str, Any]], arrays: Iterable[np.ndarray]
-) -> list[dict[str, Any]]:
-    """Descriptions of leaves, each with the digest of its values."""
+def with_digests(leaves: Iterable[Leaf], arrays: Iterable[np.ndarray]) -> list[dict[str, Any]]:
+    """Returns leaves, each with the digest of its values."""
     pairs = zip(leaves, arrays, strict=True)
     return [{**leaf, "sha256": sha256(array)} for leaf, array in pairs]
 
 
 def sha256(array: np.ndarray) -> str:
-    """Digest of an array's values."""
+    """Returns the digest of an array's values."""
     # As bytes, because hashlib does not know the buffers of bfloat16 and its kin.
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf, an array or a scalar, is a typed PRNG key."""
-    return jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+def stored_form(leaf: Leaf) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype in which a leaf's values are stored; a key's are its data."""
+    impl = leaf.get("prng_impl")
+    if impl is None:
+        return jax.ShapeDtypeStruct(leaf["shape"], np.dtype(leaf["dtype"]))
+    key = jax.eval_shape(lambda: jax.random.key(0, impl=impl))
+    return array_form(jax.ShapeDtypeStruct(leaf["shape"], key.dtype))
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -77,7 +87,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest.
+    """Returns a checkpoint's manifest.
 
     Raises:
         DamageError: if it cannot be read, or is not what was written for this step.
@@ -109,7 +119,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _is_whole(manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest has all that is read of it, each of its type."""
+    """Whether a manifest has everything that is read from it, each with its type."""
     kinds = {"leaves": list, "files": dict, "config": dict, "extra": dict}
     if not all(isinstance(manifest[name], kind) for name, kind in kinds.items()):
         return False
@@ -129,12 +139,10 @@ def _manifest_digest(text: bytes) -> bytes:
     return f"{hashlib.sha256(text).hexdigest()}  manifest.json\n".encode()
 
 
-def check_same_leaves(
-    folder: Path, stored: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]
-) -> None:
+def check_same_leaves(folder: Path, stored: Iterable[Leaf], wanted: Iterable[Leaf]) -> None:
     """Raises CheckpointError with every leaf in which a checkpoint and the target differ."""
 
-    def by_path(leaves: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    def by_path(leaves: Iterable[Leaf]) -> dict[str, str]:
         return {leaf["path"]: f"{leaf['dtype']}{leaf['shape']}" for leaf in leaves}
 
     changed = differences(by_path(stored), by_path(wanted))
@@ -173,13 +181,13 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the packages that matter, and of this code."""
+    """Returns the versions of Python, of the packages that matter, and of this code."""
     found = {package: importlib.metadata.version(package) for package in _RECORDED_PACKAGES}
     return {"python": platform.python_version(), **found, "bnjax": __version__}
 
 
 def one_line(error: BaseException) -> str:
-    """An error's kind and text, shortened."""
+    """Returns an error's kind and text, shortened."""
     text = " ".join(str(error).split())
     if len(text) > 400:  # Orbax and TensorStore put the cause last
         text = f"{text[:200]} ... {text[-200:]}"

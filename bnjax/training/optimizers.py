@@ -1,13 +1,13 @@
-"""Optimizers of the Inception papers; the learning rate lives in the state.
+"""Optimizers of the Inception papers; the learning rate lies in the state.
 
-Runs that differ in it share a program. Put together as the released Inception-v3 code has it:
+So runs of different rates share a program. The released Inception-v3 code combines them like this:
 
     tx = make_optimizer(
         rmsprop(0.045, schedule=ExponentialDecay(0.94, every=2 * epoch, staircase=True)),
         l2=4e-5,
     )
 
-with `epoch` in updates. Other settings the papers name:
+with `epoch` in updates. Other settings that the papers name:
 
 - GoogLeNet: `momentum_sgd(rate, schedule=ExponentialDecay(0.96, every=8 * epoch, staircase=True))`.
 - BN-x5 and BN-x30: its schedule six times faster, `every=8 * epoch / 6`; rates 0.0075 and 0.045,
@@ -17,7 +17,6 @@ with `epoch` in updates. Other settings the papers name:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,18 +32,18 @@ def sgd(learning_rate: float | jax.Array) -> optax.GradientTransformation:
 
 @dataclass(frozen=True)
 class ExponentialDecay:
-    """The learning rate after some updates, as a fraction of the first one.
+    """Exponential decay of the learning rate, as a fraction of the first one.
 
     Raises:
         ValueError: for a `factor` outside (0, 1], or `every` that is not positive.
     """
 
     factor: float
-    """what it is multiplied by, in (0, 1]; 0.96 lowers it by 4 %"""
+    """the rate is multiplied by it once a period, in (0, 1]; 0.96 lowers it by 4 %"""
     every: float
-    """in updates, > 0; need not be whole"""
+    """length of a period in updates, > 0; need not be whole"""
     staircase: bool
-    """whether it falls at once every so many updates, or a little at each (same ends)"""
+    """whether the rate falls at the end of each period, or a little at each update"""
 
     def __post_init__(self) -> None:
         if not 0 < self.factor <= 1:
@@ -55,25 +54,15 @@ class ExponentialDecay:
             raise ValueError(f"every must be a number of updates > 0, got {self.every}.")
 
     def __call__(self, updates: jax.Array) -> jax.Array:
-        """The fraction in use after so many updates (int32), float32."""
+        """Returns the fraction in use after a number of updates (int32), float32."""
+        # optax.exponential_decay divides in float32 alone, which has no odd counts above 2^24: the
+        # paper trains for 31e6 steps. It also takes bad arguments for a constant rate.
         if self.staircase and self.every == int(self.every):
-            periods = (updates // int(self.every)).astype(jnp.float32)  # exact at any count
+            periods = (updates // int(self.every)).astype(jnp.float32)
         else:
             periods = updates.astype(jnp.float32) / self.every
             periods = jnp.floor(periods) if self.staircase else periods
         return jnp.power(jnp.float32(self.factor), periods)
-
-
-class LearningRate(NamedTuple):
-    """The state of the part of an optimizer that applies the learning rate.
-
-    Attributes:
-        initial: the learning rate of the first update, float32.
-        updates: how many there were, int32.
-    """
-
-    initial: jax.Array
-    updates: jax.Array
 
 
 def momentum_sgd(
@@ -85,13 +74,13 @@ def momentum_sgd(
 ) -> optax.GradientTransformation:
     """Gradient descent with momentum: m <- momentum m + g; w <- w - rate m.
 
-    As in TensorFlow and torch, the rate stands outside: a lower rate slows down at once what the
-    momentum has gathered. In Sutskever et al. 2013 and Caffe it stands inside, m <- momentum m -
-    rate g. The two are the same while the rate is.
+    As in TensorFlow and torch, the rate is outside m: a lower rate at once slows down what the
+    momentum has gathered. In Sutskever et al. 2013 and Caffe it is inside: m <- momentum m - rate
+    g. Both are the same while the rate is constant.
 
     Args:
-        learning_rate: the first; an array in the state.
-        schedule: what becomes of it; None for nothing.
+        learning_rate: the first rate; an array in the state.
+        schedule: how the rate decays; None for a constant one.
         momentum: fraction kept, in [0, 1). GoogLeNet has 0.9; the BN paper does not say.
         nesterov: whether to step by g + momentum m instead.
 
@@ -110,15 +99,15 @@ def rmsprop(
     momentum: float = 0.9,
     epsilon: float = 1.0,
 ) -> optax.GradientTransformation:
-    """RMSProp as TensorFlow has it, which with an epsilon of one is another one than torch's.
+    """RMSProp as in TensorFlow, which differs from torch's noticeably when epsilon is 1.
 
     v <- decay v + (1 - decay) g^2, from one; m <- momentum m + rate g / sqrt(v + epsilon);
-    w <- w - m. torch's v starts from zero, epsilon is added to the root, and the rate is outside m.
+    w <- w - m. In torch v starts from zero, epsilon is outside the root, and the rate outside m.
 
     Args:
-        learning_rate: the first; an array in the state.
-        schedule: what becomes of it; None for nothing.
-        decay: of the squares, in [0, 1).
+        learning_rate: the first rate; an array in the state.
+        schedule: how the rate decays; None for a constant one.
+        decay: fraction of v that is kept, in [0, 1).
         momentum: in [0, 1). "Rethinking" names none beside RMSProp; its released code has 0.9.
         epsilon: > 0, inside the root.
 
@@ -145,22 +134,24 @@ def make_optimizer(
     train: Sequence[Role] = ROLES,
     roles: Roles = parameter_roles,
 ) -> optax.GradientTransformation:
-    """A rule, with what the papers do to its gradient, in this order.
+    """Adds to a rule what the papers do to the gradient before it: L2, then clipping.
 
-    First L2: the loss gains `l2`/2 times the squared norm, its gradient `l2` times the weights.
-    That is the papers' form, and it goes through clipping, momentum and RMSProp's division like
-    any gradient; the decoupled decay of AdamW does not. Then clipping. Then the rule.
+    L2 adds `l2`/2 times the squared norm to the loss, hence `l2` times the weights to the gradient.
+    This is the papers' form: it goes through clipping, momentum and RMSProp's division like any
+    gradient, unlike the decoupled decay of AdamW.
 
     Args:
-        rule: from `momentum_sgd` or `rmsprop`, or any of optax.
-        l2: the weight, >= 0; 4e-5 in the released Inception-v3 code.
-        decay: roles that L2 is for. By default kernels alone, for a bias needs none, and neither
-            a normalization's scale and bias.
-        clip_norm: the norm of the whole gradient, over what is trained, is not to exceed it; None
-            for no clipping.
-        train: roles that the rule moves. The rest is frozen: it counts for no norm, has no state,
-            and stays bitwise what it is. Statistics of a normalization are no parameters.
-        roles: of the parameters; another than `parameter_roles` where those have other names.
+        rule: from `momentum_sgd` or `rmsprop`, or any optimizer of optax.
+        l2: the weight of L2, >= 0; 4e-5 in the released Inception-v3 code.
+        decay: roles of the parameters that L2 applies to. By default kernels alone: a bias needs
+            none, and neither do a normalization's scale and bias.
+        clip_norm: the largest norm of the whole gradient of what is trained; a larger one is scaled
+            down to it. None for no clipping.
+        train: roles of the parameters that the rule moves. The rest is frozen: it counts in no
+            norm, has no state, and stays bitwise what it is. A normalization's statistics are not
+            parameters.
+        roles: returns the parameters' roles; give another function if they have other names than
+            `parameter_roles` knows.
 
     Raises:
         ValueError: for bad values; at `init`, for parameters of unknown role, if roles matter.
@@ -187,17 +178,19 @@ def make_optimizer(
 def _descend(
     learning_rate: float | jax.Array, schedule: ExponentialDecay | None
 ) -> optax.GradientTransformation:
-    """Multiplies by minus the learning rate in use, of which the first lies in the state."""
+    """Multiplies by minus the learning rate in use."""
 
-    def init(params: Any) -> LearningRate:
-        return LearningRate(jnp.asarray(learning_rate, jnp.float32), jnp.int32(0))
+    # The first rate is a number in the state, the schedule a factor on it: in a schedule of rates,
+    # as optax has them, the first would be a constant of the program.
+    def descend(initial: jax.Array, fraction: jax.Array) -> optax.GradientTransformation:
+        rate = initial * fraction
+        return optax.stateless(
+            lambda updates, _: jax.tree.map(lambda leaf: -rate.astype(leaf.dtype) * leaf, updates)
+        )
 
-    def update(updates: Any, state: LearningRate, params: Any = None) -> tuple[Any, LearningRate]:
-        rate = state.initial if schedule is None else state.initial * schedule(state.updates)
-        updates = jax.tree.map(lambda leaf: -rate.astype(leaf.dtype) * leaf, updates)
-        return updates, state._replace(updates=state.updates + 1)
-
-    return optax.GradientTransformation(init, update)
+    return optax.inject_hyperparams(descend, hyperparam_dtype=jnp.float32)(
+        initial=learning_rate, fraction=1.0 if schedule is None else schedule
+    )
 
 
 def _check_fraction(name: str, value: float) -> None:

@@ -1,7 +1,7 @@
 """Training and evaluation steps as pure functions. Nothing here is compiled or placed."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,15 @@ from bnjax.training.objectives import Metrics, Objective, classification_metrics
 from bnjax.training.state import TrainState
 from bnjax.training.updates import AxisName, step_keys, sum_over_devices, update
 
+Tree = Any
+State = TypeVar("State")
 Variables = Any
 TrainApply = Callable[..., tuple[Any, Any]]
-"""Variables and images to what the objective takes (logits) and new `batch_stats`. In a run whose
-state has a `key`, the step's key is a third argument."""
+"""`apply(variables, images) -> (outputs, new batch_stats)`; the objective takes the outputs
+(logits). In a run whose state has a `key`, the step's key is a third argument."""
 
 EvalApply = Callable[[Variables, jax.Array], jax.Array]
-"""Variables and images to logits."""
+"""`apply(variables, images) -> logits`"""
 
 Batch = tuple[jax.Array, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -29,7 +31,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
 ) -> tuple[jax.Array, Metrics]:
-    """The objective of `make_train_step` by default; arguments of `classification_metrics`."""
+    """The default objective of `make_train_step`; arguments as of `classification_metrics`."""
     metrics = classification_metrics(logits, labels, mask)
     return metrics.loss, metrics
 
@@ -41,15 +43,15 @@ def make_train_step(
     *,
     axis_name: AxisName = None,
 ) -> TrainStep:
-    """A step on one batch `(images, labels)`: the mean objective's gradient, one update.
+    """Makes a step on one batch `(images, labels)`: the mean objective's gradient, one update.
 
     Args:
         apply: the network in training.
         tx: the optimizer.
         objective: what to minimize.
         axis_name: mapped axes of devices that hold a share of the batch. Gradient and metrics are
-            then summed over them and divided by the count of all, so that all devices return the
-            same. Layers that share moments are given it by themselves.
+            then summed over them, and the gradient is divided by the count of all, so that all
+            devices return the same. Layers that share moments must be given the axes themselves.
     """
     loss = make_loss(apply, objective)
 
@@ -58,9 +60,9 @@ def make_train_step(
 
         def mean(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             total, (batch_stats, metrics) = loss(params, state.batch_stats, batch, *keys)
-            if axis_name is not None:  # the count of all is not known yet
+            if axis_name is not None:  # the sum: the count of all devices is not known yet
                 return total, (batch_stats, metrics)
-            count = jnp.maximum(metrics.examples, 1)  # none, under a mask: no gradient
+            count = jnp.maximum(metrics.examples, 1)  # a mask may leave none: no gradient then
             return total / count.astype(jnp.float32), (batch_stats, metrics)
 
         gradient, (batch_stats, metrics) = jax.grad(mean, has_aux=True)(state.params)
@@ -76,7 +78,7 @@ def make_train_step(
 
 
 def make_loss(apply: TrainApply, objective: Objective = cross_entropy) -> Loss:
-    """The summed loss of a batch `(images, labels)`, as `make_accumulating_step` takes it.
+    """Makes the summed loss of a batch `(images, labels)`, as `make_accumulating_step` takes it.
 
     A third array of the batch is a mask bool `[n]` of the examples that the objective counts;
     normalization counts all of them.
@@ -93,43 +95,29 @@ def make_loss(apply: TrainApply, objective: Objective = cross_entropy) -> Loss:
     return loss
 
 
-def scan_batches(step: TrainStep) -> TrainStep:
-    """Many steps in one dispatch: `step` on batches of leaves `[steps, n, ...]`, metrics summed."""
-
-    def run(state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
-        if len(jax.tree.leaves(batches)[0]) == 1:  # XLA's CPU backend convolves slowly in a loop
-            return step(state, jax.tree.map(lambda leaf: leaf[0], batches))
-        state, metrics = lax.scan(step, state, batches)
-        return state, jax.tree.map(lambda each: each.sum(0, dtype=each.dtype), metrics)
-
-    return run
-
-
 def scan_steps(
-    train_step: TrainStep, prepare: Callable[[jax.Array], jax.Array]
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Many steps in one dispatch, on data that lies on the device.
+    step: Callable[[State, Tree], tuple[State, Metrics]],
+) -> Callable[[State, Tree], tuple[State, Metrics]]:
+    """Makes one dispatch of many steps.
 
     Args:
-        train_step: from `make_train_step`.
-        prepare: stored images to network inputs, one batch at a time.
+        step: `(state, inputs of one step) -> (state, metrics)`, for example from `make_train_step`.
 
     Returns:
-        `run(state, indices, images, labels) -> (state, metrics)`, with indices
-        `[steps, batch_size]` into `images` and `labels`, and the metrics' sums over all steps.
+        `run(state, inputs) -> (state, metrics)`, with inputs of leaves `[steps, ...]`, for example
+        batches, or indices of examples that lie on the device; the metrics are summed over steps.
     """
 
-    def run(
-        state: TrainState, indices: jax.Array, images: jax.Array, labels: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        def body(
-            carry: tuple[TrainState, Metrics], chosen: jax.Array
-        ) -> tuple[tuple[TrainState, Metrics], None]:
+    def run(state: State, inputs: Tree) -> tuple[State, Metrics]:
+        if len(jax.tree.leaves(inputs)[0]) == 1:  # XLA's CPU backend convolves slowly in a loop
+            return step(state, jax.tree.map(lambda leaf: leaf[0], inputs))
+
+        def body(carry: tuple[State, Metrics], own: Tree) -> tuple[tuple[State, Metrics], None]:
             state, sums = carry
-            state, metrics = train_step(state, (prepare(images[chosen]), labels[chosen]))
+            state, metrics = step(state, own)
             return (state, jax.tree.map(jnp.add, sums, metrics)), None
 
-        carry, _ = lax.scan(body, (state, Metrics.zero()), indices)
+        carry, _ = lax.scan(body, (state, Metrics.zero()), inputs)
         return carry
 
     return run
@@ -138,11 +126,15 @@ def scan_steps(
 def make_eval_step(
     apply: EvalApply, prepare: Callable[[jax.Array], jax.Array]
 ) -> Callable[..., Metrics]:
-    """Metrics over a whole test set.
+    """Makes the evaluation of a whole test set.
+
+    Args:
+        apply: the network in inference.
+        prepare: stored images to network inputs, one batch at a time.
 
     Returns:
         `evaluate(variables, batches) -> metrics`, with `batches` an `EvalBatches` of arrays;
-        batches are visited one after another, so memory holds one batch's activations.
+        batches are visited one after another, so that memory holds the activations of one.
     """
 
     def evaluate(variables: Variables, batches: Any) -> Metrics:

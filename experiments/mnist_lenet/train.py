@@ -13,9 +13,10 @@ from bnjax.data.order import batch_indices
 from bnjax.data.views.inputs import binarize
 from bnjax.evidence.records import number, tree_sha256
 from bnjax.linen import model_moments
+from bnjax.models.training_mode import apply_train
 from bnjax.normalization import population_stats
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch
-from bnjax.training.loop import Program, Progress, fit
+from bnjax.training.loop import Progress, RunFunctions, fit
 from bnjax.training.objectives import Metrics, check_labels
 from bnjax.training.parallel import HostCheckpoints, Members, Together, default_together, member
 from bnjax.training.state import TrainState
@@ -121,7 +122,7 @@ def train(
         log.begin(first_step, members.fetch(last.step).tolist())
         check(last)
         last = fit(
-            Program(
+            RunFunctions(
                 train=run,
                 evaluate=lambda state: members.fetch(evaluate(state, test, probe)),
                 inputs=indices,
@@ -163,7 +164,7 @@ class _Functions:
         self._prepare = partial(binarize, threshold=task.config.threshold)
         self._evaluate = make_eval_step(self._apply_eval, self._prepare)
         tx = self._arm.optimizer(0.0)  # the learning rate in use is the one in the state
-        self.run = scan_steps(make_train_step(self._apply_train, tx), self._prepare)
+        self._train_step = make_train_step(partial(apply_train, self._model), tx)
 
     def init(self, seed: jax.Array, learning_rate: jax.Array) -> TrainState:
         """A member's state before the first step."""
@@ -172,6 +173,16 @@ class _Functions:
         optimizer = self._arm.optimizer(learning_rate).init(params)
         stats = variables.get("batch_stats", {})
         return start_watch(TrainState(jnp.int32(0), params, stats, optimizer))
+
+    def run(
+        self, state: TrainState, indices: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Steps on the chosen examples `[steps, batch]`; the metrics are summed."""
+
+        def step(state: TrainState, chosen: jax.Array) -> tuple[TrainState, Metrics]:
+            return self._train_step(state, (self._prepare(images[chosen]), labels[chosen]))
+
+        return scan_steps(step)(state, indices)
 
     def evaluate(self, state: TrainState, test: EvalBatches, probe: jax.Array) -> dict[str, Any]:
         """Test metrics, and percentiles of the input to the last hidden nonlinearity.
@@ -221,10 +232,6 @@ class _Functions:
 
     def _apply_eval(self, variables: Any, images: jax.Array) -> jax.Array:
         return self._model.apply(variables, images, train=False)
-
-    def _apply_train(self, variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        logits, updates = self._model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return logits, updates.get("batch_stats", {})
 
 
 def _variables(state: TrainState) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from small_runs import STEPS, batch_of, make_batches, make_state, make_step  # n
 from bnjax.data import DataError  # noqa: E402
 from bnjax.training.checkpoints import CheckpointError  # noqa: E402
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch  # noqa: E402
-from bnjax.training.loop import Interrupted, Program, Progress, Schedule, fit  # noqa: E402
+from bnjax.training.loop import Interrupted, Progress, RunFunctions, Schedule, fit  # noqa: E402
 from bnjax.training.objectives import Metrics  # noqa: E402
 from bnjax.training.parallel import (  # noqa: E402
     DataParallel,
@@ -106,13 +106,13 @@ def end(out, index, act, kinds):
         assert first == state["step"]
         return {"step": state["step"] + 1}, Metrics(np.float32(0), np.int32(0), np.int32(1))
 
-    program = Program(one, lambda state: None, inputs, lambda state: state)
+    functions = RunFunctions(one, lambda state: None, inputs, lambda state: state)
     progress = Progress({"step": np.int32(0)}, Metrics(np.float32(0), np.int32(0), np.int32(0)))
     schedule = Schedule(20, 1, 20, 20, 20, 0)
     with HostCheckpoints(out, config={}) as checkpoints:
         try:
             fit(
-                program,
+                functions,
                 progress,
                 schedule,
                 first_step=0,

@@ -182,7 +182,7 @@ TRAINING = """
 import hashlib, sys
 import numpy as np
 from bnjax.training.checkpoints import Checkpoints
-from bnjax.training.loop import Program, Progress, Schedule, fit
+from bnjax.training.loop import RunFunctions, Progress, Schedule, fit
 from bnjax.training.objectives import Metrics
 
 def train(state, first):
@@ -190,7 +190,9 @@ def train(state, first):
     x = np.sin(state["x"] * 3 + first)
     return {"step": first + 1, "x": x}, Metrics(np.float32(x[0]), np.int32(0), np.int32(1))
 
-program = Program(train, lambda state: None, lambda first, steps: np.int32(first), lambda s: s)
+functions = RunFunctions(
+    train, lambda state: None, lambda first, steps: np.int32(first), lambda s: s
+)
 zero = Metrics(np.float32(0), np.int32(0), np.int32(0))
 start = Progress({"step": np.int32(0), "x": np.linspace(0, 1, 100_000)}, zero)
 schedule = Schedule(120, 1, 120, 120, 120, 1)
@@ -198,7 +200,7 @@ with Checkpoints(sys.argv[1], config={}) as checkpoints:
     found = checkpoints.restore(start)
     first, start = (found.step, found.state) if found else (0, start)
     print(first, flush=True)
-    end = fit(program, start, schedule, first_step=first, record=lambda *_: None,
+    end = fit(functions, start, schedule, first_step=first, record=lambda *_: None,
               checkpoints=checkpoints)
 print(hashlib.sha256(end["x"].tobytes()).hexdigest())
 """

@@ -27,7 +27,7 @@ from bnjax.training.averaging import start_average, update_average
 from bnjax.training.objectives import classification_metrics
 from bnjax.training.optimizers import sgd
 from bnjax.training.parallel import DataParallel
-from bnjax.training.steps import make_loss, make_train_step, scan_batches
+from bnjax.training.steps import make_loss, make_train_step, scan_steps
 
 HOWS = ["jit", "shard_map", "pmap"]
 # What steps compute is tested in all ways; what a step is made of in one, and by `-m slow` in all.
@@ -123,7 +123,7 @@ def test_each_step_drops_others():
 @pytest.mark.parametrize("how", PARTS)
 def test_many_steps_in_one_dispatch(how):
     parallel = over(how)
-    many = parallel.compile_train(scan_batches(make_step(parallel.axis_name)), axis=1)
+    many = parallel.compile_train(scan_steps(make_step(parallel.axis_name)), axis=1)
     batches = parallel.split(make_batches(), axis=1)
     state, metrics = parallel.fetch(many(parallel.replicate(make_state()), batches))
     assert_expected((state, metrics), float64_steps(make_state(), make_batches(), EXAMPLES))

@@ -13,7 +13,7 @@ from bnjax.training.objectives import Metrics
 from bnjax.training.optimizers import sgd
 from bnjax.training.parallel import DataParallel
 from bnjax.training.state import TrainState
-from bnjax.training.steps import make_train_step, scan_batches
+from bnjax.training.steps import make_train_step, scan_steps
 
 
 def apply(variables, images):
@@ -100,7 +100,7 @@ def test_all_devices_stop_at_the_last_finite_state(how, devices):
     images, labels, masks = make_batches()
     images[1, 9, 2] = np.nan
     first = tuple(leaf[:1] for leaf in (images, labels, masks))
-    many = parallel.compile_train(scan_batches(step), axis=1)
+    many = parallel.compile_train(scan_steps(step), axis=1)
     start = parallel.fetch(start_watch(parallel.replicate(make_state())))
     one, metrics = parallel.fetch(many(parallel.replicate(start), parallel.split(first, axis=1)))
     raise_if_diverged(one)

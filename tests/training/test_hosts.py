@@ -162,7 +162,7 @@ def test_a_process_that_does_not_come():
 @pytest.mark.parametrize("words", [b"GET / HTTP/1.1\r\n\r\n", b'{"hello": 1}\n', b""])
 def test_strangers_are_not_counted(words, monkeypatch):
     """Nor waited for, if they say nothing and stay."""
-    monkeypatch.setattr(roll_call, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(roll_call, "PATIENCE_S", 0.2)
     address = f"127.0.0.1:{free_port()}"
     failed = []
 
@@ -197,7 +197,7 @@ def test_a_coordinator_that_is_not_there():
 
 def test_who_waits_says_for_whom(monkeypatch, caplog):
     """Process 0 for those that did not come, the others for process 0, once each."""
-    monkeypatch.setattr(roll_call, "_SILENCE_S", 0.1)
+    monkeypatch.setattr(roll_call, "SILENCE_S", 0.1)
     assert "[2] did not come" in answers((3, 0), (3, 1), timeout_s=1)[0]
     (said,) = (record.getMessage() for record in caplog.records)
     waiting = r"process 0 of 3 waits at 127.0.0.1:\d+ for \[(1, )?2\], 1 s at most\."

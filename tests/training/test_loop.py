@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from bnjax.training.loop import Interrupted, Program, Progress, Schedule, fit
+from bnjax.training.loop import Interrupted, Progress, RunFunctions, Schedule, fit
 from bnjax.training.objectives import Metrics
 
 EVERY_TEN = Schedule(
@@ -57,14 +57,14 @@ class Trace:
         self.saved[step] = progress
 
     def fit(self, schedule, *, start=None, first_step=0, checkpoints=True):
-        program = Program(
+        functions = RunFunctions(
             train=self.train,
             evaluate=lambda state: {"total": state["total"]},
             inputs=self.inputs,
             snapshot=dict,
         )
         return fit(
-            program,
+            functions,
             start or Progress({"step": 0, "total": 0}, zero()),
             schedule,
             first_step=first_step,

@@ -127,21 +127,26 @@ def test_the_learning_rate_in_use_is_the_states():
     assert_bitwise(after.params, state.params)
 
 
-def test_one_dispatch_equals_single_steps():
+def choosing(train_step, images, labels):
+    """A step on the examples that indices choose."""
+    return lambda state, chosen: train_step(state, (prepare(images[chosen]), labels[chosen]))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_one_dispatch_equals_single_steps(steps):
     """Indices choose the examples of each step; metrics are the sums over all of them."""
     train_step, _, state = make(NORM)
     images, labels = map(jnp.asarray, make_data())
-    indices = jnp.asarray(np.random.default_rng(2).permutation(24).reshape(4, 6), jnp.int32)
-    scanned, sums = jax.jit(scan_steps(train_step, prepare))(state, indices, images, labels)
+    indices = jnp.asarray(np.random.default_rng(2).permutation(24).reshape(steps, -1), jnp.int32)
+    step = choosing(train_step, images, labels)
+    scanned, sums = jax.jit(scan_steps(step))(state, indices)
 
-    step = jax.jit(
-        lambda state, chosen: train_step(state, (prepare(images[chosen]), labels[chosen]))
-    )
+    step = jax.jit(step)
     total = Metrics.zero()
     for chosen in indices:
         state, metrics = step(state, chosen)
         total = jax.tree.map(jnp.add, total, metrics)
-    assert scanned.step == 4
+    assert scanned.step == steps
     assert (sums.correct, sums.examples) == (total.correct, 24)
     np.testing.assert_allclose(sums.loss, total.loss, rtol=1e-6)
     assert_trees_close(scanned, state, CLOSE)  # one program may fuse otherwise
@@ -150,12 +155,12 @@ def test_one_dispatch_equals_single_steps():
 def test_two_dispatches_equal_one_bitwise():
     """What resuming between two dispatches rests on."""
     train_step, _, state = make(NORM)
-    run = jax.jit(scan_steps(train_step, prepare))
     images, labels = map(jnp.asarray, make_data())
+    run = jax.jit(scan_steps(choosing(train_step, images, labels)))
     indices = jnp.arange(24, dtype=jnp.int32).reshape(4, 6)
-    whole, _ = run(state, indices, images, labels)
-    half, _ = run(state, indices[:2], images, labels)
-    both, _ = run(half, indices[2:], images, labels)
+    whole, _ = run(state, indices)
+    half, _ = run(state, indices[:2])
+    both, _ = run(half, indices[2:])
     assert_bitwise(both, whole)
 
 
@@ -168,13 +173,13 @@ def test_a_second_dispatch_is_not_traced_again():
         traces.append(1)
         return train_step(state, batch)
 
-    run = jax.jit(scan_steps(counted, prepare))
     images, labels = map(jnp.asarray, make_data())
+    run = jax.jit(scan_steps(choosing(counted, images, labels)))
     indices = jnp.arange(24, dtype=jnp.int32).reshape(4, 6)
-    state, _ = run(state, indices, images, labels)
+    state, _ = run(state, indices)
     once = len(traces)
     for _ in range(3):
-        state, _ = run(state, indices, images, labels)
+        state, _ = run(state, indices)
     assert len(traces) == once
     assert run._cache_size() == 1
 

@@ -1,4 +1,4 @@
-"""Where programs meet devices: the only room that says jit, pmap, shard_map, mesh and donate."""
+"""Devices and processes: the only room that says jit, pmap, shard_map, mesh and donate."""
 
 from bnjax.training.parallel.data_parallel import DataParallel, How
 from bnjax.training.parallel.host_checkpoints import HostCheckpoints
@@ -6,7 +6,6 @@ from bnjax.training.parallel.hosts import (
     all_hosts_agree,
     all_succeed,
     broadcast_from_first,
-    first_signal,
     gather_json,
     initialize_hosts,
     is_first,
@@ -31,7 +30,6 @@ __all__ = [
     "all_succeed",
     "broadcast_from_first",
     "default_together",
-    "first_signal",
     "gather_json",
     "initialize_hosts",
     "is_first",

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax.training.manifests import is_key
+from bnjax.training.keys import is_key
 
 Tree = Any
 How = Literal["jit", "shard_map", "pmap"]

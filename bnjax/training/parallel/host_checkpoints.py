@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
 
 from bnjax.training.checkpoints import CheckpointError, Checkpoints, Restored
-from bnjax.training.manifests import is_key
+from bnjax.training.keys import array_form, from_array, key_impl, to_array
 from bnjax.training.parallel.hosts import broadcast_from_first, gather_json, is_first
 
 Tree = Any
@@ -17,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class HostCheckpoints:
-    """`Checkpoints` with the same interface, for all processes at once.
+    """`Checkpoints` for all processes at once, with the same interface.
 
     Process 0 opens the directory, writes and reads; what it restores is broadcast. Its errors are
     raised on all processes, so that none waits for one that has left. Every process must make the
@@ -36,15 +35,10 @@ class HostCheckpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         # Alone: a process that fails by itself must not wait for the others here.
         if self._own is not None:
-            self._own.__exit__(exc_type, exc, traceback)
+            self._own.__exit__(kind, error, trace)
 
     def save(self, step: int, state: Tree, extra: Mapping[str, Any] | None = None) -> None:
         """Saves process 0's `state`: NumPy arrays, or arrays that it holds whole."""
@@ -63,18 +57,20 @@ class HostCheckpoints:
             read = self._first.restore(target)
             if read is None:
                 return None
-            return [read.step, read.extra, [_prng(leaf) for leaf in jax.tree.leaves(read.state)]]
+            impls = [key_impl(leaf) for leaf in jax.tree.leaves(read.state)]
+            return [read.step, read.extra, impls]
 
         found = _on_first(restore_here)
         if found is None:
             return None
-        step, extra, prngs = found
-        arrays = jax.tree.map(*((_form, target) if read is None else (_array, read.state)))
+        step, extra, impls = found
+        if read is None:  # another process, whose values do not matter
+            forms = jax.tree.map(array_form, target)
+            arrays = jax.tree.map(lambda form: np.zeros(form.shape, form.dtype), forms)
+        else:
+            arrays = jax.tree.map(lambda leaf: np.asarray(to_array(leaf)), read.state)
         leaves, tree = jax.tree.flatten(broadcast_from_first(arrays))
-        leaves = [
-            leaf if prng is None else jax.random.wrap_key_data(leaf, impl=prng)
-            for leaf, prng in zip(leaves, prngs, strict=True)
-        ]
+        leaves = [from_array(leaf, impl) for leaf, impl in zip(leaves, impls, strict=True)]
         return Restored(step, jax.tree.unflatten(tree, leaves), extra)
 
     def close(self) -> None:
@@ -103,20 +99,3 @@ def _on_first(act: Callable[[], Result]) -> Result:
     if told["error"] is not None:
         raise CheckpointError(f"process 0: {told['error']}")
     return told["result"]
-
-
-def _prng(leaf: Any) -> str | None:
-    return str(jax.random.key_impl(leaf)) if is_key(leaf) else None
-
-
-def _array(leaf: Any) -> np.ndarray:
-    """A leaf, or a key's data."""
-    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
-
-
-def _form(leaf: Any) -> np.ndarray:
-    """What `_array` returns of a leaf like this, without its values."""
-    form = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    if is_key(leaf):
-        form = jax.eval_shape(jax.random.key_data, form)
-    return np.zeros(form.shape, form.dtype)

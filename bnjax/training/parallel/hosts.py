@@ -1,8 +1,12 @@
 """Several processes that make one run: how they find each other, and how they agree.
 
-Every process runs the same program. What they must not do apart (start, stop, restore) goes
-through the functions below, which all of them must call, in the same order. In a run of one
-process these do nothing.
+Every process runs the same program. What they must do together (start, stop, restore) goes through
+the functions below, which all of them must call, in the same order. In a run of one process these
+do nothing.
+
+JAX would detect Slurm and Cloud TPU by itself, but only inside `jax.distributed.initialize`, which
+comes too late for the roll call; and under Slurm it gives each process one GPU of its host, where
+here a process has all that it sees, and counts the tasks of the job instead of the step.
 """
 
 import glob
@@ -47,8 +51,9 @@ def initialize_hosts(
 ) -> None:
     """Joins the processes of a run. Call it before anything asks for devices.
 
-    The arguments tell, all three of them; else Slurm's variables, in a step of several tasks; else
-    those of Cloud TPU, or its metadata on a TPU machine. Otherwise the process is alone.
+    Who takes part is told by the arguments, all three of them; else by Slurm's variables, in a step
+    of several tasks; else by those of Cloud TPU, or its metadata on a TPU machine. Otherwise the
+    process is alone.
 
     Args:
         coordinator: `host:port` of process 0, reached from all hosts.
@@ -91,10 +96,10 @@ def initialize_hosts(
 
 
 def find_meeting(environment: Mapping[str, str]) -> Meeting | None:
-    """What a scheduler's variables say, or None for a process that is alone.
+    """Returns what a scheduler's variables say, or None for a process that is alone.
 
     Raises:
-        HostsError: if they say half of it.
+        HostsError: if they say only part of it.
     """
     for find in (_of_slurm, _of_cloud_tpu):
         try:
@@ -110,7 +115,7 @@ def find_meeting(environment: Mapping[str, str]) -> Meeting | None:
 
 
 def _of_slurm(environment: Mapping[str, str]) -> Meeting | None:
-    # A job's own variables are also those of its batch script and of a shell in it: a step's count.
+    # The step's count: the job's is also set in its batch script and in a shell, which are alone.
     count = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if count == 1:
         return None
@@ -126,12 +131,12 @@ def _of_slurm(environment: Mapping[str, str]) -> Meeting | None:
 def _of_cloud_tpu(environment: Mapping[str, str]) -> Meeting | None:
     hosts = [host for host in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
     if len(hosts) < 2 or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1:
-        return None  # of several slices, JAX knows more
+        return None  # several slices are left to JAX, which asks the metadata server
     return Meeting(f"{hosts[0]}:8476", len(hosts), int(environment["TPU_WORKER_ID"]))
 
 
 def _on_tpu_machine() -> bool:
-    """Whether the metadata server is to be asked, as JAX does by itself."""
+    """Whether JAX is to ask the metadata server, which only a TPU machine can reach."""
     if "TPU_SKIP_MDS_QUERY" in os.environ or "cpu" in (
         jax.config.values["jax_platforms"] or ""
     ).split(","):
@@ -147,31 +152,31 @@ def is_first() -> bool:
 
 
 def broadcast_from_first(tree: Tree) -> Tree:
-    """Process 0's arrays, bit for bit, on all processes.
+    """Returns process 0's arrays, bit for bit, on all processes.
 
     Args:
-        tree: of NumPy arrays; on the other processes, of the same shapes and dtypes, whose values
-            do not matter.
+        tree: NumPy arrays; those of the other processes must have the same shapes and dtypes, and
+            their values do not matter.
     """
     if jax.process_count() == 1:
         return tree
 
-    def of_first(leaf: np.ndarray) -> np.ndarray:
+    def broadcast(leaf: np.ndarray) -> np.ndarray:
         leaf = np.asarray(leaf)
-        # As bytes: sums of floats, by which JAX sends them, would lose the sign of zeros.
+        # As bytes: JAX broadcasts by a sum with zeros, and -0.0 + 0.0 is 0.0.
         own = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-        return (
-            np.array(multihost_utils.broadcast_one_to_all(own)).view(leaf.dtype).reshape(leaf.shape)
-        )
+        sent = np.array(multihost_utils.broadcast_one_to_all(own))
+        return sent.view(leaf.dtype).reshape(leaf.shape)
 
-    return jax.tree.map(of_first, tree)
+    return jax.tree.map(broadcast, tree)
 
 
 def gather_json(value: Any) -> list[Any]:
-    """What each process gave, a JSON value, in the order of processes."""
+    """Returns what each process gave, a JSON value, in the order of processes."""
     if jax.process_count() == 1:
         return [json.loads(json.dumps(value))]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    # JAX gathers arrays of one shape: the sizes first, then the texts, filled up to the longest.
     sizes = multihost_utils.process_allgather(np.int32(text.size))
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: text.size] = text
@@ -218,20 +223,26 @@ def all_succeed(act: Callable[[], Result]) -> Result:
         result = act()
     except Exception as raised:
         error = raised
+    raise_on_all(error)
+    return result  # type: ignore[return-value]
+
+
+def raise_on_all(error: Exception | None) -> None:
+    """Raises this process's error; without one, HostsError with those of the others, if any."""
     told = gather_json(None if error is None else str(error))
     if error is not None:
         raise error
     failed = [f"process {index}: {text}" for index, text in enumerate(told) if text is not None]
     if failed:
         raise HostsError("; ".join(failed))
-    return result  # type: ignore[return-value]
 
 
-def first_signal(number: int) -> int:
-    """The largest of all processes' signal numbers, zero for none.
+def agree_to_stop(signum: int, failed: bool) -> tuple[int, bool]:
+    """Returns the largest of all processes' signal numbers, 0 for none, and whether any failed.
 
-    All call it between the same two steps, so that a signal to one stops all of them there.
+    All call it between the same two steps, so that what stops one stops all of them there.
     """
     if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.process_allgather(np.int32(number)).max())
+        return signum, failed
+    signum, failed = multihost_utils.process_allgather(np.array([signum, failed], np.int32)).max(0)
+    return int(signum), bool(failed)

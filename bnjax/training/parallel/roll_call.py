@@ -1,23 +1,25 @@
-"""Finds out whether all processes of a run have come, before JAX relies on it.
+"""All processes of a run meet, and compare what they expect, before JAX relies on it.
 
-JAX's own client ends a process with a stack trace in C++ where the coordinator does not answer, a
-process is missing or two have one number, and takes different counts for granted. So they meet
-first, at the coordinator's address, for a moment: each says who it is, the first one compares.
+`jax.distributed.initialize` alone does not serve. Measured with JAX 0.10: where a process does not
+come, two have one index, or the coordinator does not answer, it aborts the process (SIGABRT) with a
+stack trace in C++ that names none of them; processes that expect different counts it lets pass. So
+they meet first at the coordinator's address, for a moment: each sends a line, "process 2 of 8";
+process 0 compares and answers each with a line, which is "welcome" or the problem.
 """
 
 import contextlib
-import json
 import logging
+import re
 import socket
 import time
-from typing import Any
 
-_PATIENCE_S = 5.0
-"""With one who connects and says nothing, such as a port scanner: others wait behind."""
-_SILENCE_S = 3.0
-"""Seconds of waiting after which a process says for whom."""
-_ATTEMPT_S = 10.0
-"""Seconds after which a connection that is neither made nor refused is tried again."""
+PATIENCE_S = 5.0
+"""Seconds for one who connects and says nothing, such as a port scanner: others wait behind."""
+SILENCE_S = 3.0
+"""Seconds of waiting after which a process logs for whom it waits."""
+_ATTEMPT_S = 10.0  # after which a connection that is neither made nor refused is tried again
+_WELCOME = "welcome"
+_PROBLEM = "problem: "
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,138 +48,121 @@ def call_roll(coordinator: str, count: int, index: int, *, timeout_s: float) -> 
             f"{coordinator!r}."
         )
     address = host.strip("[]"), int(port)
-    deadline = time.monotonic() + timeout_s
     if index == 0:
-        _call(address, count, deadline, timeout_s)
+        problem = _call(coordinator, address, count, timeout_s)
     else:
-        _answer(address, count, index, deadline, timeout_s)
-
-
-def _call(address: tuple[str, int], count: int, deadline: float, timeout_s: float) -> None:
-    come: dict[int, socket.socket] = {}
-    with contextlib.ExitStack() as stack:
-        listening = stack.enter_context(_listen(address))
-        problem, silence = None, _SILENCE_S
-        while problem is None and len(come) < count - 1:
-            left = max(deadline - time.monotonic(), 0.001)
-            listening.settimeout(min(left, silence))
-            try:
-                connection, _ = listening.accept()
-            except TimeoutError:
-                missing = sorted(set(range(1, count)) - set(come))
-                if silence < left:
-                    silence = timeout_s
-                    _LOG.warning(
-                        "process 0 of %d waits at %s for %s, %.0f s at most.",
-                        *(count, _name(address), missing, left),
-                    )
-                    continue
-                problem = (
-                    f"of {count} processes, {missing} did not come to {_name(address)} within "
-                    f"{timeout_s:g} s: start them, with this coordinator, or expect fewer."
-                )
-                break
-            stack.enter_context(connection)
-            said = _read(connection, min(deadline, time.monotonic() + _PATIENCE_S))
-            if said is None or not {"count", "index"} <= said.keys():
-                continue  # a stranger
-            problem = _objection(said, count, come)
-            come.setdefault(said["index"], connection)
-            if problem is not None and come[said["index"]] is not connection:
-                _send(connection, {"problem": problem})
-        for connection in come.values():
-            _send(connection, {"problem": problem})
-        for connection in come.values():
-            _read(connection, deadline)  # until they have closed: then the port is free
+        problem = _answer(coordinator, address, count, index, timeout_s)
     if problem is not None:
         raise HostsError(problem)
 
 
-def _objection(said: dict[str, Any], count: int, come: dict[int, socket.socket]) -> str | None:
-    index = said["index"]
-    if said["count"] != count:
-        return f"process {index} expects {said['count']} processes, process 0 expects {count}."
-    if index in come:
-        return f"two processes say that they are process {index} of {count}."
-    return None
+def _call(coordinator: str, address: tuple[str, int], count: int, timeout_s: float) -> str | None:
+    """Process 0 hears the others; returns the problem, which all are told."""
+    come: dict[int, socket.socket] = {}
+    problem, told = None, False
+    deadline = time.monotonic() + timeout_s
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(_listen(address))
+        while problem is None and len(come) < count - 1:
+            missing = [other for other in range(1, count) if other not in come]
+            left = deadline - time.monotonic()
+            if left <= 0:
+                problem = (
+                    f"of {count} processes, {missing} did not come to {coordinator} within "
+                    f"{timeout_s:g} s: start them, with this coordinator, or expect fewer."
+                )
+                break
+            listening.settimeout(min(left, SILENCE_S))
+            try:
+                connection = stack.enter_context(listening.accept()[0])
+            except TimeoutError:
+                if not told and left > SILENCE_S:
+                    _LOG.warning(
+                        "process 0 of %d waits at %s for %s, %.0f s at most.",
+                        *(count, coordinator, missing, left),
+                    )
+                    told = True
+                continue
+            said = re.fullmatch(r"process (\d+) of (\d+)", _read(connection, PATIENCE_S))
+            if said is None:
+                continue  # a stranger
+            other, expected = map(int, said.groups())
+            if expected != count:
+                problem = (
+                    f"process {other} expects {expected} processes, process 0 expects {count}."
+                )
+            elif other in come:
+                problem = f"two processes say that they are process {other} of {count}."
+                _send(connection, _PROBLEM + problem)
+            come.setdefault(other, connection)
+        for connection in come.values():
+            _send(connection, _WELCOME if problem is None else _PROBLEM + problem)
+        for connection in come.values():
+            _read(connection, timeout_s)  # until it is closed there: then the port is free for JAX
+    return problem
 
 
 def _answer(
-    address: tuple[str, int], count: int, index: int, deadline: float, timeout_s: float
-) -> None:
-    reply = None
-    with _connect(address, index, deadline, timeout_s) as connection:
-        _send(connection, {"count": count, "index": index})
-        reply = _read(connection, deadline + timeout_s)  # process 0 may have started to wait later
-    if reply is None:
-        raise HostsError(
-            f"process 0 at {_name(address)} took the call of process {index} and then was silent: "
-            "it has stopped, or another program listens there; give it another port."
-        )
-    if reply["problem"] is not None:
-        raise HostsError(reply["problem"])
-
-
-def _connect(
-    address: tuple[str, int], index: int, deadline: float, timeout_s: float
-) -> socket.socket:
-    started, told = time.monotonic(), False
-    while True:
-        left = max(deadline - time.monotonic(), 0.001)
-        try:
-            return socket.create_connection(
-                address, timeout=min(left, _ATTEMPT_S if told else _SILENCE_S)
-            )
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise HostsError(
-                    f"coordinator {_name(address)} did not answer within {timeout_s:g} s "
-                    f"({error}): is process 0 running there, and is the port open?"
-                ) from error
-            if not told and time.monotonic() - started >= _SILENCE_S:
-                told = True
-                _LOG.warning(
-                    "process %d waits for process 0 at %s, %.0f s at most (%s).",
-                    *(index, _name(address), left, error),
-                )
-            time.sleep(0.1)
+    coordinator: str, address: tuple[str, int], count: int, index: int, timeout_s: float
+) -> str | None:
+    """Another process says who it is; returns the problem that process 0 tells."""
+    with _connect(coordinator, address, index, timeout_s) as connection:
+        _send(connection, f"process {index} of {count}")
+        reply = _read(connection, 2 * timeout_s)  # process 0 may have started to wait later
+    if reply == _WELCOME:
+        return None
+    if reply.startswith(_PROBLEM):
+        return reply.removeprefix(_PROBLEM)
+    return (
+        f"process 0 at {coordinator} took the call of process {index} and then was silent: it has "
+        "stopped, or another program listens there; give it another port."
+    )
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    listening = socket.socket(family)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind(("", address[1]))
-        listening.listen()
+        return socket.create_server(("", address[1]), family=family)
     except OSError as error:
-        listening.close()
         raise HostsError(
             f"process 0 cannot listen on port {address[1]} ({error}): give the coordinator another."
         ) from error
-    return listening
 
 
-def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # who is gone is missed by the reader
-        connection.sendall(json.dumps(message).encode() + b"\n")
+def _connect(
+    coordinator: str, address: tuple[str, int], index: int, timeout_s: float
+) -> socket.socket:
+    started, told = time.monotonic(), False
+    while True:
+        left = max(started + timeout_s - time.monotonic(), 0.001)
+        try:
+            return socket.create_connection(address, min(left, _ATTEMPT_S if told else SILENCE_S))
+        except OSError as error:
+            waited = time.monotonic() - started
+            if waited >= timeout_s:
+                raise HostsError(
+                    f"coordinator {coordinator} did not answer within {timeout_s:g} s ({error}): "
+                    "is process 0 running there, and is the port open?"
+                ) from error
+            if not told and waited >= SILENCE_S:
+                told = True
+                _LOG.warning(
+                    "process %d waits for process 0 at %s, %.0f s at most (%s).",
+                    *(index, coordinator, left, error),
+                )
+            time.sleep(0.1)
 
 
-def _read(connection: socket.socket, deadline: float) -> dict[str, Any] | None:
-    """One message; None if the other side closed, was silent or said something else."""
-    text = b""
+def _send(connection: socket.socket, line: str) -> None:
+    with contextlib.suppress(OSError):  # one that is gone is missed by the reader
+        connection.sendall(line.encode() + b"\n")
+
+
+def _read(connection: socket.socket, timeout_s: float) -> str:
+    """Returns a line; it is empty if the other side closed or was silent."""
+    connection.settimeout(timeout_s)
     try:
-        while not text.endswith(b"\n"):
-            connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            part = connection.recv(4096)
-            if not part:
-                return None
-            text += part
-        message = json.loads(text)
-    except (OSError, ValueError):
-        return None
-    return message if isinstance(message, dict) else None
-
-
-def _name(address: tuple[str, int]) -> str:
-    return f"{address[0]}:{address[1]}"
+        with connection.makefile(errors="replace") as lines:
+            return lines.readline(4096).rstrip("\n")
+    except OSError:
+        return ""

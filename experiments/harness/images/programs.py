@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.data.views.inputs import to_unit_range
+from bnjax.models.training_mode import apply_train
 from bnjax.recalibration import recalibrate
 from bnjax.training.accumulation import make_accumulating_step
 from bnjax.training.averaging import Average, start_average, update_average
@@ -16,7 +17,7 @@ from bnjax.training.divergence import start_watch
 from bnjax.training.objectives import Metrics, classification_metrics
 from bnjax.training.parallel import DataParallel
 from bnjax.training.state import TrainState
-from bnjax.training.steps import make_loss, make_train_step, scan_batches
+from bnjax.training.steps import make_loss, make_train_step, scan_steps
 from experiments.harness import affects
 from experiments.harness.images.arm import ImageArm
 
@@ -148,14 +149,7 @@ def _training_program(
         return State(start_watch(train), average)
 
     def apply(variables: Tree, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Tree]:
-        logits, updates = model.apply(
-            variables,
-            to_unit_range(images),
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        return logits, updates.get("batch_stats", {})
+        return apply_train(model, variables, to_unit_range(images), key)
 
     tx = arm.optimizer(config, 0.0)  # the rate in use is the one in the state
     objective = arm.objective(config)
@@ -178,7 +172,7 @@ def _training_program(
         jax.ShapeDtypeStruct((*layout, *image), jnp.uint8),
         jax.ShapeDtypeStruct(layout, jnp.int32),
     )
-    return TrainingProgram(init, scan_batches(step), shapes, len(layout) - 1)  # type: ignore[arg-type]
+    return TrainingProgram(init, scan_steps(step), shapes, len(layout) - 1)
 
 
 def _variables(train: TrainState) -> dict[str, Tree]:

@@ -11,7 +11,7 @@ import numpy as np
 from bnjax.data import DataSet
 from bnjax.evidence.records import number
 from bnjax.training.divergence import Diverged, raise_if_diverged
-from bnjax.training.loop import Program, Progress, fit
+from bnjax.training.loop import Progress, RunFunctions, fit
 from bnjax.training.memory import Held, held
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import DataParallel, HostCheckpoints
@@ -82,7 +82,7 @@ def train(
         diverged = None
         try:
             with profiled(programs.train, compute.profile) as step:
-                program = Program(
+                functions = RunFunctions(
                     train=step,
                     evaluate=lambda state: evaluate(variables_of(state)),
                     inputs=feed.training,
@@ -90,7 +90,7 @@ def train(
                     check=check,
                 )
                 last = fit(
-                    program,
+                    functions,
                     progress,
                     task.schedule,
                     first_step=first_step,
