@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bnjax.data.order import Shuffle
+from bnjax.normalization.settings import RunningVar, StatsAveraging
 from experiments.harness import affects
 from experiments.harness.affects import arm, network, nothing, numbers, training, views
 from experiments.harness.bounds import check_fraction, check_positive
@@ -88,9 +89,9 @@ class Config(ImageConfig):
     decay: float = network(0.99)
     """Fraction of the running statistics kept per step. Open: 0.9997 for ImageNet, as in the
     released Inception-v3, shorter runs forget sooner. At the end Algorithm 2 is evaluated too."""
-    averaging: Literal["ema", "ema_debiased", "cumulative"] = network("ema_debiased")
+    averaging: StatsAveraging = network("ema_debiased")
     """How running statistics average. Open: debiased, so that early accuracy is not an artefact."""
-    running_var: Literal["unbiased", "biased"] = network("unbiased")
+    running_var: RunningVar = network("unbiased")
     """Estimator of the running variance. Stated: unbiased (Algorithm 2)."""
     epsilon: float = network(1e-3)
     """Added to the variance. Stated: a constant; open: that of the released Inception-v3."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from bnjax.normalization.settings import RunningVar, StatsAveraging
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, numbers, training, views
 from experiments.harness.bounds import check_fraction, check_positive, check_seeds
@@ -56,9 +57,9 @@ class Config:
     decay: float = network(0.99)
     """Fraction of the running statistics kept per step, for the accuracy during training. Open.
     After training the paper's Algorithm 2 is evaluated too."""
-    averaging: Literal["ema", "ema_debiased", "cumulative"] = network("ema_debiased")
+    averaging: StatsAveraging = network("ema_debiased")
     """How running statistics average. Open: debiased, so that early accuracy is not an artefact."""
-    running_var: Literal["unbiased", "biased"] = network("unbiased")
+    running_var: RunningVar = network("unbiased")
     """Estimator of the running variance. Stated: unbiased (Algorithm 2)."""
     epsilon: float = network(1e-5)
     """Added to the variance. Stated: a constant; open: which."""

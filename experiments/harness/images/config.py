@@ -5,6 +5,7 @@ from typing import Literal
 
 from bnjax.data.sets import DATA_SETS, FACTS
 from bnjax.data.views.augmentation import Augmentation
+from bnjax.normalization.settings import RunningVar, StatsAveraging
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, numbers, training, views
 from experiments.harness.bounds import check_fraction, check_positive, check_seeds
@@ -52,9 +53,9 @@ class ImageConfig:
     """Factor on the widths of all layers."""
     decay: float = network(0.99)
     """Fraction of the running statistics kept per step. At the end Algorithm 2 is evaluated too."""
-    averaging: Literal["ema", "ema_debiased", "cumulative"] = network("ema_debiased")
+    averaging: StatsAveraging = network("ema_debiased")
     """How running statistics average."""
-    running_var: Literal["unbiased", "biased"] = network("unbiased")
+    running_var: RunningVar = network("unbiased")
     """Estimator of the running variance."""
     epsilon: float = network(1e-3)
     """Added to the variance."""
