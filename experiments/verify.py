@@ -9,13 +9,8 @@ import jax
 import tyro
 
 from bnjax.command import command
-from bnjax.evidence.records import (
-    RecordError,
-    differences,
-    environment,
-    making_sense,
-    read_record,
-)
+from bnjax.evidence.environment import environment
+from bnjax.evidence.records import RecordError, differences, making_sense, read_record
 from bnjax.evidence.statistics import accuracy
 from experiments.harness import found
 from experiments.harness.command_line import ending

@@ -5,9 +5,10 @@ Nothing here sets anything, asks the network, or initializes several hosts; noth
 """
 
 from bnjax.doctor.finding import Finding, Severity
+from bnjax.doctor.reading import take_snapshot
 from bnjax.doctor.report import check, examine, report
 from bnjax.doctor.settings import KEEP_MEMORY
-from bnjax.doctor.snapshot import Device, Requirement, Snapshot, take_snapshot
+from bnjax.doctor.snapshot import Device, Requirement, Snapshot
 
 __all__ = [
     "KEEP_MEMORY",

@@ -5,7 +5,8 @@ from typing import get_args
 
 from bnjax.doctor import devices, packages, settings
 from bnjax.doctor.finding import Finding, Severity
-from bnjax.doctor.snapshot import Snapshot, take_snapshot
+from bnjax.doctor.reading import take_snapshot
+from bnjax.doctor.snapshot import Snapshot
 
 _SHOWN = ("jax", "jaxlib", "flax", "optax", "bnjax")
 _WIDTH = 96

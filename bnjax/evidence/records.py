@@ -7,12 +7,7 @@ their own; those of schema 1 have none.
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import re
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bnjax.version import __version__
-
 SCHEMA = 2
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-_FOR_IMAGES = ("simplejpeg", "cykooz-resizer")  # in Pillow's stead, where they are installed
-
 Json = Any
 
 
@@ -45,50 +35,6 @@ def making_sense(what: Path) -> Iterator[None]:
             f"{what} is damaged ({type(error).__name__}: {error}): put back a whole copy, or "
             "remove the folder and run again."
         ) from error
-
-
-def environment() -> dict[str, Json]:
-    """Versions, commit, backend and numerical settings of this process.
-
-    Starts JAX's backend.
-    """
-    devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        "versions": {
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-            **_installed(_FOR_IMAGES),
-            "bnjax": __version__,  # of the code that runs; another may be installed
-        },
-        "git": _git(),
-        "backend": jax.default_backend(),
-        "device_kind": devices[0].device_kind,
-        "device_count": len(devices),
-        "processor": _processor(),
-        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
-        "xla_flags": re.sub(r"=/\S*", "=(path)", os.environ.get("XLA_FLAGS", "")),
-    }
-
-
-def _installed(names: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are there."""
-    found = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def require_commit(out: Path, results: Path) -> None:
-    """Raises ValueError if `out` lies in the committed results and the checkout is dirty."""
-    if not out.resolve().is_relative_to(results):
-        return
-    git = environment()["git"]
-    if git is None or git["dirty"]:
-        raise ValueError(
-            f"{out} holds results to be cited, which must come from a commit: "
-            "commit your changes first, or choose another --out."
-        )
 
 
 def tree_sha256(tree: Any) -> str:
@@ -371,6 +317,7 @@ def _writing(path: Path) -> Iterator[None]:
             "put it back or give its new place; otherwise free space or mend its permissions. "
             "Then run the same command again."
         ) from error
+<<<<<<< HEAD
 
 
 def _git() -> dict[str, Json] | None:
@@ -403,3 +350,5 @@ def _processor() -> str:
     named = [facts.get("model name", platform.machine())]
     named += [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
     return ", ".join(named)
+=======
+>>>>>>> h/training

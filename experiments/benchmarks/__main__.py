@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from bnjax.command import command
-from bnjax.evidence.records import require_commit
+from bnjax.evidence.environment import require_commit
 from experiments.benchmarks import (
     batch_norm,
     input_pipeline,

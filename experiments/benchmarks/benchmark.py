@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from bnjax.evidence.records import environment
+from bnjax.evidence.environment import environment
 from experiments.benchmarks import memory
 
 SCHEMA = 1

@@ -143,8 +143,6 @@ def arm_step(config: Config, arm: str, parallel: DataParallel, classes: int) -> 
 
 
 def _classes(data: str) -> int:
-    if data == "mnist5k":
-        return 10
     if data not in FACTS:
         raise ValueError(
             f"data={data}: how many classes it has is not known without it. Give a named data set "

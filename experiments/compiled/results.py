@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from bnjax.evidence.records import require_commit
+from bnjax.evidence.environment import require_commit
 from bnjax.paths import local_path
 from experiments.compiled.rows import Result
 from experiments.harness.command_line import output_folder

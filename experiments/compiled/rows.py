@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from bnjax.compilers.cost import DoesNotFitError
 from bnjax.compilers.step_time import step_time
 from bnjax.compilers.topologies import Topology, compiler_versions, find_topologies
-from bnjax.evidence.records import environment
+from bnjax.evidence.environment import environment
 from bnjax.training.parallel import DataParallel
 from experiments.compiled.kept_rows import KeptRows
 from experiments.compiled.steps import AbstractStep, compile_step

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bnjax.command import command
-from bnjax.evidence.records import is_finished, require_commit
+from bnjax.evidence.environment import require_commit
+from bnjax.evidence.records import is_finished
 from bnjax.paths import local_path
 from bnjax.training.parallel import all_hosts_agree, all_succeed, is_first
 from experiments.harness.command_line import (

@@ -9,14 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from bnjax.evidence.records import (
-    RecordError,
-    Run,
-    check_data,
-    check_identity,
-    environment,
-    is_finished,
-)
+from bnjax.evidence.environment import environment
+from bnjax.evidence.records import RecordError, Run, check_data, check_identity, is_finished
 from bnjax.training.locks import LockError, lock
 from bnjax.training.loop import Schedule
 from bnjax.training.objectives import Metrics

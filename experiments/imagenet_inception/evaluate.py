@@ -12,14 +12,8 @@ import tyro
 from bnjax.data import DataSet
 from bnjax.data.stream import check_workers
 from bnjax.data.views.crops import CENTRE
-from bnjax.evidence.records import (
-    RecordError,
-    differences,
-    environment,
-    making_sense,
-    read_record,
-    require_commit,
-)
+from bnjax.evidence.environment import environment, require_commit
+from bnjax.evidence.records import RecordError, differences, making_sense, read_record
 from bnjax.paths import local_path
 from bnjax.training.parallel import (
     DataParallel,

@@ -1,22 +1,18 @@
 """What a run writes and reads back, through every way it can end."""
 
 import json
-import platform
-import socket
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import bnjax
 from bnjax.evidence.records import (
     SCHEMA,
     RecordError,
     Run,
     check_log_digest,
     differences,
-    environment,
     number,
     read_metrics,
     read_record,
@@ -349,55 +345,6 @@ def test_the_digest_of_a_tree_notices(change):
 def test_the_digest_of_a_tree_is_the_one_of_the_published_results():
     digest = "bce3d9959819c083839df1cec9e28a228ffcdd3ec1a8a0a9b88c97edab71a56f"
     assert tree_sha256({"params": {"kernel": np.arange(3, dtype=np.float32)}}) == digest
-
-
-def test_the_environment_names_what_numbers_depend_on():
-    seen = environment()
-    assert seen["python"] == platform.python_version()
-    assert seen["versions"]["numpy"] == np.__version__
-    assert seen["versions"]["bnjax"] == bnjax.__version__
-    assert {"jax", "jaxlib", "flax", "optax"} < set(seen["versions"])
-    assert (seen["backend"], seen["device_count"]) == ("cpu", 8)
-    assert {"device_kind", "processor", "matmul_precision", "xla_flags"} < set(seen)
-    assert seen["git"] is None or len(seen["git"]["commit"]) == 40
-    assert json.loads(json.dumps(seen)) == seen
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "said"),
-    [
-        (
-            "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: A\n\nmodel\t: 9\n",
-            "A, cpu family 25, model 17",
-        ),
-        ("processor\t: 0\nBogoMIPS\t: 50.00\n", platform.machine()),
-    ],
-    ids=["x86", "arm"],
-)
-def test_processors_of_one_name_are_told_apart(monkeypatch, cpuinfo, said):
-    """A virtual machine's is called after its family alone, and rounds as its model does."""
-    read = Path.read_text
-    monkeypatch.setattr(
-        Path,
-        "read_text",
-        lambda path, **how: cpuinfo if str(path) == "/proc/cpuinfo" else read(path, **how),
-    )
-    assert environment()["processor"] == said
-
-
-def test_the_environment_names_no_host_user_or_path(monkeypatch):
-    for name in ("HOSTNAME", "USER", "LOGNAME", "HOME"):
-        monkeypatch.setenv(name, "/home/some-body")
-    monkeypatch.setattr(socket, "gethostname", lambda: "some-body")
-    monkeypatch.setattr(platform, "node", lambda: "some-body")
-    monkeypatch.setenv(
-        "XLA_FLAGS", "--xla_dump_to=/home/some-body/x --xla_cpu_enable_fast_math=false"
-    )
-    seen = environment()
-    text = json.dumps(seen)
-    assert "some-body" not in text
-    assert seen["xla_flags"] == "--xla_dump_to=(path) --xla_cpu_enable_fast_math=false"
-    assert str(Path(__file__).parents[2]) not in text
 
 
 def test_differences_of_equal_values():

@@ -218,7 +218,7 @@ def test_help_names_every_field(cli):
 def test_results_to_be_cited_come_from_a_commit(cli, monkeypatch):
     """A run into the committed results is refused while tracked files differ from the commit."""
     dirty = {"git": {"commit": "a" * 40, "dirty": True}}
-    monkeypatch.setattr("bnjax.evidence.records.environment", lambda: dirty)
+    monkeypatch.setattr("bnjax.evidence.environment.environment", lambda: dirty)
     out = ROOT / "experiments" / "mnist_lenet" / "results" / "new"
     ended = cli("--out", out)
     assert ended.code == 1

@@ -13,7 +13,7 @@ from PIL import Image
 from bnjax.data.views import decoding, resizing
 from bnjax.data.views.crops import Window
 from bnjax.data.views.decoding import DamagedImageError, open_image
-from bnjax.evidence.records import environment
+from bnjax.evidence.environment import environment
 
 pytestmark = pytest.mark.parity
 

@@ -23,7 +23,7 @@ class ImageConfig:
 
     data: str = nothing("mnist5k")
     """Data set: mnist5k (packaged digits, as images), mnist, fashion_mnist, cifar10, cifar10_jpeg,
-    imagenette, imagenet_resized/64x64, imagenet2012, folder:PATH or tfds:PATH."""
+    imagenette, tiny_imagenet, imagenet_resized/64x64, imagenet2012, folder:PATH or tfds:PATH."""
     image_size: int = network(32)
     """Height and width of the network's input, pixels."""
     crop: Literal["inception", "pad", "none"] = views("none")
@@ -125,7 +125,7 @@ class ImageConfig:
 
 
 def _check_data(name: str) -> None:
-    if name not in (*FACTS, "mnist5k") and not name.startswith(("folder:", "tfds:")):
+    if name not in FACTS and not name.startswith(("folder:", "tfds:")):
         raise ValueError(f"data: unknown {name!r}; choose from {', '.join(DATA_SETS)}.")
 
 

@@ -1,0 +1,253 @@
+"""Reads this process and its machine, once, into a snapshot."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from packaging.requirements import Requirement as _Requirement
+
+from bnjax.doctor.snapshot import Device, Requirement, Snapshot, hosts_wait
+
+T = TypeVar("T")
+
+_SETTINGS = (
+    "jax_platforms",
+    "jax_default_matmul_precision",
+    "jax_enable_x64",
+    "jax_compilation_cache_dir",
+    "jax_disable_jit",
+    "jax_debug_nans",
+)
+_OWNERS = {  # whose requirements are read, of which extras
+    "bnjax": ("data", "train", "figures", "experiments"),
+    "jax": ("tpu", "cuda12", "cuda13"),
+    "jax-cuda12-plugin": (),
+    "jax-cuda13-plugin": (),
+}
+_PATIENCE = 120.0  # seconds for a backend to start; a busy host of TPUs takes half a minute
+_TPUS = {  # PCI devices of Google, as JAX looks for them
+    *("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"),
+}
+
+
+def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Snapshot:
+    """Reads this process and its machine.
+
+    Starts JAX's backend, unless several hosts have to start theirs together and
+    `jax.distributed` is not initialized: then a backend would wait for the others, or make
+    initializing impossible.
+
+    Args:
+        patience: seconds that the backend may take.
+        root: of the file system, where accelerators and the control group are looked up.
+    """
+    unread: list[str] = []
+
+    def read(what: str, probe: Callable[[], T], otherwise: T) -> T:
+        try:
+            return probe()
+        except Exception as error:
+            unread.append(f"{what} ({_reason(error)})")
+            return otherwise
+
+    environ = dict(os.environ)
+    distributed = read("jax.distributed", jax.distributed.is_initialized, False)
+    started = _Started(None, (), "several hosts start theirs together")
+    if not hosts_wait(environ, distributed):
+        started = _start_backend(environ, patience)
+    no_settings: dict[str, Any] = {}
+    settings = read("JAX's settings", _settings, no_settings)
+    return Snapshot(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        environ=environ,
+        versions=read("installed packages", _versions, {}),
+        running_jax=jax.__version__,
+        requirements=read("requirements", _requirements, ()),
+        pinned=read("constraints", lambda: _pinned(environ), {}),
+        plugged=read("device files", lambda: _plugged(root), ()),
+        cores=read("cores", _cores, None),
+        quota=read("the control group", lambda: _quota(root / "sys/fs/cgroup"), None),
+        glibc=read("the C library", lambda: platform.libc_ver()[0] == "glibc", False),
+        **started._asdict(),
+        settings=settings,
+        cache_writable=read("the compilation cache", lambda: _writable(settings), None),
+        tensorflow_sees=read("TensorFlow's devices", _tensorflow_sees, ()),
+        distributed=distributed,
+        notebook="ipykernel.zmqshell" in sys.modules,
+        unread=tuple(unread),
+    )
+
+
+class _Started(NamedTuple):
+    """The backend and its devices, or why there is none: as in `Snapshot`."""
+
+    backend: str | None
+    devices: tuple[Device, ...]
+    failure: str
+
+
+def _start_backend(environ: Mapping[str, str], patience: float) -> _Started:
+    """In a thread, for a backend that waits (for other hosts, for a driver) never returns."""
+    refused = _refused_flags(environ)
+    if refused:
+        return _Started(None, (), refused)
+    result: list[_Started] = []
+
+    def start() -> None:
+        try:
+            devices = tuple(map(_device, jax.devices()))
+            result.append(_Started(jax.default_backend(), devices, ""))
+        except Exception as error:
+            result.append(_Started(None, (), _reason(error)))
+
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    thread.join(patience)
+    late = _Started(None, (), f"it did not start within {patience:g} s")
+    return result[0] if result else late
+
+
+def _refused_flags(environ: Mapping[str, str]) -> str:
+    """What XLA says of XLA_FLAGS that it does not know, for which it would end the process."""
+    if not environ.get("XLA_FLAGS"):
+        return ""
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env={**environ, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""  # then XLA itself must say it
+    found = re.findall(r"Unknown flags? in XLA_FLAGS: .*", tried.stderr)
+    return found[0] if tried.returncode and found else ""
+
+
+def _device(device: Any) -> Device:
+    try:
+        memory = device.memory_stats() or {}
+    except Exception:  # some platforms, and devices of other hosts, do not tell
+        memory = {}
+    return Device(
+        device.device_kind,
+        memory.get("bytes_in_use"),
+        memory.get("bytes_limit"),
+        getattr(device, "compute_capability", None),
+    )
+
+
+def _settings() -> dict[str, Any]:
+    return {name: jax.config.values.get(name) for name in _SETTINGS}
+
+
+def _versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for found in importlib.metadata.distributions():
+        if found.metadata["Name"]:  # the first on the path is the one that is imported
+            versions.setdefault(_normal(found.metadata["Name"]), found.version)
+    return versions
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _requirements() -> tuple[Requirement, ...]:
+    found = []
+    for owner, extras in _OWNERS.items():
+        try:
+            texts = importlib.metadata.requires(owner) or ()
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for wanted in map(_Requirement, texts):
+            marker = wanted.marker
+            always = marker is None or marker.evaluate({"extra": ""})
+            if always or any(marker.evaluate({"extra": extra}) for extra in extras if marker):
+                found.append(
+                    Requirement(owner, _normal(wanted.name), str(wanted.specifier), always)
+                )
+    return tuple(dict.fromkeys(found))
+
+
+def _pinned(environ: Mapping[str, str]) -> dict[str, str]:
+    """Nothing where bnjax is not run from a clone."""
+    name = "constraints-colab.txt" if "COLAB_RELEASE_TAG" in environ else "constraints.txt"
+    file = Path(__file__).parents[2] / name
+    if not file.exists():
+        return {}
+    pinned = {}
+    for line in file.read_text().splitlines():
+        text = line.partition("#")[0].strip()
+        if text:
+            wanted = _Requirement(text)
+            if wanted.marker is None or wanted.marker.evaluate():
+                pinned[_normal(wanted.name)] = next(iter(wanted.specifier)).version
+    return pinned
+
+
+def _plugged(root: Path) -> tuple[str, ...]:
+    found = []
+    nvidia = ("nvidia0", "nvidiactl", "dxg")  # the last under Windows' Linux
+    if any((root / "dev" / name).exists() for name in nvidia):
+        found.append("NVIDIA GPU")
+    google = [
+        (file.parent / "device").read_text().strip()
+        for file in (root / "sys/bus/pci/devices").glob("*/vendor")
+        if file.read_text().strip() == "0x1ae0"
+    ]
+    if _TPUS.intersection(google) or any((root / "dev").glob("accel[0-9]*")):
+        found.append("TPU")
+    return tuple(found)
+
+
+def _cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()  # macOS
+
+
+def _quota(group: Path) -> float | None:
+    """Of control groups, version 2, then 1."""
+    if (group / "cpu.max").exists():
+        limit, period = (group / "cpu.max").read_text().split()
+    elif (group / "cpu/cpu.cfs_quota_us").exists():
+        limit, period = (
+            (group / f"cpu/cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+        )
+    else:
+        return None
+    return None if limit in ("max", "-1") else int(limit) / int(period)
+
+
+def _writable(settings: Mapping[str, Any]) -> bool | None:
+    folder = settings.get("jax_compilation_cache_dir")
+    if not folder or "://" in folder:
+        return None
+    path = Path(folder).absolute()
+    there = next(part for part in (path, *path.parents) if part.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
+
+
+def _tensorflow_sees() -> tuple[str, ...]:
+    """Asks only a TensorFlow that is imported already: importing it takes seconds."""
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None:
+        return ()
+    visible = tensorflow.config.get_visible_devices()
+    return tuple(device.name for device in visible if device.device_type != "CPU")
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
