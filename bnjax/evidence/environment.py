@@ -65,7 +65,7 @@ def require_commit(out: Path, results: Path) -> None:
 
 
 def _git() -> dict[str, Json] | None:
-    """Commit and whether tracked files differ from it; None outside a repository."""
+    """Commit, and whether tracked files or new code differ from it; None outside a repository."""
 
     def run(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]
@@ -74,7 +74,10 @@ def _git() -> dict[str, Json] | None:
     try:
         return {
             "commit": run("rev-parse", "HEAD"),
-            "dirty": bool(run("status", "--porcelain", "--untracked-files=no")),
+            "dirty": bool(
+                run("status", "--porcelain", "--untracked-files=no")
+                or run("ls-files", "--others", "--exclude-standard", ":/*.py")  # not committed yet
+            ),
         }
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -317,38 +317,3 @@ def _writing(path: Path) -> Iterator[None]:
             "put it back or give its new place; otherwise free space or mend its permissions. "
             "Then run the same command again."
         ) from error
-<<<<<<< HEAD
-
-
-def _git() -> dict[str, Json] | None:
-    """Commit, and whether tracked files or new code differ from it; None outside a repository."""
-
-    def run(*args: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {
-            "commit": run("rev-parse", "HEAD"),
-            "dirty": bool(
-                run("status", "--porcelain", "--untracked-files=no")
-                or run("ls-files", "--others", "--exclude-standard", ":/*.py")  # not committed yet
-            ),
-        }
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _processor() -> str:
-    """Name, family and model: virtual machines hide the first, and bits depend on the others."""
-    try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    except OSError:
-        return platform.machine()
-    lines = (line.partition(":") for line in first.splitlines())
-    facts = {key.strip(): value.strip() for key, _, value in lines}
-    named = [facts.get("model name", platform.machine())]
-    named += [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
-    return ", ".join(named)
-=======
->>>>>>> h/training
