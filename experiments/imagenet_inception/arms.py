@@ -51,9 +51,10 @@ class InceptionArm(ImageArm):
 
     def model(self, config: Any, *, classes: int, axis_name: str | None = None) -> BNInception:
         """Returns the network."""
+        norm = batch_norm(config, axis_name, config.normalize_together)
         return BNInception(
             classes=classes,
-            norm=batch_norm(config, axis_name) if self.normalized else None,
+            norm=norm if self.normalized else None,
             activation={"relu": nn.relu, "sigmoid": nn.sigmoid}[self.activation],
             width=config.width,
             stem_stride=config.stem_stride,

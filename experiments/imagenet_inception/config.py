@@ -113,6 +113,12 @@ class Config(ImageConfig):
                 check_positive(name, given[name])
         if self.l2 is not None and not 0 <= self.l2 < 1e30:
             raise ValueError(f"l2 must be >= 0 and finite, got {self.l2}.")
+        part, together = self.batch_size // self.micro_batches, self.normalize_together
+        if together < 2 or part % together:
+            raise ValueError(
+                f"normalize_together={together} must be 2 or more and divide the {part} examples "
+                f"that are computed at once (batch_size / micro_batches)."
+            )
         check_positive("decay_every", self.decay_every)
         check_positive("decay_factor", self.decay_factor)
         if self.decay_factor > 1:

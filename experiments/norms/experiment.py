@@ -1,7 +1,6 @@
 """BN-Inception without normalization, and with that of batches, ghost batches, groups, layers."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -44,7 +43,7 @@ class NormArm(ImageArm):
     def _norm(self, config: Any, axis_name: str | None) -> Any:
         kind, _, number = self.norm.partition(":")
         if kind in ("batch", "ghost"):
-            return partial(batch_norm(config, axis_name), batch=int(number) if number else "all")
+            return batch_norm(config, axis_name, int(number) if number else "all")
         return norm_by_name(self.norm, **({} if kind == "none" else {"epsilon": config.epsilon}))
 
     def draw(self, params: Any, key: jax.Array) -> Any:

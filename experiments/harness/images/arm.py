@@ -1,8 +1,9 @@
 """An arm that is a network of images, and how it trains."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -64,15 +65,23 @@ class ImageArm(Arm):
         return "within_shard"
 
 
-def batch_norm(config: Any, axis_name: str | None) -> Any:
-    """Returns batch normalization as a configuration has it, for networks that take a `norm`."""
+def batch_norm(
+    config: Any, axis_name: str | None, together: Literal["all"] | int = "all"
+) -> Callable[..., nn.Module]:
+    """Returns batch normalization as a configuration has it, for networks that take a `norm`.
+
+    Args:
+        config: the configuration.
+        axis_name: as `ImageArm.model` takes it.
+        together: examples that share moments; all of the batch, or groups of so many.
+    """
     return partial(
         BatchNorm,
         momentum=config.decay,
         epsilon=config.epsilon,
         averaging=config.averaging,
         running_var=config.running_var,
-        batch=config.normalize_together,
+        batch=together,
         axis_name=axis_name,
     )
 

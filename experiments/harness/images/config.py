@@ -41,8 +41,6 @@ class ImageConfig:
     """Training steps."""
     batch_size: int = training(32)
     """Examples per step, over all devices."""
-    normalize_together: int = network(32)
-    """Examples that batch normalization takes together."""
     learning_rate: float = numbers(0.01)
     """First step size, on the mean loss."""
     momentum: float = training(0.9)
@@ -133,13 +131,6 @@ def _check_batches(config: ImageConfig) -> None:
     if config.batch_size % config.micro_batches:
         raise ValueError(
             f"micro_batches={config.micro_batches} must divide batch_size={config.batch_size}."
-        )
-    part = config.batch_size // config.micro_batches
-    together = config.normalize_together
-    if together < 2 or part % together:
-        raise ValueError(
-            f"normalize_together={together} must be 2 or more and divide the {part} examples that "
-            f"are computed at once (batch_size / micro_batches)."
         )
 
 
