@@ -1,4 +1,4 @@
-"""What every `python -m` of this repository shares: its outputs, and how it ends."""
+"""The frame of every `python -m` of this repository: its outputs, and how it ends."""
 
 import io
 import os
@@ -16,12 +16,12 @@ BROKEN_PIPE = 128 + 13
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Around, or as a decorator of, what a command does.
+    """A context, or a decorator, for the work of a command.
 
     A missing extra is one line without a traceback. When nobody reads the output any more, as with
-    `| head -1`, the command ends without a word. An output that is closed from the start takes what
-    is written to it and keeps nothing: otherwise a file of the command's own would get its number,
-    and what libraries write to standard error would go into it. Characters that an output's
+    `| head -1`, the command ends without a word. An output that is closed from the start is
+    replaced by one that keeps nothing: otherwise a file of the command would get its number, and
+    messages of libraries to standard error would go into that file. Characters that an output's
     encoding lacks become "?".
 
     Raises:
@@ -51,7 +51,7 @@ def command() -> Iterator[None]:
 
 
 def _nothing(number: int) -> TextIO:
-    """A stream that keeps nothing, at a file descriptor, unless something else has taken it."""
+    """Returns a stream that keeps nothing, at this file descriptor unless that is in use."""
     try:
         os.fstat(number)
     except OSError:
@@ -60,7 +60,7 @@ def _nothing(number: int) -> TextIO:
 
 
 def _ended(stream: TextIO) -> bool:
-    """Whether it takes nothing more; the first error may have emptied its buffer."""
+    """Whether nobody reads a stream any more; the first error may have emptied its buffer."""
     try:
         stream.flush()
         number = stream.fileno()

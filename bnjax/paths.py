@@ -1,4 +1,4 @@
-"""Local paths, told from URLs, and folders that can be written."""
+"""Checks of paths: that they are local, and that folders can be written."""
 
 import os
 import re
@@ -10,13 +10,13 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters or more before it
 
 
 def local_path(name: str, path: str | Path) -> Path:
-    """The path, if it is one of this machine.
+    """Returns the path, if it is on this machine.
 
     `Path("gs://bucket")` has lost one slash already and would be a new folder named `gs:`.
 
     Args:
-        name: of the argument, for the error.
-        path: which may begin with "~".
+        name: name of the argument, for the error.
+        path: the path; it may begin with "~".
 
     Raises:
         ValueError: it is a URL, or the locale cannot read it.
@@ -36,14 +36,14 @@ def local_path(name: str, path: str | Path) -> Path:
 
 
 def writable_folder(name: str, path: str | Path) -> Path:
-    """The folder, made if need be, and written to: before hours go into what it is to hold.
+    """Makes the folder if need be, and checks that it can be written, before hours of work.
 
     Args:
-        name: of the argument, for the error.
-        path: as `local_path` takes it.
+        name: name of the argument, for the error.
+        path: the path, as for `local_path`.
 
     Raises:
-        ValueError: as `local_path`; or it cannot be made or written.
+        ValueError: as for `local_path`; or it cannot be made or written.
     """
     folder = local_path(name, path)
     try:
@@ -54,7 +54,7 @@ def writable_folder(name: str, path: str | Path) -> Path:
 
 
 def check_writable(name: str, folder: Path) -> Path:
-    """The folder, if it can be written or made; changes nothing.
+    """Returns the folder, if it can be written or made; changes nothing.
 
     Raises:
         ValueError: it cannot.

@@ -16,10 +16,10 @@ _LINE = (
 
 
 class ProgressBar:
-    """How much is done, how fast, and how long the rest takes; on standard error.
+    """A bar on standard error: how much is done, how fast, and how long the rest takes.
 
     A widget in a notebook that has ipywidgets, a bar on a terminal, elsewhere a line every `LINE_S`
-    seconds. Work outlives what it writes to: when that ends, the bar falls silent.
+    seconds. When standard error ends, the bar falls silent, and the work goes on.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class ProgressBar:
         compiles: bool = False,
         shown: bool = True,
     ) -> None:
-        """Shows it at `initial`.
+        """Shows the bar at `initial`.
 
         Args:
-            total: how much there is to do.
-            description: of what.
-            unit: of `total`.
-            initial: what was done before.
+            total: amount of work.
+            description: name of the work.
+            unit: unit of `total`.
+            initial: amount that was done before.
             compiles: the first update comes after a compilation; until then the bar says so, and
                 rate and time left are of what comes after it.
             shown: False for no bar.
@@ -71,7 +71,7 @@ class ProgressBar:
         )
 
     def update(self, count: int, postfix: str = "") -> None:
-        """Adds what was done since the last time, and says something of it."""
+        """Adds the amount that was done since the last time, and shows `postfix`."""
         bar = self._bar
         bar.set_postfix_str(postfix, refresh=False)
         if not self._compiles:
@@ -105,7 +105,7 @@ class _Output:
         self.fileno = getattr(stream, "fileno", None)
 
     def write(self, text: str) -> None:
-        """Writes what moves to the line's begin, or, if it is to be lines, what is to be seen."""
+        """Writes the text as it is, or, in a log, as a line without control characters."""
         if self._lines:
             text = text.strip()
             text += "\n" if text else ""
@@ -118,4 +118,4 @@ class _Output:
             self._stream = None
 
     def flush(self) -> None:
-        """Nothing is left to be written."""
+        """Does nothing: `write` has flushed."""

@@ -1,7 +1,7 @@
-"""What machine is this, and what will bite you here: `python -m bnjax.doctor`.
+"""Describes the machine, and finds what will go wrong on it: `python -m bnjax.doctor`.
 
-`check()` prints the same in a notebook. `examine(take_snapshot())` gives the findings as values.
-Nothing here sets anything, asks the network, or initializes several hosts; nothing here fails.
+`check()` prints the same in a notebook. `examine(take_snapshot())` returns the findings as values.
+Nothing here changes a setting, uses the network or initializes several hosts; nothing here fails.
 """
 
 from bnjax.doctor.finding import Finding, Severity

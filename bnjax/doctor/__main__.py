@@ -1,4 +1,4 @@
-"""`python -m bnjax.doctor`: what machine this is, and what will bite here, each with its remedy."""
+"""`python -m bnjax.doctor`: describes the machine, and what will go wrong on it, with remedies."""
 
 import argparse
 

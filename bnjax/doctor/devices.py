@@ -1,4 +1,4 @@
-"""Whether JAX runs where it should: hosts, backend, accelerators, and who else takes them."""
+"""Rules about where JAX runs: hosts, backend, accelerators, and who else takes them."""
 
 from collections.abc import Iterator
 
@@ -77,12 +77,12 @@ def _cpu_fallback(seen: Snapshot) -> Iterator[Finding]:
 
 
 def _asked(seen: Snapshot) -> str:
-    """The platforms that JAX was told to use; empty if it may choose."""
+    """Returns the platforms that JAX was told to use; empty if it may choose."""
     return str(seen.settings.get("jax_platforms") or seen.environ.get("JAX_PLATFORMS") or "")
 
 
 def _any_platform(seen: Snapshot) -> str:
-    """JAX chooses by itself."""
+    """Returns the remedy that lets JAX choose its platform."""
     if seen.notebook:
         line = "import os; os.environ.pop('JAX_PLATFORMS', None)"
         return first(seen, f'{line}; import jax; jax.config.update("jax_platforms", None)')
@@ -90,7 +90,7 @@ def _any_platform(seen: Snapshot) -> str:
 
 
 def _accelerators(seen: Snapshot) -> tuple[str, ...]:
-    """What is there by device files, or by what the environment says."""
+    """Returns the accelerators that device files or environment variables show."""
     return tuple(
         kind
         for kind, names in _SIGNS.items()
@@ -99,7 +99,7 @@ def _accelerators(seen: Snapshot) -> tuple[str, ...]:
 
 
 def _bring(accelerator: str, seen: Snapshot) -> str:
-    """How JAX gets to it."""
+    """Returns the remedy that lets JAX use an accelerator."""
     if "COLAB_TPU_ADDR" in seen.environ:
         return "Runtime > Change runtime type > v5e-1 TPU: JAX left the older TPU nodes"
     if accelerator == "NVIDIA GPU" and seen.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
@@ -116,7 +116,7 @@ def _bring(accelerator: str, seen: Snapshot) -> str:
 
 
 def _absent_devices(seen: Snapshot) -> Iterator[Finding]:
-    """Compilers of chips that are not here: JAX looks for the chips at every start."""
+    """Finds plugins for chips that are not here: JAX looks for the chips at every start."""
     if seen.backend != "cpu" or seen.colab or _asked(seen) or _accelerators(seen):
         return  # Colab has them on every runtime, and they belong there
     for accelerator, names in _PLUGINS.items():

@@ -1,4 +1,4 @@
-"""One thing that will bite, and its remedy."""
+"""A finding: something that will go wrong, and its remedy."""
 
 from typing import Literal, NamedTuple
 
@@ -6,13 +6,13 @@ Severity = Literal["error", "warning", "note"]
 
 
 class Finding(NamedTuple):
-    """Something that will bite.
+    """Something that will go wrong.
 
     Attributes:
         severity: an error does not work, or not where you think; a warning costs time, memory or
             digits; a note is worth knowing.
-        what: in one or two sentences.
-        remedy: what to do, with the command or the line.
+        what: the problem, in one or two sentences.
+        remedy: the advice, with the command or the line.
     """
 
     severity: Severity

@@ -1,4 +1,4 @@
-"""Whether the installed packages go together."""
+"""Rules about installed packages: whether they go together."""
 
 from collections.abc import Iterator
 
@@ -64,7 +64,7 @@ def _text(wanted: Requirement) -> str:
 
 
 def _align(wanted: Requirement, seen: Snapshot) -> str:
-    """On Colab JAX stays: another one put over it may not find the device."""
+    """Returns the remedy; on Colab JAX stays, because another one may not find the device."""
     versions = SpecifierSet(wanted.versions)
     if seen.colab and wanted.name in _MAKERS:
         shipped = seen.pinned.get(wanted.name)

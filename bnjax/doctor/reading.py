@@ -47,7 +47,7 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
 
     Args:
         patience: seconds that the backend may take.
-        root: of the file system, where accelerators and the control group are looked up.
+        root: root of the file system, where accelerators and the control group are looked up.
     """
     unread: list[str] = []
 
@@ -96,7 +96,7 @@ class _Started(NamedTuple):
 
 
 def _start_backend(environ: Mapping[str, str], patience: float) -> _Started:
-    """In a thread, for a backend that waits (for other hosts, for a driver) never returns."""
+    """Starts it in a thread: a backend that waits for a driver or other hosts never returns."""
     refused = _refused_flags(environ)
     if refused:
         return _Started(None, (), refused)
@@ -117,7 +117,7 @@ def _start_backend(environ: Mapping[str, str], patience: float) -> _Started:
 
 
 def _refused_flags(environ: Mapping[str, str]) -> str:
-    """What XLA says of XLA_FLAGS that it does not know, for which it would end the process."""
+    """Returns XLA's complaint about unknown XLA_FLAGS, for which it would end this process."""
     if not environ.get("XLA_FLAGS"):
         return ""
     try:
@@ -181,7 +181,7 @@ def _requirements() -> tuple[Requirement, ...]:
 
 
 def _pinned(environ: Mapping[str, str]) -> dict[str, str]:
-    """Nothing where bnjax is not run from a clone."""
+    """Returns the pinned versions of the clone that bnjax runs from; none without a clone."""
     name = "constraints-colab.txt" if "COLAB_RELEASE_TAG" in environ else "constraints.txt"
     file = Path(__file__).parents[2] / name
     if not file.exists():
@@ -218,7 +218,7 @@ def _cores() -> int | None:
 
 
 def _quota(group: Path) -> float | None:
-    """Of control groups, version 2, then 1."""
+    """Returns the cores that the control group (version 2 or 1) allows."""
     if (group / "cpu.max").exists():
         limit, period = (group / "cpu.max").read_text().split()
     elif (group / "cpu/cpu.cfs_quota_us").exists():

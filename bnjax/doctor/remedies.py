@@ -5,35 +5,35 @@ import shlex
 from bnjax.doctor.snapshot import Snapshot
 
 NEW_RUNTIME = "Runtime > Disconnect and delete runtime, then install nothing over its packages"
-"""Colab gives its own versions back."""
+"""Restores the versions that Colab ships."""
 LATEST_RUNTIME = "Runtime > Change runtime type > Runtime version: Latest"
-"""Of Colab's runtimes the newest."""
+"""Chooses the newest of Colab's runtimes."""
 
 
 def restart(seen: Snapshot) -> str:
-    """Starts the process anew."""
+    """Returns how to restart the process."""
     if seen.colab:
         return "Runtime > Restart session"
     return "restart the kernel" if seen.notebook else "restart the process"
 
 
 def first(seen: Snapshot, line: str) -> str:
-    """A line of Python in a notebook, for what is read when JAX starts."""
+    """Returns how to run a line of a notebook before JAX starts, which reads its setting then."""
     return f"{restart(seen)}, and in the first cell: {line}"
 
 
 def command(seen: Snapshot, line: str) -> str:
-    """A command of the shell."""
+    """Returns a command of the shell."""
     return f"!{line}" if seen.notebook else line
 
 
 def pip(seen: Snapshot, arguments: str) -> str:
-    """A command of pip, for the Python that runs."""
+    """Returns a command of pip, for the Python that runs."""
     return f"%pip {arguments}" if seen.notebook else f"pip {arguments}"
 
 
 def variables(seen: Snapshot, **values: str | None) -> str:
-    """Environment variables that are read when JAX starts; None for one that must go."""
+    """Returns how to set environment variables that JAX reads at its start; None unsets one."""
     given = {name: value for name, value in values.items() if value is not None}
     gone = [name for name, value in values.items() if value is None]
     if seen.notebook:
@@ -45,5 +45,5 @@ def variables(seen: Snapshot, **values: str | None) -> str:
 
 
 def setting(seen: Snapshot, name: str, value: str, shell: str) -> str:
-    """One of JAX's settings that may change while it runs; in a shell by its variable."""
+    """Returns how to change a setting of JAX: while it runs, or by its variable in a shell."""
     return f'jax.config.update("{name}", {value})' if seen.notebook else shell

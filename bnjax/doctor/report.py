@@ -1,4 +1,4 @@
-"""The doctor's words: what it saw, then what it found, the worst first."""
+"""The doctor's report: the machine, then the findings, the worst first."""
 
 import textwrap
 from typing import get_args
@@ -13,7 +13,7 @@ _WIDTH = 96
 
 
 def check() -> None:
-    """Looks at this machine and prints what it is, what will bite here, and the remedies.
+    """Prints what this machine is, what will go wrong on it, and the remedies.
 
     Starts JAX's backend, but never where several hosts have to start theirs together.
     """
@@ -21,7 +21,7 @@ def check() -> None:
 
 
 def examine(snapshot: Snapshot) -> list[Finding]:
-    """What will bite on such a machine, the worst first; nothing is looked at again."""
+    """Returns what will go wrong on such a machine, the worst first, from the snapshot alone."""
     found: list[Finding] = []
     unread = list(snapshot.unread)
     for rule in (*devices.RULES, *packages.RULES, *settings.RULES):
@@ -37,7 +37,7 @@ def examine(snapshot: Snapshot) -> list[Finding]:
 
 
 def report(snapshot: Snapshot) -> str:
-    """What was seen and found, as text."""
+    """Returns the snapshot's facts and findings as text."""
     findings = examine(snapshot)
     parts = [*_facts(snapshot), *map(_paragraph, findings)]
     if not any(finding.severity != "note" for finding in findings):

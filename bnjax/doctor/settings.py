@@ -1,4 +1,4 @@
-"""What settings cost in time, memory and digits."""
+"""Rules about settings: their cost in time, memory and digits."""
 
 from collections.abc import Iterator
 
@@ -13,8 +13,8 @@ KEEP_MEMORY = {
 }
 """Environment under which glibc gives no memory back to the system while the process lives.
 
-Without it every large array is a fresh mapping, whose pages the kernel clears at first touch, at
-every step anew. All three are needed: the second alone moves large arrays into the threads' own
+Without it every large array is a fresh mapping, whose pages the kernel clears at first touch, again
+at every step. All three are needed: the second alone moves large arrays into the threads' own
 arenas, which are unmapped whole as soon as they are empty, whatever the third says.
 """
 
@@ -165,7 +165,7 @@ def _numbers(seen: Snapshot) -> Iterator[Finding]:
 
 
 def _before_ampere(device: Device) -> bool:
-    """NVIDIA's GPUs round from Ampere on: not a T4."""
+    """Whether a GPU is older than Ampere, as a T4: those do not round."""
     return device.capability is not None and float(device.capability) < 8
 
 

@@ -12,7 +12,7 @@ class Device(NamedTuple):
         kind: such as "TPU v5 lite".
         used: bytes of its memory in use; None where that is not told (CPU).
         limit: bytes that may be used.
-        capability: of NVIDIA's GPUs, such as "8.0" of an A100.
+        capability: compute capability of an NVIDIA GPU, such as "8.0" of an A100.
     """
 
     kind: str
@@ -22,11 +22,11 @@ class Device(NamedTuple):
 
 
 class Requirement(NamedTuple):
-    """What a package wants of another.
+    """A package's requirement of another.
 
     Attributes:
-        owner: the package that wants it.
-        name: the package that is wanted.
+        owner: the package that requires it.
+        name: the package that is required.
         versions: such as ">=0.10,<0.13"; empty for any.
         needed: whether it must be there at all.
     """
@@ -42,27 +42,27 @@ class Snapshot:
     """A process and its machine. The defaults are a CPU on which nothing is amiss.
 
     Attributes:
-        python: its version.
+        python: version of Python.
         system: operating system and processor's architecture.
         environ: environment variables.
-        versions: of all installed packages, by normalized name.
+        versions: versions of all installed packages, by normalized name.
         running_jax: the version that this process imported; None if that is not told.
         requirements: bnjax's, and those of JAX that concern jaxlib, plugins and libtpu.
         pinned: versions in the constraints.txt of the clone that bnjax runs from, if it does; on
             Colab in its constraints-colab.txt.
         plugged: accelerators that the system shows, "NVIDIA GPU" or "TPU", with or without JAX.
-        cores: that the process may use; None if unknown.
-        quota: of the control group, in cores; None without one.
+        cores: number of cores that the process may use; None if unknown.
+        quota: cores that the control group allows; None without a limit.
         glibc: whether the C library is GNU's.
-        backend: JAX's; None if it was not started.
-        failure: why it was not.
-        devices: JAX's, of all hosts.
-        settings: of JAX, by name.
+        backend: JAX's backend; None if it was not started.
+        failure: why it was not started.
+        devices: JAX's devices of all hosts.
+        settings: JAX's settings, by name.
         cache_writable: whether the folder of compiled programs is; None without a local one.
         tensorflow_sees: accelerators that an imported TensorFlow may take, as it names them.
         distributed: whether `jax.distributed` is initialized.
         notebook: whether the process is a notebook's kernel.
-        unread: what could not be read, and why.
+        unread: facts that could not be read, and why.
     """
 
     python: str = "3.12.0"
@@ -95,8 +95,8 @@ class Snapshot:
 
 
 def host_count(environ: Mapping[str, str]) -> int:
-    """Processes that the environment says work together: Slurm, Open MPI, Cloud TPU."""
-    # Of Slurm a step's: a batch script and a shell in a job have the job's variables, too.
+    """Returns how many processes work together, by Slurm, Open MPI or Cloud TPU."""
+    # The count of Slurm's step: a batch script and a shell in a job have the job's variables, too.
     counts = [1, _integer(environ.get("SLURM_STEP_NUM_TASKS"))]
     counts.append(_integer(environ.get("OMPI_COMM_WORLD_SIZE")))
     slices = max(1, _integer(environ.get("MEGASCALE_NUM_SLICES")))

@@ -1,1 +1,1 @@
-"""What a run leaves behind, and what is drawn and reported from it."""
+"""Records of runs, and the figures, tables and documents that are made from them."""

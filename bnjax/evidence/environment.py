@@ -1,4 +1,4 @@
-"""What a run's numbers depend on beside its configuration: versions, commit, device, settings."""
+"""The environment that a run's numbers depend on: versions, commit, device, settings."""
 
 import contextlib
 import importlib.metadata
@@ -21,10 +21,7 @@ Json = Any
 
 
 def environment() -> dict[str, Json]:
-    """Versions, commit, backend and numerical settings of this process.
-
-    Starts JAX's backend.
-    """
+    """Returns versions, commit, backend and numerical settings; starts JAX's backend."""
     devices = jax.devices()
     return {
         "python": platform.python_version(),
@@ -44,7 +41,7 @@ def environment() -> dict[str, Json]:
 
 
 def _installed(names: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are there."""
+    """Returns the versions of those packages that are installed."""
     found = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -65,7 +62,7 @@ def require_commit(out: Path, results: Path) -> None:
 
 
 def _git() -> dict[str, Json] | None:
-    """Commit, and whether tracked files or new code differ from it; None outside a repository."""
+    """Returns the commit, and whether tracked files differ; None outside a repository."""
 
     def run(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]
@@ -84,7 +81,7 @@ def _git() -> dict[str, Json] | None:
 
 
 def _processor() -> str:
-    """Name, family and model: virtual machines hide the first, and bits depend on the others."""
+    """Returns name, family and model: virtual machines hide the name, bits depend on the rest."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:

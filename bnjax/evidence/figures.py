@@ -1,4 +1,4 @@
-"""Results to figures; nothing else draws. No pyplot: no global state, no display needed."""
+"""Figures of results; nothing else draws. No pyplot: no global state, no display needed."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ with extra("figures"):
     from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
-PLAIN, NORMALIZED = "#d55e00", "#0072b2"  # Okabe & Ito: told apart by colour-blind readers
+PLAIN, NORMALIZED = "#d55e00", "#0072b2"  # Okabe & Ito: colour-blind readers can tell them
 
 
 class Curve(NamedTuple):
@@ -24,10 +24,10 @@ class Curve(NamedTuple):
 
     Attributes:
         label: shown in the legend.
-        color: of line and band.
+        color: color of line and band.
         x: `[points]`.
         y: `[runs, points]`; NaN where a run has no such point.
-        line: its style, as matplotlib takes it.
+        line: style of the line, as matplotlib takes it.
     """
 
     label: str
@@ -38,12 +38,12 @@ class Curve(NamedTuple):
 
 
 class Marker(NamedTuple):
-    """A point to be seen on a panel of learning curves.
+    """A point to mark on a learning curve.
 
     Attributes:
-        step: where.
+        step: training step.
         y: accuracy, a fraction.
-        color: of its curve.
+        color: color of its curve.
     """
 
     step: float
@@ -52,11 +52,11 @@ class Marker(NamedTuple):
 
 
 class Percentiles(NamedTuple):
-    """How one unit's input is distributed over time, and where other units' medians run.
+    """Percentiles of one unit's input over time, and medians of all units.
 
     Attributes:
-        title: of the panel.
-        color: of the unit's lines.
+        title: title of the panel.
+        color: color of the unit's lines.
         steps: `[times]`.
         unit: `[3, times]`, ascending percentiles of one unit.
         medians: `[units, times]`.
@@ -77,7 +77,7 @@ def learning_curves(
     highest: float = 1.0,
     split: str = "test",
 ) -> None:
-    """Accuracy in % on a split against steps: the mean over runs, and ± one standard deviation."""
+    """Draws accuracy in % on a split against steps: mean ± one standard deviation over runs."""
     for curve in curves:
         y = 100 * curve.y
         mean, sd = y.mean(axis=0), y.std(axis=0, ddof=min(1, len(y) - 1))
@@ -91,9 +91,9 @@ def learning_curves(
 
 
 def mark(axes: Axes, markers: Sequence[Marker], *, level: float) -> None:
-    """Diamonds on learning curves, and a dotted line at an accuracy that they are held against.
+    """Draws diamonds on learning curves, and a dotted line at the accuracy `level`.
 
-    Those at one point lie within each other, the first outermost.
+    Diamonds at one point lie within each other, the first outermost.
     """
     axes.axhline(100 * level, color="0.6", linewidth=0.8, linestyle=":", zorder=1)
     for i, (step, y, color) in enumerate(markers):
@@ -111,7 +111,7 @@ def mark(axes: Axes, markers: Sequence[Marker], *, level: float) -> None:
 
 
 def percentile_paths(axes: Axes, paths: Percentiles, *, limit: float) -> None:
-    """The 15th, 50th and 85th percentile of one unit's input, over the medians of all units."""
+    """Draws the percentiles of one unit's input over the medians of all units."""
     axes.plot(paths.steps, paths.medians.T, color="0.8", linewidth=0.5, zorder=1)
     axes.fill_between(
         paths.steps, paths.unit[0], paths.unit[2], color=paths.color, alpha=0.2, linewidth=0
@@ -125,9 +125,9 @@ def percentile_paths(axes: Axes, paths: Percentiles, *, limit: float) -> None:
 
 
 def by_learning_rate(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> None:
-    """Final test accuracy in % against the learning rate: mean over runs, each run a dot.
+    """Draws final test accuracy in % against the learning rate: the mean, and each run as a dot.
 
-    What lies below `lowest` is cut off, and the axis says so.
+    The axis begins at `lowest`, and says so if it cuts anything off.
     """
     for curve in curves:
         y = 100 * curve.y
@@ -150,7 +150,7 @@ def by_learning_rate(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> N
 
 
 def new_figure(columns: Sequence[float], *, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    """A figure of one row of panels, with the given widths in inches."""
+    """Returns a figure of one row of panels, with the given widths in inches."""
     figure = Figure(figsize=(sum(columns), height), layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False, width_ratios=list(columns))[0]
     for axis in axes:
@@ -169,7 +169,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def _digest(figure: Figure) -> str:
-    """SHA-256 of what the figure shows, without how: lines, bands, labels and limits."""
+    """Returns the SHA-256 of a figure's content: lines, bands, labels and limits."""
     shown: list[Any] = []
     for axes in figure.axes:
         legend = axes.get_legend()
@@ -188,7 +188,7 @@ def _digest(figure: Figure) -> str:
 
 
 def _rounded(values: Any) -> Any:
-    """Nested lists, to seven digits."""
+    """Returns nested lists of the values, to seven digits."""
     array = np.asarray(values, np.float64)
     return np.vectorize(lambda value: float(f"{value:.7g}"))(array).tolist() if array.size else []
 

@@ -1,4 +1,4 @@
-"""What a run writes and reads back: `record.json` before step 0, then `metrics.jsonl`.
+"""Records of runs: `record.json`, written before step 0, and the log `metrics.jsonl`.
 
 A record names everything that its numbers depend on: configuration, versions, commit, backend,
 data. It names no host and no path. A finished one ends with the log's digest, and all end with
@@ -25,7 +25,7 @@ class RecordError(ValueError):
 
 @contextlib.contextmanager
 def making_sense(what: Path) -> Iterator[None]:
-    """Raises RecordError for what fails inside because `what` does not hold what a run writes."""
+    """Turns errors inside into RecordError: `what` does not hold what a run writes."""
     try:
         yield
     except RecordError:
@@ -38,7 +38,7 @@ def making_sense(what: Path) -> Iterator[None]:
 
 
 def tree_sha256(tree: Any) -> str:
-    """Digest of a tree of arrays: paths, dtypes, shapes and values."""
+    """Returns the digest of a tree of arrays: paths, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         array = np.asarray(leaf)
@@ -48,13 +48,13 @@ def tree_sha256(tree: Any) -> str:
 
 
 def number(value: Any) -> float | int:
-    """A scalar as the shortest JSON number that reads back as the same value."""
+    """Returns a scalar as the shortest JSON number that reads back as the same value."""
     value = np.asarray(value)[()]
     return int(value) if np.issubdtype(value.dtype, np.integer) else float(str(value))
 
 
 class Run:
-    """One run's directory, `record.json` and `metrics.jsonl`.
+    """The directory of one run, with `record.json` and `metrics.jsonl`.
 
     Opening a directory that holds a run of the same configuration continues it.
     """
@@ -166,7 +166,7 @@ def check_data(record: Mapping[str, Json], name: str, sha256: str) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Json]:
-    """The record of a run.
+    """Returns the record of a run.
 
     Raises:
         RecordError: if there is none, or it is damaged or of another schema.
@@ -200,7 +200,7 @@ def _damaged_record(path: Path, problem: str) -> RecordError:
 
 
 def _problem(record: Mapping[str, Json]) -> str | None:
-    """What is wrong with a record that is a JSON object of a known schema."""
+    """Returns what is wrong with a record of a known schema; None for a sound one."""
     for name, kind in {"identity": dict, "environment": dict, "finished": bool}.items():
         if not isinstance(record.get(name), kind):
             return f"{name} is {record.get(name)!r:.80}"
@@ -218,7 +218,7 @@ def _problem(record: Mapping[str, Json]) -> str | None:
 
 
 def read_metrics(directory: Path) -> list[dict[str, Json]]:
-    """The lines of a run's `metrics.jsonl`, in order of steps.
+    """Returns the entries of a run's `metrics.jsonl`, in order of steps.
 
     Raises:
         RecordError: if there is no such file, or it is damaged.
@@ -249,7 +249,7 @@ def _log_in(directory: Path) -> Path:
 
 
 def differences(stored: Json, given: Json, path: str = "") -> list[str]:
-    """Where two JSON values differ, a line each: name, stored value, given value."""
+    """Returns where two JSON values differ, a line each: name, stored value, given value."""
     if isinstance(stored, list) and isinstance(given, list):
         stored, given = ({str(i): value for i, value in enumerate(v)} for v in (stored, given))
     if not (isinstance(stored, dict) and isinstance(given, dict)):
@@ -291,7 +291,7 @@ def _line(entry: Mapping[str, Json]) -> str:
 
 
 def _record_sha256(record: Mapping[str, Json]) -> str:
-    """Digest of a record's values, whatever its layout."""
+    """Returns the digest of a record's values, whatever its layout."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

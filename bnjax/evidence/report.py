@@ -1,4 +1,4 @@
-"""Results in documents: text between markers, made from results and never by hand."""
+"""Results in documents: the text between markers is made from results, never by hand."""
 
 import re
 from collections.abc import Mapping

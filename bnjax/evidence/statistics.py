@@ -1,4 +1,4 @@
-"""From logged accuracies to the numbers of a table."""
+"""Statistics of logged accuracies, as tables show them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,18 +7,18 @@ import numpy as np
 
 
 def accuracy(metrics: dict[str, Any]) -> float:
-    """The share of examples that were right, of metrics as a log has them."""
+    """Returns the share of examples that were right, from metrics as a log has them."""
     return metrics["correct"] / metrics["examples"]
 
 
 def steps_to(target: float, steps: np.ndarray, accuracy: np.ndarray) -> int | None:
-    """The first evaluated step at which a run reaches an accuracy; None if it never does."""
+    """Returns the first evaluated step at which a run reaches an accuracy; None if never."""
     reached = accuracy >= target
     return int(steps[reached.argmax()]) if reached.any() else None
 
 
 def spread(values: Any) -> dict[str, float | None]:
-    """Mean and standard deviation over runs, to six digits; None where there are too few."""
+    """Returns mean and standard deviation over runs, to six digits; None for too few runs."""
     values = np.asarray(values, float)
     if values.size == 0:
         return {"mean": None, "sd": None}
@@ -27,6 +27,6 @@ def spread(values: Any) -> dict[str, float | None]:
 
 
 def times(values: Iterable[int | None]) -> dict[str, float | None]:
-    """`spread` of the steps of those runs that reached something, and how many `reached` it."""
+    """Returns the `spread` of the steps of the runs that reached something, and how many did."""
     known = [value for value in values if value is not None]
     return {"reached": len(known)} | spread(known)

@@ -5,24 +5,24 @@ from typing import Any
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Lines of a table; all columns but the first `left` are aligned to the right."""
+    """Returns a table; all columns but the first `left` are aligned to the right."""
     align = ["---"] * left + ["---:"] * (len(heads) - left)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, align, *rows))
 
 
 def plain(spread: dict[str, Any], digits: int = 2, factor: float = 1.0) -> str:
-    """Mean ± standard deviation, where there is one."""
+    """Returns mean ± standard deviation, or the mean alone if there is none."""
     text = f"{factor * spread['mean']:,.{digits}f}"
     return text if spread["sd"] is None else f"{text} ± {factor * spread['sd']:,.{digits}f}"
 
 
 def percent(spread: dict[str, Any]) -> str:
-    """The same of a fraction, in %."""
+    """Returns the same for a fraction, in %."""
     return plain(spread, factor=100)
 
 
 def steps(times: dict[str, Any], runs: int) -> str:
-    """Steps to something, and how many of the runs reached it if not all did."""
+    """Returns the steps to something, and how many of the runs reached it if not all did."""
     if not times["reached"]:
         return "not reached"
     text = plain(times, digits=0)
@@ -30,6 +30,6 @@ def steps(times: dict[str, Any], runs: int) -> str:
 
 
 def divergence(fault: dict[str, Any]) -> str:
-    """Where a run reached infinity, from `step`, `layer`, `leaf` and `what` of a `Diverged`."""
+    """Returns where a run reached infinity, from the facts of a `Diverged`."""
     where = "" if fault["layer"] is None else f" of {fault['leaf']} in {fault['layer']}"
     return f"reached infinity at step {fault['step']:,}: {fault['what']}{where}."

@@ -1,4 +1,4 @@
-"""Gradient accumulation: one update from several micro-batches, and what that does to BN.
+"""Gradient accumulation: one update from several micro-batches, and its effect on BN.
 
 Each micro-batch is normalized by its own moments: a ghost batch. Parameters move as they would
 with one batch normalized in groups of that size, `bnjax.normalize_batch(..., batch=k)`, and not as
@@ -75,7 +75,7 @@ def accumulate(
 
     Args:
         loss: the loss of one micro-batch.
-        params: what to differentiate by.
+        params: the parameters to differentiate by.
         batch_stats: statistics before the update; an empty dict without normalization.
         batches: a tree of arrays `[micro_batches, ...]`, for example from `split_batch`.
         statistics: `"once"` or `"each"`; there is no default because papers rarely say.
@@ -126,7 +126,7 @@ def make_accumulating_step(
     statistics: Statistics,
     axis_name: AxisName = None,
 ) -> Callable[[TrainState, Tree], tuple[TrainState, Metrics]]:
-    """A training step on `batches`, leaves `[micro_batches, ...]`: one update, one step counted.
+    """Makes a step on `batches` of leaves `[micro_batches, ...]`: one update, one step counted.
 
     Arguments and errors are those of `accumulate`.
     """
@@ -185,12 +185,12 @@ def _leading(name: str, tree: Tree) -> int:
 
 
 def _floats(tree: Tree) -> Tree:
-    """The floating leaves of a tree, with None, which has no leaves, in the place of counts."""
+    """Returns a tree with None, which has no leaves, in place of its counts."""
     return jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
 
 
 def _weighted_changes(old: Tree, new: Tree, examples: jax.Array) -> Tree:
-    """What a micro-batch would change in floating statistics, times its examples."""
+    """Returns the change of floating statistics by a micro-batch, times its examples."""
 
     def change(old: jax.Array, new: jax.Array) -> jax.Array:
         old = widened(old)
@@ -201,7 +201,7 @@ def _weighted_changes(old: Tree, new: Tree, examples: jax.Array) -> Tree:
 
 
 def _with_largest_counts(stats: Tree, new: Tree) -> Tree:
-    """The statistics; a micro-batch without examples does not count, so counts take the largest."""
+    """Returns the statistics with the largest counts: a micro-batch without examples adds none."""
     return jax.tree.map(
         lambda kept, new: kept if is_float(kept) else jnp.maximum(kept, new), stats, new
     )

@@ -9,7 +9,7 @@ activations of averaged weights. `bnjax.recalibration.recalibrate` measures thei
 numbers that are reported. The released Inception-v3 code averages the running statistics as well,
 by the same rule: give `{"params": ..., "batch_stats": ...}` as one tree. That costs no pass over
 data and suits curves drawn during training, but a mean of variances is not the variance under mean
-weights, and the two part the more, the further the weights travel within the average's memory.
+weights; they differ more, the further the weights travel within the average's memory.
 """
 
 import math
@@ -37,10 +37,10 @@ class Average(NamedTuple):
 
 
 def start_average(tree: Tree) -> Average:
-    """The average before any update: the tree itself, which no rule but the two below counts.
+    """Returns the average before any update: a copy of the tree.
 
-    `"ema"` and `"ema_tensorflow"` start from it: give the initial parameters. It is a copy, so that
-    a train step to which the tree is donated leaves it alone.
+    Only `"ema"` and `"ema_tensorflow"` count it: give them the initial parameters. As a copy, it
+    survives a train step that the tree is donated to.
     """
     return Average(jax.tree.map(lambda leaf: jnp.copy(widened(leaf)), tree), jnp.int32(0))
 
@@ -48,7 +48,7 @@ def start_average(tree: Tree) -> Average:
 def update_average(
     average: Average, tree: Tree, *, averaging: Averaging, decay: float = 0.9999
 ) -> Average:
-    """The average with one tree more, `values + weight * (tree - values)`.
+    """Returns the average with one more tree, `values + weight * (tree - values)`.
 
     The weight of the newest tree, at update t = 1, 2, ...:
 
@@ -59,12 +59,13 @@ def update_average(
       are told the number of updates, as those of the released Inception-v3 are.
     - `"cumulative"`: 1/t, the arithmetic mean of all trees (Polyak & Juditsky 1992), as for
       GoogLeNet; ignores `decay`. Begin late, as early iterates count as much as late ones. In
-      float32 an update less than 2^-24 of the value is lost, hence beyond about a million of
-      them, update every so many steps.
+      float32 an update below 2^-24 of the value is lost: for more than about a million
+      steps, update only every so many of them.
 
     Args:
         average: from `start_average`.
-        tree: of the same structure. What is not floating (counts) is taken over as it is.
+        tree: a tree of the same structure. Its counts, which are not floating, are taken as they
+            are.
         averaging: the rule; the same one at every update.
         decay: fraction of the old average kept, in [0, 1).
 
@@ -100,7 +101,7 @@ def _weight(averaging: Averaging, decay: float, t: jax.Array) -> jax.Array:
 
 
 def widened(leaf: jax.Array) -> jax.Array:
-    """What is floating in at least float32, for sums of many; anything else as it is."""
+    """Returns a floating array in at least float32, for long sums; any other as it is."""
     narrow = is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32
     return leaf.astype(jnp.float32) if narrow else leaf
 

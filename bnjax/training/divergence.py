@@ -1,4 +1,4 @@
-"""Runs that reach infinity: stopped at the last finite state, with the step and the layer.
+"""Runs that reach infinity stop at their last finite state; the error names step and layer.
 
 A run is watched if its state says so, `start_watch(state)`. Every step then asks whether loss,
 gradient, statistics and new parameters are finite: one boolean in the compiled program, the same on
@@ -25,8 +25,8 @@ from bnjax.training.state import TrainState
 
 Tree = Any
 What = Literal["parameter", "statistics", "gradient", "loss", "update"]
-"""What was not finite: a parameter before the step; what the step made of the running statistics;
-a gradient; the loss; a parameter after the step."""
+"""The first that was not finite: a parameter before the step; the running statistics after it; a
+gradient; the loss; a parameter after the step."""
 
 
 class Diverged(Exception):
@@ -55,27 +55,27 @@ class Diverged(Exception):
 
 
 def start_watch(state: TrainState) -> TrainState:
-    """The state of a run that is watched from here on."""
+    """Returns the state of a run that is watched from here on."""
     return state._replace(fault=jnp.int32(0))
 
 
 def keep_finite(
     old: TrainState, new: TrainState, gradient: Tree, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
-    """What a step returns: `new`, or `old` and zero metrics from the first fault on.
+    """Returns `new` and the metrics, or `old` and zero metrics from the first fault on.
 
     Args:
-        old: before the step; if it is not watched, nothing is asked.
-        new: after the step.
-        gradient: that it was made from.
-        metrics: of the step; what is floating among them must be finite.
+        old: state before the step; if it is not watched, nothing is checked.
+        new: state after the step.
+        gradient: the gradient that the step used.
+        metrics: those of the step; the floating ones must be finite.
     """
     if old.fault is None:
         return new, metrics
     checks = _checks(old, new, gradient, metrics)
     sound = jnp.stack([_is_finite(leaf) for leaf in checks[_parameters(old) :]]).all()
 
-    def first() -> jax.Array:  # only where it is needed
+    def first() -> jax.Array:  # 1 + position in the list of checks; computed only at a fault
         finite = jnp.stack([_is_finite(leaf) for leaf in checks])
         return 1 + jnp.argmin(finite).astype(jnp.int32)
 
@@ -93,10 +93,10 @@ def keep_finite(
 
 
 def raise_if_diverged(state: TrainState) -> None:
-    """Fetches one number and looks whether a watched run is finite still.
+    """Fetches one number and checks that a watched run is still finite.
 
     Args:
-        state: of the run, on devices or host.
+        state: the state of the run, on devices or host.
 
     Raises:
         Diverged: if it is not. The state is the last finite one.
@@ -114,7 +114,7 @@ def raise_if_diverged(state: TrainState) -> None:
 
 
 def _checks(old: TrainState, new: TrainState, gradient: Tree, metrics: Metrics) -> list[Any]:
-    """What must be finite, in the order of `_names`; of the metrics, all at once."""
+    """Returns the leaves that must be finite, in the order of `_names`; the metrics as one."""
     return [
         *jax.tree.leaves((old.params, new.batch_stats, gradient)),
         jax.tree.leaves(metrics),
@@ -147,5 +147,5 @@ def _is_finite(tree: Tree) -> jax.Array:
 
 
 def _number(value: jax.Array | np.ndarray) -> int:
-    """Of a scalar that all devices of all hosts have."""
+    """Returns a scalar that all devices of all hosts have."""
     return int(value.addressable_data(0) if isinstance(value, jax.Array) else value)

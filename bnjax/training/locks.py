@@ -11,11 +11,11 @@ class LockError(RuntimeError):
 
 
 def lock(file: Path, what: Path) -> TextIO:
-    """Holds `file`, made if it does not exist, until what is returned is closed.
+    """Holds `file`, made if it does not exist, until the returned file is closed.
 
     Args:
         file: in a folder that exists, on a local disk.
-        what: that it stands for, named in errors.
+        what: the folder that it stands for, named in errors.
 
     Raises:
         LockError: another writer holds it, or it cannot be locked.

@@ -29,15 +29,15 @@ class Interrupted(Exception):
 
 
 class Schedule(NamedTuple):
-    """When things happen, in steps.
+    """The timetable of a run, in steps.
 
     Attributes:
         steps: length of the run.
         steps_per_dispatch: steps in one call of the compiled functions.
-        eval_every: distance of evaluations; one comes before the first step and one after the last.
-        dense_until: up to here evaluations come at `eval_every`, then at `sparse_eval_every`.
-        sparse_eval_every: see above.
-        checkpoint_every: distance of checkpoints; 0 for none but on interruption.
+        eval_every: steps between evaluations; one comes before the first step, one after the last.
+        dense_until: step after which `sparse_eval_every` takes the place of `eval_every`.
+        sparse_eval_every: steps between evaluations from then on.
+        checkpoint_every: steps between checkpoints; 0 for none but on interruption.
     """
 
     steps: int
@@ -66,7 +66,7 @@ class Schedule(NamedTuple):
         return self._is_regular(step) or step == self.steps
 
     def evaluations(self, step: int) -> Iterator[int]:
-        """The steps of all evaluations until after `step` steps, one after another."""
+        """Yields the steps of all evaluations up to and including `step`."""
         end = min(step, self.steps)
         yield from range(0, min(end, self.dense_until) + 1, self.eval_every)
         every = self.sparse_eval_every
@@ -100,7 +100,7 @@ class RunFunctions(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a checkpoint holds: the state, and the training metrics since the last evaluation.
+    """The content of a checkpoint: the state, and the training metrics since the last evaluation.
 
     The metrics are host arrays, one sum for each member.
     """
@@ -127,8 +127,8 @@ def fit(
     the same step.
 
     Args:
-        functions: what a dispatch, an evaluation and a checkpoint do.
-        progress: where to start from; its state may be donated.
+        functions: those of the run.
+        progress: the state to start from, which may be donated, and the metrics.
         schedule: when to evaluate and save.
         first_step: steps that `progress` has behind it.
         record: called at each evaluation with the step, the training metrics summed since the
@@ -154,7 +154,7 @@ def fit(
         return min(schedule.steps_per_dispatch, schedule.steps - step)
 
     def next_inputs() -> tuple[Tree, Exception | None]:
-        """The next dispatch's, or the error, to be raised when the one under way is saved."""
+        """Returns the next dispatch's, or the error, to be raised after a checkpoint."""
         try:
             return functions.inputs(step, dispatch()) if step < schedule.steps else None, None
         except Exception as error:
@@ -209,7 +209,7 @@ def fit(
 
 
 def _postfix(metrics: Metrics, seen: int, seconds: float) -> str:
-    """Loss and accuracy of the last dispatch, over all members, and speed of those before."""
+    """Returns loss and accuracy of the last dispatch, over all members, and the speed so far."""
     examples = max(int(metrics.examples.sum()), 1)
     loss, correct = (float(leaf.sum()) / examples for leaf in (metrics.loss, metrics.correct))
     speed = f", {seen / seconds:,.0f} images/s" if seen else ""
@@ -218,7 +218,7 @@ def _postfix(metrics: Metrics, seen: int, seconds: float) -> str:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects the first of Ctrl-C, SIGTERM and a hangup; the second acts as it always did.
+    """Collects the first of Ctrl-C, SIGTERM and a hangup; the second one acts as without us.
 
     A terminal that closes may send several hangups, and a process may be told to outlive them
     (`nohup`).

@@ -24,7 +24,7 @@ _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or must not be used for what was asked."""
+    """A checkpoint could not be written, or does not belong to what was asked."""
 
 
 class DamageError(Exception):

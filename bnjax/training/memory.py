@@ -1,4 +1,4 @@
-"""How much memory a process holds: watched over a run, it shows what is never given back."""
+"""The memory that a process holds; watched over a run, it shows a leak."""
 
 import os
 from pathlib import Path
@@ -11,8 +11,8 @@ class Held(NamedTuple):
     """Memory in use at one moment, bytes.
 
     Attributes:
-        host: of this process, resident; None where the system does not say (it does on Linux).
-        arrays: of all JAX arrays that this process can reach, on each device, a buffer once.
+        host: resident memory of this process; None where the system does not say (Linux does).
+        arrays: all JAX arrays of this process on its devices; a shared buffer counts once.
     """
 
     host: int | None
@@ -20,7 +20,7 @@ class Held(NamedTuple):
 
 
 def held() -> Held:
-    """Memory in use now."""
+    """Returns the memory in use now."""
     shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
     # By buffer: JAX keeps shards that were looked at, and then counts them as arrays of their own.
     buffers = {(s.device, s.data.unsafe_buffer_pointer()): s.data.nbytes for s in shards}

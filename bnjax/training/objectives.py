@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 Objective = Callable[..., tuple[jax.Array, "Metrics"]]
-"""`objective(outputs, labels, mask=None) -> (loss, metrics)`: what to minimize, summed over the
-examples that count, and the metrics, which need not be it."""
+"""`objective(outputs, labels, mask=None) -> (loss, metrics)`: the loss to minimize, summed over the
+examples that count, and the metrics, whose loss may be another one."""
 
 
 class Metrics(NamedTuple):
@@ -28,14 +28,14 @@ class Metrics(NamedTuple):
 
     @classmethod
     def zero(cls) -> "Metrics":
-        """The sums over nothing."""
+        """Returns the sums over no examples."""
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
 
 def classification_metrics(
     logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
 ) -> Metrics:
-    """Cross-entropy and accuracy of a batch, as sums.
+    """Returns cross-entropy and accuracy of a batch, as sums.
 
     Args:
         logits: `[n, classes]`.
@@ -89,15 +89,16 @@ def smoothed_cross_entropy(
 def classification_objective(
     *, label_smoothing: float = 0.0, auxiliary_weights: Sequence[float] = ()
 ) -> Objective:
-    """Cross-entropy of a classifier and, where it has them, of its side heads.
+    """Makes the cross-entropy of a classifier and of its side heads, if it has any.
 
-    The metrics are those of the main logits with plain labels, so that runs compare that minimize
-    different things.
+    The metrics are those of the main logits with plain labels, so that runs with different
+    objectives can be compared.
 
     Args:
-        label_smoothing: of all heads, as in the released Inception-v3 code; 0.1 there.
-        auxiliary_weights: of the side heads' losses, which are added to the main one: (0.3, 0.3)
-            for GoogLeNet, (0.4,) for Inception-v3 (the released code; the paper has no number).
+        label_smoothing: smoothing of all heads, as in the released Inception-v3 code; 0.1 there.
+        auxiliary_weights: weights of the side heads' losses, which are added to the main one:
+            (0.3, 0.3) for GoogLeNet, (0.4,) for Inception-v3 (the released code; the paper has no
+            number).
 
     Returns:
         An `Objective`; its outputs are logits `[n, classes]`, or a pair of those and a tuple of the
@@ -120,7 +121,7 @@ def classification_objective(
         def loss(logits: jax.Array) -> jax.Array:
             return smoothed_cross_entropy(logits, labels, mask, smoothing=label_smoothing)
 
-        # A weighted sum of sums over the same examples, hence of means.
+        # All are sums over the same examples, so the weights are those of the means as well.
         total = sum(
             (w * loss(head) for w, head in zip(weights, auxiliary, strict=True)), loss(main)
         )
@@ -132,7 +133,7 @@ def classification_objective(
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
-    """Refuses labels that are no class, before any compute: the loss would be NaN or wrong.
+    """Refuses labels that are not classes, before any compute: the loss would be NaN or wrong.
 
     Raises:
         ValueError: with the first bad label and its position.
@@ -149,7 +150,7 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
 def check_classification(
     logits: jax.Array, labels: jax.Array, mask: jax.Array | None, *, name: str = "logits"
 ) -> None:
-    """Raises ValueError unless what orders the classes (`name`), labels and mask fit together."""
+    """Raises ValueError unless logits (or scores of this `name`), labels and mask fit together."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"{name} must be [n, classes] and labels [n], got {logits.shape} and {labels.shape}."

@@ -26,7 +26,7 @@ from bnjax.training.roles import ROLES, Role, Roles, check_roles, parameter_role
 
 
 def sgd(learning_rate: float | jax.Array) -> optax.GradientTransformation:
-    """Plain stochastic gradient descent; the learning rate is an array in the optimizer's state."""
+    """Stochastic gradient descent; the learning rate is an array in the state."""
     return optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
 
 
@@ -136,7 +136,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Adds to a rule what the papers do to the gradient before it: L2, then clipping.
 
-    L2 adds `l2`/2 times the squared norm to the loss, hence `l2` times the weights to the gradient.
+    L2 adds `l2`/2 times the squared norm to the loss: `l2` times the weights to the gradient.
     This is the papers' form: it goes through clipping, momentum and RMSProp's division like any
     gradient, unlike the decoupled decay of AdamW.
 

@@ -29,11 +29,11 @@ class Errors(NamedTuple):
 
 
 def mean_prediction(log_probabilities: jax.Array, axis: int) -> jax.Array:
-    """The logarithms of the mean, over an axis, of the probabilities; in float32.
+    """Returns the logarithms of the probabilities' mean over an axis, in float32.
 
     Args:
         log_probabilities: `[..., classes]`, of views or of networks along `axis`.
-        axis: what to average over.
+        axis: the axis to average over.
     """
     logs = log_probabilities.astype(jnp.float32)
     return logsumexp(logs, axis) - jnp.log(jnp.float32(logs.shape[axis]))
@@ -42,7 +42,7 @@ def mean_prediction(log_probabilities: jax.Array, axis: int) -> jax.Array:
 def predict(
     logits_of: Callable[[jax.Array], jax.Array], views: jax.Array, *, at_once: int
 ) -> jax.Array:
-    """The mean prediction of one network over the views of each example.
+    """Returns the mean prediction of one network over the views of each example.
 
     Args:
         logits_of: images `[n, ...]` to logits `[n, classes]`.
@@ -72,7 +72,7 @@ def predict(
 def count_errors(
     log_probabilities: jax.Array, labels: jax.Array, mask: jax.Array | None = None
 ) -> Errors:
-    """Top-1 and top-5 errors of a batch.
+    """Counts the top-1 and top-5 errors of a batch.
 
     Of classes that are equally probable the first counts as more so, as for `argmax`. A label whose
     probability is NaN is an error.

@@ -13,11 +13,11 @@ FIRST, LAST = 3, 5
 
 @contextmanager
 def profiled(train: Callable[..., Any], directory: Path | None) -> Iterator[Callable[..., Any]]:
-    """A training function that writes a profile of its third to fifth call.
+    """Yields a training function that writes a profile of its third to fifth call.
 
     Below `directory`, `plugins/profile/TIME/` holds `perfetto_trace.json.gz`, for
     https://ui.perfetto.dev, and what TensorBoard's profile plugin reads. The profiled calls wait
-    for the device. Without a directory, the function itself.
+    for the device. Without a directory, the function is yielded as it is.
     """
     if directory is None:
         yield train

@@ -1,4 +1,4 @@
-"""What a parameter is for, read off its path: the switches "train" and "decay" go by it."""
+"""The roles of parameters, told by their paths; the switches "train" and "decay" name roles."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, get_args
@@ -19,14 +19,14 @@ Roles = Callable[[Tree], Tree]
 
 
 def parameter_roles(params: Tree, named: Mapping[str, Role] | None = None) -> Tree:
-    """The role of each parameter.
+    """Returns the role of each parameter.
 
     A `kernel` of rank 2 or more and a `scale` are what they are called. A `bias` belongs to a
     normalization beside a `scale`, to a layer beside anything else. Where it is alone, as in a
     normalization without scale, the module must have `norm` in its name, or begin with `bn`.
 
     Args:
-        params: of a Linen model (`variables["params"]`) or an NNX model (`nnx.state(model,
+        params: those of a Linen model (`variables["params"]`) or an NNX model (`nnx.state(model,
             nnx.Param)`); arrays, or their shapes.
         named: roles of parameters with other names, for example `{"embedding": "kernel"}`.
 
@@ -68,7 +68,7 @@ def parameter_roles(params: Tree, named: Mapping[str, Role] | None = None) -> Tr
 
 
 def role_mask(chosen: Collection[Role], roles: Roles = parameter_roles) -> Callable[[Tree], Tree]:
-    """A function from parameters to a tree of bools, for `optax.masked`: True where chosen.
+    """Makes a function from parameters to a tree of bools, True where chosen, for `optax.masked`.
 
     Raises:
         ValueError: for an unknown role.
@@ -78,14 +78,14 @@ def role_mask(chosen: Collection[Role], roles: Roles = parameter_roles) -> Calla
 
 
 def check_roles(name: str, given: Collection[str]) -> None:
-    """Raises ValueError unless these are roles, a collection and no single string."""
+    """Raises ValueError unless this is a collection of roles, and not a single string."""
     unknown = [given] if isinstance(given, str) else [role for role in given if role not in ROLES]
     if unknown:
         raise ValueError(f"{name} must hold roles out of {ROLES}, got {unknown[0]!r}.")
 
 
 def _names(path: KeyPath) -> tuple[str, ...]:
-    """The keys of a path; NNX adds the variable's `value`, which names nothing."""
+    """Returns the keys of a path, without the `value` that NNX adds to it."""
     if isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
         path = path[:-1]
     return tuple(keystr((key,), simple=True) for key in path)

@@ -6,7 +6,7 @@ import jax
 
 
 class TrainState(NamedTuple):
-    """What a step reads and returns.
+    """The state that a step reads and returns.
 
     Attributes:
         step: steps taken, int32.

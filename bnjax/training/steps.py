@@ -48,7 +48,7 @@ def make_train_step(
     Args:
         apply: the network in training.
         tx: the optimizer.
-        objective: what to minimize.
+        objective: the loss to minimize.
         axis_name: mapped axes of devices that hold a share of the batch. Gradient and metrics are
             then summed over them, and the gradient is divided by the count of all, so that all
             devices return the same. Layers that share moments must be given the axes themselves.

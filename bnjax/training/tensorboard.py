@@ -10,7 +10,7 @@ from bnjax.training.objectives import Metrics
 
 
 def require_tensorboard() -> ModuleType:
-    """The package that writes; ask before any compute.
+    """Returns the package that writes; call it before any compute.
 
     Raises:
         MissingExtraError: if it is not installed.
@@ -21,15 +21,15 @@ def require_tensorboard() -> ModuleType:
 
 
 class TensorBoard:
-    """The logs of one run, in a folder of its own."""
+    """The TensorBoard log of one run, in a folder of its own."""
 
     def __init__(self, directory: Path, *, first_step: int) -> None:
-        """Opens it; what was logged there after `first_step` is not shown any more."""
+        """Opens the log; entries after `first_step` from before are not shown any more."""
         module = require_tensorboard()
         self._writer: Any = module.SummaryWriter(str(directory), purge_step=first_step + 1)
 
     def log(self, step: int, metrics: Mapping[str, Metrics]) -> None:
-        """Mean loss and accuracy of each kind of metrics that counts any example."""
+        """Logs mean loss and accuracy of each kind of metrics that counts any example."""
         for name, sums in metrics.items():
             if sums.examples > 0:
                 self._writer.add_scalar(f"loss/{name}", float(sums.loss / sums.examples), step)

@@ -1,4 +1,4 @@
-"""From a gradient to the next state: what all training steps end with."""
+"""The end of all training steps: from a gradient to the next state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,12 @@ AxisName = str | Sequence[str] | None
 
 
 def step_keys(state: TrainState) -> tuple[jax.Array, ...]:
-    """This step's PRNG key, or nothing for a run without; a function of the run's key and step."""
+    """Returns this step's PRNG key, from the run's key and the step; nothing for a run without."""
     return () if state.key is None else (jax.random.fold_in(state.key, state.step),)
 
 
 def sum_over_devices(tree: Tree, axis_name: AxisName) -> Tree:
-    """The sums of all leaves over a mapped axis; XLA makes one all-reduce of those of a dtype."""
+    """Returns the leaves' sums over mapped axes; XLA makes one all-reduce for each dtype."""
     return tree if axis_name is None else lax.psum(tree, axis_name)
 
 
@@ -33,12 +33,12 @@ def update(
     batch_stats: Tree,
     metrics: Metrics,
 ) -> tuple[TrainState, Metrics]:
-    """The state after a step, and what the step counts; a watched run stays at its last finite one.
+    """Returns the state after a step, and its metrics; a watched run stays at a finite state.
 
     Args:
-        state: before the step.
+        state: the state before the step.
         tx: the optimizer.
-        gradient: of the mean loss over all examples of all devices.
+        gradient: that of the mean loss over all examples of all devices.
         batch_stats: the new running statistics.
         metrics: sums over all examples of all devices.
     """

@@ -69,8 +69,7 @@ class Config(ImageConfig):
     ] = nothing(tuple(arm.name for arm in ARMS))
     """Normalizations to train with."""
     decay: float = network(0.9)
-    """Fraction of the running statistics kept per step: they must forget within a short run. At
-    0.99 those of 150 steps lag, and cost a fifth of the accuracy that Algorithm 2 shows."""
+    """Fraction of the running statistics kept per step: they must forget within a short run."""
     learning_rate: float = numbers(0.0075)
     """Step size, on the mean loss; the same for all, at which all of them train."""
     steps: int = nothing(150)

@@ -27,14 +27,14 @@ _AXIS = "data"
 
 
 class DataParallel:
-    """Places and compiles for one run over a number of devices.
+    """Places the arrays, and compiles the functions, of one run over a number of devices.
 
     Args:
-        how: see `How`.
+        how: how steps are compiled, see `How`.
         devices: all devices of all hosts by default; or those of a topology, to compile for.
 
     Attributes:
-        how: as given.
+        how: how steps are compiled.
         axis_name: the mapped axis of the devices, for layers and steps; None under `"jit"`.
 
     Raises:
@@ -57,12 +57,12 @@ class DataParallel:
 
     @property
     def devices(self) -> list[jax.Device]:
-        """Those of all hosts, by host."""
+        """The devices of all hosts, by host."""
         return list(self._mesh.devices.flat)
 
     @property
     def device_count(self) -> int:
-        """Devices of all hosts."""
+        """The number of devices of all hosts."""
         return self._mesh.size
 
     def check_batch(self, batch_size: int) -> None:
@@ -75,12 +75,12 @@ class DataParallel:
             )
 
     def batch_choice(self, batch: Literal["all", "device"] | int, examples: int) -> Any:
-        """What a normalization layer is told, so that it means the same under any `how`.
+        """Returns the `batch` of a normalization layer that means the same under any `how`.
 
         Args:
             batch: as for `bnjax.linen.BatchNorm`. Under `"jit"`, where a layer sees no devices,
-                `"device"` is the number of examples that a device holds.
-            examples: in a batch over all devices.
+                `"device"` becomes the number of examples that a device holds.
+            examples: number of examples in a batch over all devices.
 
         Raises:
             ValueError: if they cannot be split evenly.
@@ -91,7 +91,7 @@ class DataParallel:
         return batch
 
     def replicate(self, tree: Tree) -> Tree:
-        """Puts a copy of host arrays on every device; on each host the same are given."""
+        """Puts a copy of host arrays, which are the same on all hosts, on every device."""
 
         def put(leaf: Any) -> jax.Array:
             if is_key(leaf):
@@ -107,10 +107,10 @@ class DataParallel:
 
         Args:
             batch: tree of host arrays, each with this host's examples along `axis`, in order.
-            axis: 1 where the arrays hold several batches, `[steps, n, ...]`.
+            axis: axis of the examples: 1 for arrays of several batches, `[steps, n, ...]`.
 
         Returns:
-            Arrays over the devices of all hosts; under `"pmap"` with one axis more.
+            Arrays over the devices of all hosts; under `"pmap"` with an axis of devices.
 
         Raises:
             ValueError: if a leaf's examples cannot be split evenly.
@@ -134,7 +134,7 @@ class DataParallel:
         return jax.tree.map(put, batch)
 
     def fetch(self, tree: Tree) -> Tree:
-        """Host copies of a replicated tree: NumPy arrays, which donation does not touch.
+        """Returns host copies of a replicated tree: NumPy arrays, which donation does not touch.
 
         Typed PRNG keys stay keys.
         """
@@ -156,7 +156,7 @@ class DataParallel:
         For shapes on devices that are not here, see `bnjax.compilers.cost.abstract`.
 
         Args:
-            axis: of the examples, as in `split`.
+            axis: axis of the examples, as in `split`.
         """
         return self._replicated, NamedSharding(self._mesh, self._spec(axis))
 
@@ -168,7 +168,7 @@ class DataParallel:
         Args:
             step: both results must be the same on all devices, as those of
                 `bnjax.training.steps.make_train_step` with this `axis_name` are.
-            axis: of the examples in `batch`, as in `split`.
+            axis: axis of the examples in `batch`, as in `split`.
         """
         return Compiled(self, step, axis, donate=True)
 
@@ -176,8 +176,8 @@ class DataParallel:
         """Compiles `evaluate(variables, batch) -> sums`, which come back summed over all devices.
 
         Args:
-            evaluate: of the examples that it is given.
-            axis: of the examples in `batch`, as in `split`.
+            evaluate: sums over the examples that it is given.
+            axis: axis of the examples in `batch`, as in `split`.
         """
 
         def of_all(variables: Tree, batch: Tree) -> Tree:
@@ -187,7 +187,7 @@ class DataParallel:
         return Compiled(self, of_all, axis, donate=False)
 
     def compile_init(self, init: Callable[..., Tree]) -> Callable[..., Tree]:
-        """Compiles `init(*args) -> state` of host arrays, the same on all hosts, to a replica."""
+        """Compiles `init(*args) -> replicated state`; `args` are host arrays, the same on all."""
         compiled = jax.jit(init, out_shardings=self._replicated)
         return lambda *args: compiled(*self.replicate(args))
 
@@ -196,7 +196,7 @@ class DataParallel:
 
 
 class Compiled:
-    """A function of something replicated and a batch, compiled for a `DataParallel`'s devices."""
+    """A compiled function of something replicated and a batch, for a `DataParallel`'s devices."""
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class Compiled:
             )
             return
         if self._how == "shard_map":
-            # Untyped: with types, each parameter's gradient would be summed where it is made.
+            # Without types of varying axes: they would sum each parameter's gradient by itself.
             function = jax.shard_map(
                 function, mesh=self._mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False
             )
@@ -232,7 +232,7 @@ class Compiled:
         )
 
     def __call__(self, replicated: Tree, batch: Tree) -> Tree:
-        """Runs it, on what `replicate`, or a call before, and `split` returned."""
+        """Runs it on results of `replicate`, or of an earlier call, and of `split`."""
         if self._how != "jit":
             return self._compiled(replicated, batch)
         with jax.set_mesh(self._mesh):  # layers divide their sums by it, see bnjax.normalize_batch
@@ -243,7 +243,7 @@ class Compiled:
 
         Args:
             replicated: tree of `jax.ShapeDtypeStruct` or arrays.
-            batch: the same, of whole batches: those of all hosts, without an axis of devices.
+            batch: the same, for the whole batches of all hosts, without an axis of devices.
         """
         if self._how == "pmap":
             batch = jax.tree.map(self._with_devices, batch)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run of several processes: the first one's disk, everyone's state."""
+"""Checkpoints of a run of several processes: on the disk of process 0, for all of them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,7 +85,7 @@ class HostCheckpoints:
 
 
 def _on_first(act: Callable[[], Result]) -> Result:
-    """Lets process 0 act; its result, a JSON value, or its error is everyone's."""
+    """Lets process 0 act, and returns its result, a JSON value, or raises its error, on all."""
     result: Any = None
     error: Exception | None = None
     if is_first():

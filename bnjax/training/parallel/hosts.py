@@ -29,12 +29,12 @@ Result = TypeVar("Result")
 
 
 class Meeting(NamedTuple):
-    """Where the processes meet.
+    """The address where the processes meet, and which of them this is.
 
     Attributes:
         coordinator: `host:port` of process 0.
-        process_count: of all hosts together.
-        process_index: of this process, from zero.
+        process_count: number of processes of all hosts together.
+        process_index: number of this process, from zero.
     """
 
     coordinator: str
@@ -57,8 +57,8 @@ def initialize_hosts(
 
     Args:
         coordinator: `host:port` of process 0, reached from all hosts.
-        process_count: of all hosts together.
-        process_index: of this process, from zero.
+        process_count: number of processes of all hosts together.
+        process_index: number of this process, from zero.
         timeout_s: how long to wait for the other processes.
 
     Raises:

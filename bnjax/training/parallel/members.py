@@ -3,9 +3,8 @@
 Members' states are stacked on a leading axis, which is split over the devices; each device runs
 its members one after another (`"map"`) or together (`"vmap"`). On CPUs one device per core and
 `"map"` is fastest: small matrix products do not gain from several threads
-(`experiments/benchmarks`: one seed against ten). A member's numbers do not depend on who runs
-beside it, but for the rounding of a compiled loop over one member, which can differ from that of a
-loop over several.
+(`experiments/benchmarks`: one seed against ten). A member's numbers do not depend on the members
+beside it, except that a compiled loop over one member may round differently from one over several.
 """
 
 import os
@@ -37,7 +36,7 @@ def one_cpu_device_per_core() -> None:
 
 
 def default_together() -> Together:
-    """`"map"` on CPUs, `"vmap"` on accelerators, where small products leave the chip idle."""
+    """Returns `"map"` on CPUs, `"vmap"` on accelerators, which small products leave idle."""
     return "map" if jax.default_backend() == "cpu" else "vmap"
 
 
