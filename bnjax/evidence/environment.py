@@ -62,7 +62,7 @@ def require_commit(out: Path, results: Path) -> None:
 
 
 def _git() -> dict[str, Json] | None:
-    """Returns the commit, and whether tracked files differ; None outside a repository."""
+    """Returns the commit, and whether code differs from it; None outside a repository."""
 
     def run(*args: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *args]
