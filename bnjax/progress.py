@@ -94,8 +94,8 @@ class _Output:
     """A stream as tqdm needs it, which may be closed or end at any time.
 
     Attributes:
-        encoding: of the stream; tqdm draws by it.
-        fileno: of the stream; by it tqdm finds the terminal's width.
+        encoding: encoding of the stream; tqdm draws by it.
+        fileno: that of the stream; by it tqdm finds the terminal's width.
     """
 
     def __init__(self, stream: TextIO | None, *, lines: bool) -> None:

@@ -50,7 +50,7 @@ class Diverged(Exception):
         self.what = what
 
     def facts(self) -> dict[str, Any]:
-        """The attributes, as a record has them."""
+        """Returns the attributes, as a record has them."""
         return {"step": self.step, "layer": self.layer, "leaf": self.leaf, "what": self.what}
 
 
