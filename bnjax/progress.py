@@ -77,6 +77,7 @@ class ProgressBar:
         if not self._compiles:
             bar.update(count)
             return
+        # tqdm counts the rate from here: the clock is reset, and what is done counts as given.
         self._compiles = False
         bar.n += count
         bar.initial = bar.last_print_n = bar.n

@@ -73,6 +73,8 @@ def keep_finite(
     if old.fault is None:
         return new, metrics
     checks = _checks(old, new, gradient, metrics)
+    # The old parameters, which come first, only help to name the fault: where they are not finite,
+    # neither are the new ones.
     sound = jnp.stack([_is_finite(leaf) for leaf in checks[_parameters(old) :]]).all()
 
     def first() -> jax.Array:  # 1 + position in the list of checks; computed only at a fault
