@@ -77,6 +77,7 @@ class ProgressBar:
         if not self._compiles:
             bar.update(count)
             return
+        # tqdm counts the rate from here: the clock is reset, and what is done counts as given.
         self._compiles = False
         bar.n += count
         bar.initial = bar.last_print_n = bar.n
@@ -94,8 +95,8 @@ class _Output:
     """A stream as tqdm needs it, which may be closed or end at any time.
 
     Attributes:
-        encoding: of the stream; tqdm draws by it.
-        fileno: of the stream; by it tqdm finds the terminal's width.
+        encoding: encoding of the stream; tqdm draws by it.
+        fileno: that of the stream; by it tqdm finds the terminal's width.
     """
 
     def __init__(self, stream: TextIO | None, *, lines: bool) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from packaging.requirements import Requirement as _Requirement
@@ -60,8 +60,9 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
 
     environ = dict(os.environ)
     distributed = read("jax.distributed", jax.distributed.is_initialized, False)
-    started = _Started(None, (), "several hosts start theirs together")
-    if not hosts_wait(environ, distributed):
+    if hosts_wait(environ, distributed):
+        started = _not_started("several hosts start theirs together")
+    else:
         started = _start_backend(environ, patience)
     no_settings: dict[str, Any] = {}
     settings = read("JAX's settings", _settings, no_settings)
@@ -77,7 +78,7 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
         cores=read("cores", _cores, None),
         quota=read("the control group", lambda: _quota(root / "sys/fs/cgroup"), None),
         glibc=read("the C library", lambda: platform.libc_ver()[0] == "glibc", False),
-        **started._asdict(),
+        **started,
         settings=settings,
         cache_writable=read("the compilation cache", lambda: _writable(settings), None),
         tensorflow_sees=read("TensorFlow's devices", _tensorflow_sees, ()),
@@ -87,33 +88,32 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
     )
 
 
-class _Started(NamedTuple):
-    """The backend and its devices, or why there is none: as in `Snapshot`."""
-
-    backend: str | None
-    devices: tuple[Device, ...]
-    failure: str
+def _not_started(failure: str) -> dict[str, Any]:
+    return {"backend": None, "devices": (), "failure": failure}
 
 
-def _start_backend(environ: Mapping[str, str], patience: float) -> _Started:
-    """Starts it in a thread: a backend that waits for a driver or other hosts never returns."""
+def _start_backend(environ: Mapping[str, str], patience: float) -> dict[str, Any]:
+    """Returns the snapshot's `backend`, `devices` and `failure`.
+
+    In a thread: a backend that waits for a driver or for other hosts never returns.
+    """
     refused = _refused_flags(environ)
     if refused:
-        return _Started(None, (), refused)
-    result: list[_Started] = []
+        return _not_started(refused)
+    started = _not_started(f"it did not start within {patience:g} s")
 
     def start() -> None:
+        nonlocal started
         try:
             devices = tuple(map(_device, jax.devices()))
-            result.append(_Started(jax.default_backend(), devices, ""))
+            started = {"backend": jax.default_backend(), "devices": devices, "failure": ""}
         except Exception as error:
-            result.append(_Started(None, (), _reason(error)))
+            started = _not_started(_reason(error))
 
     thread = threading.Thread(target=start, daemon=True)
     thread.start()
     thread.join(patience)
-    late = _Started(None, (), f"it did not start within {patience:g} s")
-    return result[0] if result else late
+    return started
 
 
 def _refused_flags(environ: Mapping[str, str]) -> str:

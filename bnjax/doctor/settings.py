@@ -68,21 +68,18 @@ def _keeps_memory(seen: Snapshot) -> bool:
     return by_name or by_tunable or other
 
 
-def _whole(quota: float) -> int:
-    return max(1, int(quota))
-
-
 def _cores(seen: Snapshot) -> Iterator[Finding]:
     if seen.cores is None:
         return
     if seen.quota is not None and seen.quota < seen.cores:
+        whole = max(1, int(seen.quota))
         yield Finding(
             "warning",
             f"The control group allows {seen.quota:g} cores, and the process sees {seen.cores}: "
             "XLA starts as many threads, which then wait for each other.",
-            first(seen, f"import os; os.sched_setaffinity(0, range({_whole(seen.quota)}))")
+            first(seen, f"import os; os.sched_setaffinity(0, range({whole}))")
             if seen.notebook
-            else f"taskset -c 0-{_whole(seen.quota) - 1} python ...",
+            else f"taskset -c 0-{whole - 1} python ...",
         )
     if seen.backend == "cpu" and len(seen.devices) > seen.cores:
         yield Finding(

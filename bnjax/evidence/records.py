@@ -31,10 +31,7 @@ def making_sense(what: Path) -> Iterator[None]:
     except RecordError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise RecordError(
-            f"{what} is damaged ({type(error).__name__}: {error}): put back a whole copy, or "
-            "remove the folder and run again."
-        ) from error
+        raise _damaged(what, f"{type(error).__name__}: {error}") from error
 
 
 def tree_sha256(tree: Any) -> str:
@@ -111,10 +108,7 @@ class Run:
             )
         steps = [entry["step"] for entry in kept]
         if steps != sorted(set(steps)):
-            raise RecordError(
-                f"{self._metrics} is damaged: its steps do not grow; put back a whole copy, or "
-                "remove the folder and run again."
-            )
+            raise _damaged(self._metrics, "its steps do not grow")
         _replace(self._metrics, "".join(map(_line, kept)))
 
     def log(self, entry: Mapping[str, Json]) -> None:
@@ -181,7 +175,7 @@ def read_record(directory: Path) -> dict[str, Json]:
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise _damaged_record(path, str(error)) from None
+        raise _damaged(path, str(error)) from None
     schema = record.get("schema")
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise RecordError(
@@ -189,13 +183,13 @@ def read_record(directory: Path) -> dict[str, Json]:
             "use the version named in it."
         )
     if problem := _problem(record):
-        raise _damaged_record(path, problem)
+        raise _damaged(path, problem)
     return record
 
 
-def _damaged_record(path: Path, problem: str) -> RecordError:
+def _damaged(what: Path, problem: str) -> RecordError:
     return RecordError(
-        f"{path} is damaged ({problem}): put back a whole copy, or remove the folder and run again."
+        f"{what} is damaged ({problem}): put back a whole copy, or remove the folder and run again."
     )
 
 

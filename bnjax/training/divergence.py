@@ -50,7 +50,7 @@ class Diverged(Exception):
         self.what = what
 
     def facts(self) -> dict[str, Any]:
-        """The attributes, as a record has them."""
+        """Returns the attributes, as a record has them."""
         return {"step": self.step, "layer": self.layer, "leaf": self.leaf, "what": self.what}
 
 
@@ -73,6 +73,8 @@ def keep_finite(
     if old.fault is None:
         return new, metrics
     checks = _checks(old, new, gradient, metrics)
+    # The old parameters, which come first, only help to name the fault: where they are not finite,
+    # neither are the new ones.
     sound = jnp.stack([_is_finite(leaf) for leaf in checks[_parameters(old) :]]).all()
 
     def first() -> jax.Array:  # 1 + position in the list of checks; computed only at a fault

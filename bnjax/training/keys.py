@@ -22,7 +22,7 @@ def to_array(leaf: Any) -> Any:
 
 def from_array(array: Any, impl: str | None) -> Any:
     """Returns the key of this data, or the array if `impl` is None: the inverse of `to_array`."""
-    return array if impl is None else jax.random.wrap_key_data(jax.device_put(array), impl=impl)
+    return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
 
 
 def array_form(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax.training.keys import is_key
+from bnjax.training.keys import from_array, is_key, key_impl, to_array
 
 Tree = Any
 How = Literal["jit", "shard_map", "pmap"]
@@ -94,11 +94,9 @@ class DataParallel:
         """Puts a copy of host arrays, which are the same on all hosts, on every device."""
 
         def put(leaf: Any) -> jax.Array:
-            if is_key(leaf):
-                data = put(jax.random.key_data(leaf))
-                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-            leaf = np.asarray(leaf)
-            return jax.make_array_from_process_local_data(self._replicated, leaf, leaf.shape)
+            array = np.asarray(to_array(leaf))
+            copies = jax.make_array_from_process_local_data(self._replicated, array, array.shape)
+            return from_array(copies, key_impl(leaf))
 
         return jax.tree.map(put, tree)
 
@@ -125,9 +123,9 @@ class DataParallel:
                     f"batch has an array of shape {leaf.shape}, whose axis {axis} cannot be split "
                     f"evenly over {local} devices."
                 )
-            if self.how == "pmap":
+            if self.how == "pmap":  # an axis of devices before that of their examples
                 leaf = leaf.reshape(*leaf.shape[:axis], local, -1, *leaf.shape[axis + 1 :])
-            whole = leaf.shape[axis] * self.device_count // local
+            whole = leaf.shape[axis] * self.device_count // local  # of all hosts
             shape = (*leaf.shape[:axis], whole, *leaf.shape[axis + 1 :])
             return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
@@ -138,17 +136,10 @@ class DataParallel:
 
         Typed PRNG keys stay keys.
         """
-
-        def local(leaf: jax.Array) -> jax.Array:
-            return leaf.addressable_data(0)
-
-        def copy(leaf: Any) -> Any:
-            return jnp.copy(leaf) if is_key(leaf) else np.array(leaf)
-
-        local_tree = jax.tree.map(local, tree)
-        for leaf in jax.tree.leaves(local_tree):
+        own = jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+        for leaf in jax.tree.leaves(own):  # all at once, not one after another
             leaf.copy_to_host_async()
-        return jax.tree.map(copy, local_tree)
+        return jax.tree.map(lambda leaf: jnp.copy(leaf) if is_key(leaf) else np.array(leaf), own)
 
     def shardings(self, *, axis: int = 0) -> tuple[NamedSharding, NamedSharding]:
         """Returns where `replicate` and `split` put arrays, without putting any.
@@ -253,10 +244,7 @@ class Compiled:
             return self._compiled.lower(replicated, batch)
 
     def _with_devices(self, leaf: Any) -> jax.ShapeDtypeStruct:
-        before, n, after = (
-            leaf.shape[: self._axis],
-            leaf.shape[self._axis],
-            leaf.shape[self._axis + 1 :],
-        )
-        shape = (*before, self._mesh.size, n // self._mesh.size, *after)
+        axis, devices = self._axis, self._mesh.size
+        own = leaf.shape[axis] // devices
+        shape = (*leaf.shape[:axis], devices, own, *leaf.shape[axis + 1 :])
         return jax.ShapeDtypeStruct(shape, leaf.dtype)

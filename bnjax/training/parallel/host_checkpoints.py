@@ -9,7 +9,13 @@ import numpy as np
 
 from bnjax.training.checkpoints import CheckpointError, Checkpoints, Restored
 from bnjax.training.keys import array_form, from_array, key_impl, to_array
-from bnjax.training.parallel.hosts import broadcast_from_first, gather_json, is_first
+from bnjax.training.parallel.hosts import (
+    HostsError,
+    all_succeed,
+    broadcast_from_first,
+    gather_json,
+    is_first,
+)
 
 Tree = Any
 Result = TypeVar("Result")
@@ -86,16 +92,8 @@ class HostCheckpoints:
 
 def _on_first(act: Callable[[], Result]) -> Result:
     """Lets process 0 act, and returns its result, a JSON value, or raises its error, on all."""
-    result: Any = None
-    error: Exception | None = None
-    if is_first():
-        try:
-            result = act()
-        except Exception as raised:
-            error = raised
-    told = gather_json({"result": result, "error": None if error is None else str(error)})[0]
-    if error is not None:
-        raise error
-    if told["error"] is not None:
-        raise CheckpointError(f"process 0: {told['error']}")
-    return told["result"]
+    try:
+        result = all_succeed(lambda: act() if is_first() else None)
+    except HostsError as error:
+        raise CheckpointError(str(error)) from None
+    return gather_json(result)[0]

@@ -1,4 +1,4 @@
-"""All processes of a run meet, and compare what they expect, before JAX relies on it.
+"""The processes of a run meet, and compare what they expect, before JAX starts.
 
 `jax.distributed.initialize` alone does not serve. Measured with JAX 0.10: where a process does not
 come, two have one index, or the coordinator does not answer, it aborts the process (SIGABRT) with a
@@ -14,10 +14,9 @@ import socket
 import time
 
 PATIENCE_S = 5.0
-"""Seconds for one who connects and says nothing, such as a port scanner: others wait behind."""
+"""Seconds for a connection that says nothing, such as a port scanner's; others wait behind it."""
 SILENCE_S = 3.0
 """Seconds of waiting after which a process logs for whom it waits."""
-_ATTEMPT_S = 10.0  # after which a connection that is neither made nor refused is tried again
 _WELCOME = "welcome"
 _PROBLEM = "problem: "
 _LOG = logging.getLogger(__name__)
@@ -32,9 +31,9 @@ def call_roll(coordinator: str, count: int, index: int, *, timeout_s: float) -> 
 
     Args:
         coordinator: `host:port` of process 0.
-        count: how many processes this one expects.
-        index: its number.
-        timeout_s: how long it waits for the others.
+        count: number of processes that this one expects.
+        index: number of this process.
+        timeout_s: how long to wait for the others.
 
     Raises:
         HostsError: on every process that has come, if one is missing, comes twice or expects
@@ -136,7 +135,7 @@ def _connect(
     while True:
         left = max(started + timeout_s - time.monotonic(), 0.001)
         try:
-            return socket.create_connection(address, min(left, _ATTEMPT_S if told else SILENCE_S))
+            return socket.create_connection(address, min(left, SILENCE_S))
         except OSError as error:
             waited = time.monotonic() - started
             if waited >= timeout_s:
