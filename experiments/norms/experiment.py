@@ -93,8 +93,8 @@ EXPERIMENT = image_experiment(
             checkpoint_every=200,
         ),
     },
-    presets_help="quick: the packaged digits, three minutes on 2 cores. cifar: 600 steps on "
-    "CIFAR-10, three seeds, half an hour.",
+    presets_help="quick: the packaged digits, some minutes on 2 cores. cifar: 600 steps on "
+    "CIFAR-10, three seeds, longer.",
     arms=ARMS,
     page=Page(Comparison(ARMS, reference="none")),
 )
