@@ -224,7 +224,10 @@ class _Writer(RunLog):
                 )
 
     def log(self, position: int, entry: dict[str, Any]) -> None:
-        """Adds an entry."""
+        """Adds an entry; all processes call it."""
+        all_succeed(lambda: self._add(position, entry))
+
+    def _add(self, position: int, entry: dict[str, Any]) -> None:
         if not self._runs or self._runs[position].finished:
             return
         self._runs[position].log(entry)
