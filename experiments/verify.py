@@ -98,10 +98,14 @@ def verify(
         experiment = found.experiment(name)
         task_of(experiment, record)  # whether it can be made
         length = record["identity"]["schedule"]["steps"]
+        fault = record["final"].get("diverged")
+        last = min(steps or length, length)
+        ended = fault is not None and fault["step"] <= last
     elsewhere = list(dict.fromkeys(lines))
+    logs = _logs_of_all_seeds(run, record) if elsewhere else []  # damaged ones are found first
     print(
         f"training {record['arm']}, seed {record['seed']}, again: "
-        f"{min(steps or length, length):,} of its {length:,} steps (see --steps).",
+        f"{last:,} of its {length:,} steps (see --steps).",
         file=sys.stderr,
         flush=True,
     )
@@ -110,10 +114,13 @@ def verify(
     pairs = [(stored[entry["step"]], entry) for entry in entries if entry["step"] in stored]
     what = f"{record['arm']}, seed {record['seed']}: {len(pairs)} evaluations to step "
     what += f"{pairs[-1][1]['step']:,}"
+    if ended != (entries[-1]["step"] < last):
+        text = f"{what}: DIFFERENT: one of both reached infinity, the other did not."
+        return Verdict(False, not elsewhere, [text, *elsewhere])
     verdict = _bitwise(what, pairs, record["final"], final)
     if verdict.agrees or not elsewhere:
         return verdict
-    return _as_one_more_seed(what, pairs, _logs_of_all_seeds(run, record), elsewhere)
+    return _as_one_more_seed(what, pairs, logs, elsewhere)
 
 
 def _take_devices_of(record: dict[str, Any]) -> None:
@@ -168,11 +175,11 @@ def _as_one_more_seed(
     because = ["Not bitwise equal, in another environment:", *elsewhere]
     largest = max(abs(accuracy(old["test"]) - accuracy(new["test"])) for old, new in pairs)
     said = f"largest difference of a test accuracy {100 * largest:.2f} points"
-    if len(logs) < 2:
-        remedy = "train other seeds into the folder beside it, which says how far they differ"
-        return Verdict(None, False, [f"{what}: NOT JUDGED; {said}: {remedy}.", *because])
     last = pairs[-1][1]
     recorded = [accuracy(log[last["step"]]) for log in logs if last["step"] in log]
+    if len(recorded) < 2:  # others may have diverged before
+        remedy = "train other seeds into the folder beside it, which says how far they differ"
+        return Verdict(None, False, [f"{what}: NOT JUDGED; {said}: {remedy}.", *because])
     low, high = prediction_interval(recorded, last["test"]["examples"], confidence=CONFIDENCE)
     agrees = low <= accuracy(last["test"]) <= high
     return Verdict(

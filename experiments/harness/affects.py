@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 def _affects(what: Affects) -> Callable[[T], T]:
     def declare(default: T) -> T:
-        return cast(T, field(default=default, metadata={"affects": what}))
+        # A factory: as a default the value would be the class's too, for programs to read.
+        return cast(T, field(default_factory=lambda: default, metadata={"affects": what}))
 
     return declare
 

@@ -1,5 +1,6 @@
 """The command of an experiment: `python -m experiments.NAME`."""
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +57,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Any:
     return tyro.cli(
         chosen,
         prog=f"python -m {experiment.module}",
-        description=experiment.config.__doc__,
+        description=inspect.getdoc(experiment.config),
         args=argv,
         default=chosen(presets[preset], preset),
         config=(tyro.conf.OmitArgPrefixes,),

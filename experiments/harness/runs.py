@@ -144,6 +144,8 @@ def _complete(
     folder = checkpoint_folder(experiment, task, data, out)
     if experiment.together and not folder.exists():  # no checkpoint of all members together
         left = [m for m in task.members if not is_finished(out / run_name(task, m))]
+        if not left:
+            return  # another process has finished them meanwhile
         task = task._replace(members=tuple(left))
         folder = checkpoint_folder(experiment, task, data, out)
     identities = _identities(task, data)
@@ -167,18 +169,18 @@ def _complete(
         cost: dict[str, Any] = {"wall_seconds": round(time.perf_counter() - started, 1)}
         if experiment.together:
             cost["trained_together"] = len(task.members)
-        for run, outcome in zip(runs, outcomes, strict=False):
-            _finish(run, outcome, cost)
+        all_succeed(lambda: _finish(runs, outcomes, cost))
     if experiment.together and is_first():
         shutil.rmtree(folder)  # so that other seeds can be added
 
 
-def _finish(run: Run, outcome: Outcome, cost: dict[str, Any]) -> None:
-    if run.finished:
-        return
-    if outcome.weights is not None:
-        save_weights(run.directory, outcome.weights)
-    run.finish(outcome.final | cost | outcome.cost)
+def _finish(runs: Sequence[Run], outcomes: Sequence[Outcome], cost: dict[str, Any]) -> None:
+    for run, outcome in zip(runs, outcomes, strict=False):
+        if run.finished:
+            continue
+        if outcome.weights is not None:
+            save_weights(run.directory, outcome.weights)
+        run.finish(outcome.final | cost | outcome.cost)
 
 
 class _Writer(RunLog):
@@ -216,7 +218,10 @@ class _Writer(RunLog):
                 )
 
     def log(self, position: int, entry: dict[str, Any]) -> None:
-        """Adds an entry."""
+        """Adds an entry; all processes call it."""
+        all_succeed(lambda: self._add(position, entry))
+
+    def _add(self, position: int, entry: dict[str, Any]) -> None:
         if not self._runs or self._runs[position].finished:
             return
         self._runs[position].log(entry)

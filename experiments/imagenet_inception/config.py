@@ -18,8 +18,11 @@ from experiments.imagenet_inception.arms import ARMS, FIVE
 class Config(ImageConfig):
     """ImageNet with Inception, five ways (Ioffe & Szegedy 2015, section 4.2).
 
-    "Stated" fields are the paper's; "open" ones it leaves open. The first seven are the paper's
-    changes (section 4.2.1): left alone, each arm has its own.
+    Two words in front do something else, each with a --help of its own: `evaluate` measures
+    finished runs and ensembles over many crops, `dry-run` compiles for chips that are not here.
+
+    "Stated" fields are the paper's; "open" ones it leaves open. "Changes" 1 to 7 are the paper's
+    (section 4.2.1): left alone, each arm has its own.
     """
 
     learning_rate_factor: float | None = arm(None)

@@ -3,14 +3,19 @@
 import json
 from dataclasses import dataclass, fields
 
+import flax.linen as nn
 import pytest
 
 from bnjax.evidence.records import read_record
+from bnjax.training.parallel import DataParallel
 from experiments.harness import affects
 from experiments.harness.affects import network, nothing, numbers, training, views
 from experiments.harness.arm import Arm
 from experiments.harness.experiment import identity
 from experiments.harness.found import experiments
+from experiments.harness.images.arm import ImageArm
+from experiments.harness.images.config import ImageConfig
+from experiments.harness.images.programs import programs_of, training_program
 from experiments.harness.runs import task_of
 
 RECORDS = [
@@ -77,6 +82,26 @@ def test_a_configuration_changes_the_settings_of_all_arms():
     assert one.settings() == {"dropout": 0.4, "depth": 3}
     assert one.changed_by(Config()) == one
     assert one.changed_by(Config(dropout=0.0)).settings() == {"dropout": 0.0, "depth": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WronglyDeclared(ImageArm):
+    """Its network reads a field that says that no program depends on it."""
+
+    depth: int = numbers(1)
+
+    def model(self, config, *, classes, axis_name=None):
+        return nn.Dense(self.depth)
+
+
+def test_programs_cannot_read_what_is_declared_to_be_no_matter_of_theirs():
+    """Red if they get its default, with which all arms were one network."""
+    arm = WronglyDeclared(name="deep", depth=3)
+    assert arm.model(None, classes=10).features == 3
+    with pytest.raises(AttributeError, match="depth"):
+        training_program(ImageConfig(), arm, DataParallel("jit"), classes=10)
+    with pytest.raises(AttributeError, match="depth"):
+        programs_of(ImageConfig(), arm, DataParallel("jit"), classes=10)
 
 
 def test_a_field_that_says_nothing_is_refused_by_name():

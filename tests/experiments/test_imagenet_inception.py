@@ -22,12 +22,13 @@ from runs import Entries, inception_task
 from tolerances import PARALLEL
 
 from bnjax.data import open_data
-from bnjax.evidence.records import read_metrics, read_record
+from bnjax.evidence.records import RecordError, Run, read_metrics, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models.layers import Dropout
 from bnjax.training.checkpoints import CheckpointError, Checkpoints
 from bnjax.training.loop import Interrupted
 from experiments.harness import main as harness
+from experiments.harness import runs
 from experiments.harness.experiment import RunLog
 from experiments.harness.images import programs
 from experiments.harness.images.compute import ImageCompute
@@ -278,6 +279,30 @@ def test_arms_that_differ_in_numbers_share_their_programs():
     assert of("bn_x5") is not of("bn_x5", momentum=0.5)
 
 
+@pytest.mark.parametrize(("where", "name"), [(runs, "save_weights"), (Run, "log")])
+def test_all_processes_hear_of_what_the_first_cannot_write(
+    data, tmp_path, monkeypatch, where, name
+):
+    """Red if it is raised on the first alone: the others would wait for it in vain."""
+    told = []
+
+    def succeed(act):
+        try:
+            return act()
+        except RecordError as error:
+            told.append(error)
+            raise
+
+    def full(*arguments):
+        raise RecordError("no space")
+
+    monkeypatch.setattr(runs, "all_succeed", succeed)
+    monkeypatch.setattr(where, name, full)
+    with pytest.raises(RecordError, match="no space"):
+        complete(EXPERIMENT, inception_task(CONFIG, "inception"), data, COMPUTE, tmp_path)
+    assert len(told) == 1
+
+
 def test_two_processes_cannot_train_one_run(data, finished, tmp_path):
     task = inception_task(CONFIG, "bn_baseline")
     record = read_record(finished / run_name(task, task.members[0]))
@@ -349,6 +374,14 @@ def test_a_mistyped_subcommand_is_told_the_nearest(cli, word, remedy):
 def test_the_help_shows_the_names_of_arms(cli):
     ended = cli("--help")
     assert "--arms {inception,bn_baseline," in ended.out
+
+
+def test_the_help_tells_of_the_other_commands(cli):
+    """Red where the experiment's own words are all there is, or are indented as in its source."""
+    text = cli("--help").out
+    assert "`evaluate`" in text
+    assert "`dry-run`" in text
+    assert '\n"Stated" fields are the paper' in text
 
 
 def test_tensorboard(cli, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """MNIST runs that diverge, or meet another process in their folder."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from bnjax.evidence.records import RecordError, read_metrics, read_record
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.locks import lock
 from bnjax.training.loop import Interrupted
+from experiments.harness import runs
 from experiments.harness.bounds import check_population
 from experiments.harness.compute import Compute
 from experiments.harness.experiment import Member
@@ -122,6 +124,20 @@ def test_two_processes_cannot_write_one_run_whatever_their_seeds(dataset, tmp_pa
         EXPERIMENT, comparison(CONFIG, "mlp", range(3)), dataset, OneCPUDevicePerCore(), tmp_path
     )
     assert summarize(tmp_path)["arms"]["mlp"]["runs"] == 3
+
+
+def test_runs_that_another_process_finishes_meanwhile_are_left_alone(
+    dataset, mixed, tmp_path, monkeypatch
+):
+    """Red if no run at all is trained on, in place of those."""
+
+    def late(file, what):
+        shutil.copytree(mixed, tmp_path, dirs_exist_ok=True)
+        return lock(file, what)
+
+    monkeypatch.setattr(runs, "lock", late)
+    train_whole(mixed_task(), dataset, tmp_path, replace(EXPERIMENT, train=None))
+    assert summarize(tmp_path) == summarize(mixed)
 
 
 def test_a_finished_run_needs_no_lock(dataset, mixed):

@@ -149,6 +149,55 @@ def test_elsewhere_one_seed_alone_cannot_be_judged(runs, tmp_path, monkeypatch, 
     assert any(line.startswith("processor: stored 'another'") for line in verdict.lines)
 
 
+def test_elsewhere_seeds_that_diverged_do_not_count(runs, tmp_path):
+    """Red if one accuracy is given a spread, which is not a number."""
+    run = _in_another_place(runs, tmp_path, 1)
+    for seed in (1, 2):
+        other = tmp_path / f"mlp_bn-s{seed}"
+        final = json.loads((other / "record.json").read_text())["final"]
+        shutil.rmtree(other)
+        fault = {"step": 15, "what": "gradient", "layer": None}
+        other = _unsealed(runs / other.name, tmp_path, final=final | {"diverged": fault})
+        lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (other / "metrics.jsonl").write_text("".join(lines[:2]))
+    verdict = verify(run)
+    assert (verdict.agrees, verdict.bitwise) == (None, False)
+    assert "NOT JUDGED" in verdict.lines[0]
+
+
+@pytest.mark.parametrize("diverged", ["record", "repetition"])
+def test_a_divergence_of_one_alone_is_a_difference(runs, tmp_path, monkeypatch, diverged):
+    """Red if what both came to before is all that is compared."""
+    run = _in_another_place(runs, tmp_path, 1)
+    if diverged == "record":
+        record = json.loads((run / "record.json").read_text())
+        record["final"]["diverged"] = {"step": 15, "what": "gradient", "layer": None}
+        (run / "record.json").write_text(json.dumps(record))
+        lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(lines[:2]))
+    else:
+        rerun = verify_module.rerun
+
+        def shorter(*arguments, **options):
+            entries, final = rerun(*arguments, **options)
+            return entries[:-1], final
+
+        monkeypatch.setattr(verify_module, "rerun", shorter)
+    verdict = verify(run)
+    assert verdict.agrees is False
+    assert "one of both reached infinity, the other did not" in verdict.lines[0]
+    if diverged == "record":  # its beginning was finite
+        assert verify(run, steps=10).agrees
+
+
+def test_damaged_runs_beside_it_are_found_before_training(runs, tmp_path, monkeypatch):
+    run = _in_another_place(runs, tmp_path, 1)
+    shutil.copytree(runs / "mlp_bn-s1", tmp_path / "mlp_bn-s1 copy")
+    monkeypatch.setattr(experiment, "EXPERIMENT", replace(EXPERIMENT, train=None))
+    with pytest.raises(RecordError, match="give it that name, or move it elsewhere"):
+        verify(run)
+
+
 def test_the_prediction_interval_is_students():
     """Two values 0.5 and 0.7: mean 0.6, sd 0.1414, t of one degree of freedom at 97.5 % 12.706."""
     low, high = prediction_interval([0.5, 0.7], 10_000, confidence=0.95)

@@ -61,7 +61,8 @@ def training_program(
     Raises:
         ValueError: if the devices cannot share the batch.
     """
-    return _training_program(*_seen(config, arm), parallel, classes)
+    seen = SimpleNamespace(**affects.programs(config))
+    return _training_program(seen, _arm(type(arm), affects.programs(arm)), parallel, classes)
 
 
 def batch_layout(config: Any, steps: int) -> tuple[int, ...]:
@@ -110,20 +111,30 @@ class Programs:
 
 def programs_of(config: Any, arm: ImageArm, parallel: DataParallel, *, classes: int) -> Programs:
     """Returns an arm's compiled programs, those of an earlier call where only numbers differ."""
-    seen, alike = _seen(config, arm)
-    return _programs(tuple(vars(seen).items()), alike, parallel, classes)
+    kind: Any = type(arm)
+    return _programs(_items(config), kind, _items(arm), parallel, classes)
 
 
-def _seen(config: Any, arm: ImageArm) -> tuple[SimpleNamespace, ImageArm]:
-    """What programs may depend on: a field that says otherwise is not there to be read."""
-    return SimpleNamespace(**affects.programs(config)), type(arm)(**affects.programs(arm))
+def _items(record: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(affects.programs(record).items())
 
 
 @lru_cache(maxsize=16)
 def _programs(
-    config: tuple[tuple[str, Any], ...], arm: ImageArm, parallel: DataParallel, classes: int
+    config: tuple[tuple[str, Any], ...],
+    kind: type[ImageArm],
+    settings: tuple[tuple[str, Any], ...],
+    parallel: DataParallel,
+    classes: int,
 ) -> Programs:
-    return Programs(SimpleNamespace(**dict(config)), arm, classes, parallel)
+    return Programs(SimpleNamespace(**dict(config)), _arm(kind, dict(settings)), classes, parallel)
+
+
+def _arm(kind: type[ImageArm], settings: dict[str, Any]) -> ImageArm:
+    """An arm as programs may read it: it has no other fields."""
+    arm = object.__new__(kind)
+    vars(arm).update(settings)
+    return arm
 
 
 def _training_program(
