@@ -116,7 +116,15 @@ def _result(folder: Path, name: str) -> Any:
 
 
 def _filled(path: Path, blocks: dict[str, str]) -> tuple[Path, str]:
-    return path, fill(path.read_text(encoding="utf-8"), blocks)
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing: write it, with `<!-- begin NAME -->` and `<!-- end NAME -->` "
+            f"where tables belong; NAME is one of {', '.join(blocks)}."
+        )
+    try:
+        return path, fill(path.read_text(encoding="utf-8"), blocks)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from bnjax.evidence.statistics import accuracy
 from experiments.harness import found
 from experiments.harness.command_line import ending
 from experiments.harness.differences import prediction_interval
+from experiments.harness.experiment import Experiment
 from experiments.harness.results import read_result, runs_below
 from experiments.harness.runs import rerun, task_of
 
@@ -95,7 +96,7 @@ def verify(
         parts = (record["environment"], *record.get("resumed_under", ()))
         lines = [line for part in parts for line in differences(_relevant(part), here)]
         name, data = record["experiment"], data or record["data"]["name"]
-        experiment = found.experiment(name)
+        experiment = _experiment(run, name)
         task_of(experiment, record)  # whether it can be made
         length = record["identity"]["schedule"]["steps"]
         fault = record["final"].get("diverged")
@@ -121,6 +122,13 @@ def verify(
     if verdict.agrees or not elsewhere:
         return verdict
     return _as_one_more_seed(what, pairs, logs, elsewhere)
+
+
+def _experiment(run: Path, name: str) -> Experiment:
+    try:
+        return found.experiment(name)
+    except ValueError as error:
+        raise RecordError(f"{run / 'record.json'}: {error}") from None
 
 
 def _take_devices_of(record: dict[str, Any]) -> None:

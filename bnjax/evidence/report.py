@@ -27,7 +27,9 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
     begun, ended = (re.findall(rf"<!-- {word} (\S+) -->", text) for word in ("begin", "end"))
     for name in begun:
         if name not in blocks:
-            raise ValueError(f"there is nothing to fill the marker {name!r} with.")
+            raise ValueError(
+                f"there is nothing to fill the marker {name!r} with; there is {', '.join(blocks)}."
+            )
     if begun != ended or len(set(begun)) < len(begun):
         raise ValueError(f"each marker must begin and end once, got begin {begun} and end {ended}.")
     for name in begun:

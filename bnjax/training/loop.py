@@ -1,10 +1,11 @@
 """The training loop: dispatches, evaluations, records, checkpoints; no arithmetic."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -243,6 +244,8 @@ def _signals() -> Iterator[list[int]]:
     def handle(number: int, frame: Any) -> None:
         received.append(number)
         restore()
+        with suppress(OSError):  # by number: a handler may interrupt a print
+            os.write(2, b"\nStopping after this dispatch; once more stops at once.\n")
 
     for number in numbers:
         signal.signal(number, handle)

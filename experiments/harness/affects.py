@@ -55,20 +55,25 @@ def nothing(default: T) -> T:
     return _affects("nothing")(default)
 
 
-def affected(item: Field) -> Affects:
-    """Returns what a field affects.
+def affected(item: Field, of: Any) -> Affects:
+    """Returns what a field of a dataclass, or of an instance of one, affects.
 
     Raises:
         TypeError: if the field does not say it.
     """
     if "affects" not in item.metadata:
-        raise TypeError(f"{item.name} does not say what it affects: declare it with affects.py.")
+        kind = of if isinstance(of, type) else type(of)
+        raise TypeError(
+            f"{kind.__name__}.{item.name} does not say what it affects: give its default to one of "
+            f"the functions of experiments/harness/affects.py, as in `{item.name}: ... = "
+            "network(...)`."
+        )
     return item.metadata["affects"]
 
 
 def names(record: Any, *kinds: Affects) -> list[str]:
     """Returns the names of those fields of a dataclass that affect one of `kinds`."""
-    return [item.name for item in fields(record) if affected(item) in kinds]
+    return [item.name for item in fields(record) if affected(item, record) in kinds]
 
 
 def values(record: Any, *kinds: Affects) -> dict[str, Any]:

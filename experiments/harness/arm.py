@@ -58,4 +58,7 @@ def check_arms(given: tuple[str, ...], arms: Sequence[Arm]) -> None:
     for name in given:
         by_name(arms, name)
     if not given or len(set(given)) < len(given):
-        raise ValueError(f"arms must name one or more arms, each once, got {given}.")
+        known = ", ".join(arm.name for arm in arms)
+        raise ValueError(
+            f"arms must name one or more of {known}, each once, got {', '.join(given) or 'none'}."
+        )

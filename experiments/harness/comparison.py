@@ -30,6 +30,13 @@ class Comparison:
     reference: str
     figure: str = "curves.png"
 
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if self.reference not in names:
+            raise ValueError(
+                f"reference: unknown {self.reference!r}; choose from {', '.join(names)}."
+            )
+
     def load(self, out: Path) -> dict[str, Runs]:
         """Reads the runs below `out` that were trained to their end, by arm."""
         return load_runs(self.arms, out)

@@ -132,6 +132,16 @@ class Experiment:
     page: Page
     together: bool = False
 
+    def __post_init__(self) -> None:
+        if "__dataclass_params__" not in vars(self.config):
+            raise TypeError(
+                f"{self.config.__name__} is no dataclass of its own, and its defaults would not "
+                "count: write @dataclass(frozen=True) above it."
+            )
+        names = [arm.name for arm in self.arms]
+        if not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"arms of {self.name} must have names, each its own, got {names}.")
+
     @property
     def module(self) -> str:
         """The name that `python -m` takes."""

@@ -4,6 +4,8 @@ import importlib
 
 from experiments.harness.experiment import ROOT, Experiment
 
+RENAME = "its name must be that of its folder, by which its results are found."
+
 
 def names() -> list[str]:
     """Returns the experiments' names, sorted."""
@@ -19,7 +21,10 @@ def experiment(name: str) -> Experiment:
     """
     if name not in names():
         raise ValueError(f"there is no experiment {name!r:.80}; choose from {', '.join(names())}.")
-    return importlib.import_module(f"experiments.{name}.experiment").EXPERIMENT
+    found = importlib.import_module(f"experiments.{name}.experiment").EXPERIMENT
+    if found.name != name:
+        raise ValueError(f"the experiment in experiments/{name} is named {found.name!r}: {RENAME}")
+    return found
 
 
 def experiments() -> list[Experiment]:

@@ -15,6 +15,7 @@ from bnjax.evidence.environment import require_commit
 from bnjax.evidence.records import is_finished
 from bnjax.paths import local_path
 from bnjax.training.parallel import all_hosts_agree, all_succeed, is_first
+from experiments.harness import found
 from experiments.harness.command_line import (
     ending,
     folder_of_runs,
@@ -23,6 +24,7 @@ from experiments.harness.command_line import (
     unknown_word,
 )
 from experiments.harness.experiment import Experiment, Task
+from experiments.harness.found import RENAME
 from experiments.harness.runs import check, complete, run_name
 
 
@@ -44,6 +46,10 @@ def run_command(
         with ending(experiment.module, saves=True):
             if word and not word.startswith("-") and subcommands:
                 raise ValueError(unknown_word(word, subcommands))
+            if experiment.name not in found.names():
+                raise ValueError(
+                    f"name: there is no folder experiments/{experiment.name}: {RENAME}"
+                )
             arguments = parse(experiment, sys.argv[1:])
             arguments.how.start()
             run(experiment, arguments)

@@ -29,7 +29,7 @@ RECORDS = [
 def test_every_field_says_what_it_affects(experiment):
     for kind in (experiment.config, *map(type, experiment.arms)):
         for item in fields(kind):
-            assert affects.affected(item) in affects.Affects.__args__, item.name
+            assert affects.affected(item, kind) in affects.Affects.__args__, item.name
 
 
 def test_every_experiment_has_committed_records():

@@ -34,7 +34,9 @@ class ImageArm(Arm):
             classes: number of logits.
             axis_name: mapped axis of the devices that share a batch; None under jit.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no network: define its method `model`, as ImageArm says."
+        )
 
     def optimizer(self, config: Any, rate: float | jax.Array) -> optax.GradientTransformation:
         """Returns what turns gradients into updates; `rate`, the first, lies in its state."""

@@ -1,9 +1,11 @@
 """An experiment on images: one run of each arm and seed."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from bnjax.data import DataSet
+from experiments.harness import affects
 from experiments.harness.bounds import check_population
 from experiments.harness.experiment import Experiment, Member, Task
 from experiments.harness.images.arm import ImageArm
@@ -31,7 +33,7 @@ def image_experiment(
         arms=arms,
         compute=ImageCompute,
         tasks=tasks,
-        check=check,
+        check=partial(check, arms),
         train=train,
         page=page,
     )
@@ -46,9 +48,21 @@ def tasks(config: ImageConfig, arms: Sequence[ImageArm]) -> list[Task]:
     ]
 
 
-def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
-    """Raises ValueError if the batches do not fit the data or the devices."""
+def check(arms: Sequence[ImageArm], task: Task, data: DataSet, compute: ImageCompute) -> None:
+    """Refuses what cannot run, before any compute.
+
+    Args:
+        arms: all of the experiment's.
+        task: one of its runs.
+        data: what it trains on.
+        compute: how.
+
+    Raises:
+        ValueError: if a setting would do nothing, or the batches do not fit the data or the
+            devices.
+    """
     config: Any = task.config
+    _check_read(config, arms)
     if config.batch_size > len(data.train):
         raise ValueError(
             f"batch_size must be at most the {len(data.train):,} training images of {data.name}, "
@@ -63,3 +77,40 @@ def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
             compute.devices.check_batch(examples)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+
+
+def _check_read(config: ImageConfig, arms: Sequence[ImageArm]) -> None:
+    """Raises ValueError for a setting that no arm reads: a record would state it all the same."""
+    read = _Reads(affects.programs(config))
+    for arm in arms:
+        arm.model(read, classes=2)
+        arm.optimizer(read, 0.0)
+        arm.objective(read)
+    usual = affects.programs(type(config)())
+    for name, value in affects.programs(config).items():
+        if name not in read.names | _READ_BY_TRAINING and value != usual[name]:
+            raise ValueError(
+                f"{name}={value} would do nothing: no arm's network, optimizer or objective reads "
+                f"it. Leave it at {usual[name]}, or read config.{name} in the arm's methods."
+            )
+
+
+_READ_BY_TRAINING = {
+    *("image_size", "batch_size", "micro_batches", "steps_per_dispatch"),
+    *("parameter_averaging", "parameter_decay"),
+}
+"""Fields that programs read themselves (`programs`)."""
+
+
+class _Reads:
+    """A configuration that remembers which of its fields were read."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._fields:
+            raise AttributeError(name)
+        self.names.add(name)
+        return self._fields[name]

@@ -1,0 +1,80 @@
+"""What is wrong with an experiment is said before it trains."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from experiments.harness import found
+from experiments.harness.affects import network, numbers
+from experiments.harness.arm import check_arms
+from experiments.harness.comparison import Comparison
+from experiments.harness.images.arm import ImageArm
+from experiments.harness.images.compute import ImageCompute
+from experiments.harness.images.config import ImageConfig
+from experiments.harness.main import run_command
+from experiments.mnist_lenet import experiment as mnist
+from experiments.norms.experiment import ARMS, EXPERIMENT
+
+
+def test_a_reference_is_one_of_the_arms():
+    with pytest.raises(ValueError, match="reference: unknown 'nun'; choose from none, batch"):
+        Comparison(ARMS, reference="nun")
+
+
+def test_arms_have_names_each_its_own():
+    with pytest.raises(ValueError, match="arms of norms must have names, each its own"):
+        replace(EXPERIMENT, arms=(ARMS[0], ARMS[0]))
+    with pytest.raises(ValueError, match="each its own"):
+        replace(EXPERIMENT, arms=(replace(ARMS[0], name=""),))
+
+
+def test_a_configuration_whose_defaults_would_not_count_is_refused():
+    class Forgotten(ImageConfig):
+        learning_rate: float = numbers(0.05)
+
+    with pytest.raises(TypeError, match="Forgotten is no dataclass of its own"):
+        replace(EXPERIMENT, config=Forgotten)
+
+
+def test_an_experiment_has_its_folder_s_name(monkeypatch, capsys):
+    other = replace(EXPERIMENT, name="other")
+    monkeypatch.setattr("sys.argv", ["other"])
+    with pytest.raises(SystemExit, match="no folder experiments/other: its name must be that"):
+        run_command(other)
+    monkeypatch.setattr(mnist, "EXPERIMENT", other)
+    with pytest.raises(ValueError, match="experiments/mnist_lenet is named 'other'"):
+        found.experiment("mnist_lenet")
+
+
+@pytest.mark.parametrize("given", [(), ("none", "none")])
+def test_arms_are_named_each_once(given):
+    with pytest.raises(ValueError, match=r"one or more of none, batch, .* each once, got none"):
+        check_arms(given, ARMS)
+
+
+def test_an_arm_without_a_network_says_what_it_lacks():
+    with pytest.raises(NotImplementedError, match="ImageArm has no network: define its method"):
+        ImageArm(name="bare").model(None, classes=2)
+
+
+@dataclass(frozen=True)
+class Config(ImageConfig):
+    depth: int = network(3)
+
+
+@pytest.mark.parametrize("change", [{"depth": 4}, {"width": 0.5}, {"momentum": 0.5}])
+def test_a_setting_that_does_nothing_is_refused(change):
+    """A record would state it all the same; `depth` is one that no arm of norms reads."""
+    experiment = replace(EXPERIMENT, config=Config)
+    config = Config(**change, arms=("none",))
+    (task,) = experiment.tasks_of(config)
+
+    class Data:
+        train, test = range(4_000), range(1_000)
+        name = "digits"
+
+    if "depth" not in change:
+        experiment.check(task, Data, ImageCompute(device_count=1))
+        return
+    with pytest.raises(ValueError, match=r"depth=4 would do nothing: no arm.*Leave it at 3"):
+        experiment.check(task, Data, ImageCompute(device_count=1))
