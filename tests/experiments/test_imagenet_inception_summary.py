@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bnjax.evidence.records import Run
-from experiments.harness import report
+from experiments.harness import comparison
 from experiments.harness.arm import by_name
 from experiments.harness.comparison import match_steps, waiting_text
 from experiments.imagenet_inception.arms import ARMS
@@ -138,7 +138,7 @@ def test_what_a_run_held_is_said_from_its_second_evaluation_on():
 def test_the_figure_marks_those_that_match_in_every_seed(made, tmp_path, monkeypatch):
     marked = []
     monkeypatch.setattr(
-        report, "mark", lambda axes, markers, *, level: marked.extend([*markers, level])
+        comparison, "mark", lambda axes, markers, *, level: marked.extend([*markers, level])
     )
     (path,) = REPORT.draw(made, tmp_path)
     assert path.name == "figure2.png"
