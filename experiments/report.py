@@ -101,7 +101,11 @@ def figures() -> Iterator[tuple[Path, Callable[..., list[Path]]]]:
 
 def drift() -> list[str]:
     """The documents and figures that are not what the results make them."""
-    drifted = [path for path, text in documents() if path.read_text(encoding="utf-8") != text]
+    drifted = [
+        path
+        for path, text in documents()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for results, draw in figures():
             for fresh in draw(results, Path(folder)):

@@ -10,6 +10,7 @@ import pytest
 
 from bnjax.evidence.figures import Curve, learning_curves, new_figure, save
 from bnjax.evidence.report import fill, same_picture
+from experiments import report
 from experiments.report import drift
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +18,14 @@ ROOT = Path(__file__).parent.parent
 
 def test_nothing_has_drifted_from_the_results():
     assert drift() == [], "run: python -m experiments.report"
+
+
+def test_a_document_that_is_missing_has_drifted(monkeypatch):
+    """That of new results, say: red where it ends the check without the names of the others."""
+    absent = report.ROOT / "experiments" / "norms" / "results" / "summary.json.absent"
+    monkeypatch.setattr(report, "documents", lambda: [(absent, "{}")])
+    monkeypatch.setattr(report, "figures", lambda: [])
+    assert drift() == [str(absent.relative_to(report.ROOT))]
 
 
 def test_fill_replaces_between_markers_and_nothing_else():

@@ -10,7 +10,7 @@ import numpy as np
 from bnjax.evidence.figures import Curve, Marker, learning_curves, mark, new_figure, save
 from bnjax.evidence.statistics import accuracy, spread, steps_to, times
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
-from experiments.harness.arm import Arm
+from experiments.harness.arm import Arm, by_name
 from experiments.harness.differences import difference_line, paired
 from experiments.harness.results import Runs, load_runs, runs_below
 from experiments.harness.weights import FILE
@@ -63,7 +63,7 @@ class Comparison:
         Mean ± standard deviation over seeds. A network that is not the paper's has no numbers of
         the paper.
         """
-        name = self._arm(self.reference).label
+        name = by_name(self.arms, self.reference).label
         heads = ["network", "seeds", "steps", f"steps to {name}'s best", "times fewer"]
         heads += ["best accuracy, %", "final, %", "final by Algorithm 2, %"]
         papers = list(dict.fromkeys(head for arm in self.arms for head in arm.paper))
@@ -71,7 +71,7 @@ class Comparison:
             heads += [f"paper: {papers[0]}", *papers[1:]]
         rows = []
         for name, arm in summary["arms"].items():
-            stated = {} if arm["changed"] else self._arm(name).paper
+            stated = {} if arm["changed"] else by_name(self.arms, name).paper
             cells = _cells(self._label(name, arm), arm)
             rows.append([*cells, *(stated.get(head, "") for head in papers)])
         return table(heads, rows)
@@ -114,12 +114,9 @@ class Comparison:
         axes.set_title(title)
         return [save(figure, (to or out) / self.figure)]
 
-    def _arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
-
     def _label(self, name: str, arm: dict[str, Any]) -> str:
         changed = [f"{setting} {value}" for setting, value in arm["changed"].items()]
-        return ", ".join([self._arm(name).label, *changed])
+        return ", ".join([by_name(self.arms, name).label, *changed])
 
 
 def differences_text(pairs: Iterable[tuple[Runs, Runs]]) -> str:

@@ -21,7 +21,7 @@ from mnist_commands import assert_same_runs, content, flags
 from runs import Entries, inception_task
 from tolerances import PARALLEL
 
-from bnjax.data import open_data
+from bnjax.data import DataError, open_data
 from bnjax.evidence.records import RecordError, Run, read_metrics, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models.layers import Dropout
@@ -30,7 +30,7 @@ from bnjax.training.loop import Interrupted
 from experiments.harness import main as harness
 from experiments.harness import runs
 from experiments.harness.experiment import RunLog
-from experiments.harness.images import programs
+from experiments.harness.images import feed, programs
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.train import train
@@ -300,6 +300,30 @@ def test_all_processes_hear_of_what_the_first_cannot_write(
     monkeypatch.setattr(where, name, full)
     with pytest.raises(RecordError, match="no space"):
         complete(EXPERIMENT, inception_task(CONFIG, "inception"), data, COMPUTE, tmp_path)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("batches", ["validation", "population"])
+def test_all_hosts_hear_of_images_that_one_cannot_read(data, monkeypatch, batches):
+    """Red if it is raised on that one alone: the others would wait for its share in vain."""
+    told = []
+
+    def succeed(act):
+        try:
+            return act()
+        except DataError as error:
+            told.append(error)
+            raise
+
+    def broken(*arguments, **options):
+        raise DataError("truncated")
+
+    monkeypatch.setattr(feed, "all_succeed", succeed)
+    monkeypatch.setattr(feed, "evaluation_batches", broken)
+    monkeypatch.setattr(feed, "training_batches", broken)
+    task = inception_task(CONFIG, "bn_baseline")
+    with pytest.raises(DataError, match="truncated"):
+        list(getattr(Feed(task, data, COMPUTE.devices, axis=1, workers=0), batches)())
     assert len(told) == 1
 
 

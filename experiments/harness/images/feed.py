@@ -11,7 +11,7 @@ import numpy as np
 from bnjax.data import DataSet
 from bnjax.data.stream import Batch, Stream, evaluation_batches, training_batches
 from bnjax.data.views.augmentation import evaluation_view, training_view
-from bnjax.training.parallel import DataParallel
+from bnjax.training.parallel import DataParallel, all_succeed
 from experiments.harness.experiment import Task
 from experiments.harness.images.programs import batch_layout
 
@@ -63,6 +63,13 @@ class Feed:
 
     def validation(self) -> Iterator[Any]:
         """Every validation image once, in batches on the devices."""
+        return _on_all(self._validation())
+
+    def population(self) -> Iterator[jax.Array]:
+        """Images for Algorithm 2: training views in another order than training's."""
+        return _on_all(self._population())
+
+    def _validation(self) -> Iterator[Any]:
         if self._kept is not None:
             yield from map(self._parallel.split, self._kept)
             return
@@ -83,8 +90,7 @@ class Feed:
                 yield self._parallel.split(batch)
         self._kept = kept if keeps else None
 
-    def population(self) -> Iterator[jax.Array]:
-        """Images for Algorithm 2: training views in another order than training's."""
+    def _population(self) -> Iterator[jax.Array]:
         whole = DataParallel("jit", devices=self._parallel.devices)  # recalibrate is jitted
         with self._training_stream(0, self._seed + _POPULATION_SEED) as stream:
             for _ in range(self._config.population_batches):
@@ -102,3 +108,9 @@ class Feed:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+
+
+def _on_all(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same; what one host cannot read is an error on all, so that none waits for it."""
+    while (batch := all_succeed(lambda: next(batches, None))) is not None:
+        yield batch
