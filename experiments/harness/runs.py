@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import HostCheckpoints, all_succeed, gather_json, is_first
 from bnjax.training.tensorboard import TensorBoard
 from experiments.harness import affects
+from experiments.harness.arm import by_name
 from experiments.harness.compute import Compute
 from experiments.harness.experiment import Experiment, Member, Outcome, RunLog, Task, identity
 from experiments.harness.weights import save_weights
@@ -245,7 +247,8 @@ def task_of(experiment: Experiment, record: dict[str, Any]) -> Task:
     if type(together) is not int or not 1 <= together <= _MOST_TOGETHER:
         raise ValueError(f"trained_together must be 1 to {_MOST_TOGETHER}, got {together!r:.80}.")
     member = Member(stated["seed"], stated.get("learning_rate"))
-    arm = experiment.arm(stated["arm"], config)
+    recorded = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    arm = replace(by_name(experiment.arms, stated["arm"]), **recorded)
     return Task(config, arm, (member,) * together, Schedule(**stated["schedule"]))
 
 

@@ -52,6 +52,16 @@ def test_the_identity_of_a_committed_record_is_what_it_was(experiment, folder):
     assert set(stated["config"]) <= set(repeated["config"])
 
 
+def test_a_run_is_repeated_with_the_settings_of_its_record():
+    """Red if they are today's of the arm's name: another network would be trained."""
+    (param,) = [each for each in RECORDS if each.id == "bn_x5-s0"]
+    experiment, folder = param.values
+    record = read_record(folder)
+    record["identity"]["settings"] |= {"activation": "sigmoid", "per_activation": ["5a"]}
+    arm = task_of(experiment, record).arm
+    assert (arm.activation, arm.per_activation) == ("sigmoid", ("5a",))
+
+
 @dataclass(frozen=True)
 class Config:
     width: float = network(1.0)
