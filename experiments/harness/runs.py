@@ -247,7 +247,9 @@ def task_of(experiment: Experiment, record: dict[str, Any]) -> Task:
     if type(together) is not int or not 1 <= together <= _MOST_TOGETHER:
         raise ValueError(f"trained_together must be 1 to {_MOST_TOGETHER}, got {together!r:.80}.")
     member = Member(stated["seed"], stated.get("learning_rate"))
-    recorded = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    recorded: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()
+    }
     arm = replace(by_name(experiment.arms, stated["arm"]), **recorded)
     return Task(config, arm, (member,) * together, Schedule(**stated["schedule"]))
 
