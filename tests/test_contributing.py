@@ -64,7 +64,7 @@ MODULES = [
     if block.path and not block.path.startswith("tests/")
 ]
 HELD = (
-    "tests/experiments/test_norms.py",
+    "tests/experiments/test_norms_experiment.py",
     "tests/normalization/test_settings.py",
     "tests/test_linen.py::test_constructor_is_flaxs_and_more",
     "tests/test_nnx.py::test_signatures_are_flaxs_and_more",

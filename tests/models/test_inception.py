@@ -96,6 +96,7 @@ def test_names_tell_the_size_of_the_kernel(network):
             assert "/" not in path.removesuffix("/conv/kernel"), path  # of the stem
 
 
+@pytest.mark.slow
 def test_flax_normalizes_as_well():
     """Red if what a factory gets is known to ours alone."""
     ours, flax = (
@@ -129,6 +130,7 @@ def test_side_heads_are_there_in_training_only():
     assert trace(BNInception(**SMALL, norm=BatchNorm)).logits.shape == (2, 5)
 
 
+@pytest.mark.slow
 def test_side_heads_can_be_left_out():
     for model in (GoogLeNet(**SMALL, auxiliary=False), InceptionV3(**SMALL, auxiliary="none")):
         assert not any(name.startswith("auxiliary") for name in abstract(model)[0]["params"])

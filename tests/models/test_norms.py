@@ -293,6 +293,7 @@ NORMS = {
     "flax": lambda: nn.BatchNorm(),
 }
 STATISTICS = ("batch", "ghost", "flax")
+SLOW = [pytest.mark.slow]
 DENSE = ("mlp", "lenet5")  # whose dense layers leave one value to a mean of instance normalization
 PLACES = [(n, k) for n in NETWORKS for k in NORMS if (n in DENSE, k) != (True, "instance")]
 
@@ -304,7 +305,16 @@ def logits_of(model, variables, x, *, train):
     return jax.tree.leaves(outputs)[0]
 
 
-@pytest.mark.parametrize(("network", "kind"), PLACES)
+FAST = ("mlp", "lenet5", "bn_inception")  # the other Inceptions are of the same layers
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [
+        pytest.param(*place, marks=[] if place[0] in FAST or place[1] == "group" else SLOW)
+        for place in PLACES
+    ],
+)
 def test_every_norm_fits_into_every_network(network, kind):
     """Traced: which variables there are, and the shapes of outputs in both modes."""
     make, shape = NETWORKS[network]

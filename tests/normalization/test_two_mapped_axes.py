@@ -47,7 +47,7 @@ MAPPERS = {
 }
 
 
-@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+@pytest.mark.parametrize("impl", ["fused", pytest.param("autodiff", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("how", MAPPERS)
 def test_one_batch(how, masked, impl):
