@@ -162,7 +162,7 @@ def test_another_configuration_is_refused_and_touches_nothing(
     ("arguments", "message"),
     [
         (["--arms", "mlp", "vgg"], "arms: unknown 'vgg'; choose from mlp, mlp_bn, lenet, lenet_bn"),
-        (
+        (["--arms", "mlp", "mlp"], "arms must name one or more of mlp, mlp_bn, lenet, lenet_bn, each"),
             ["--arms", "mlp", "mlp"],
             "arms must name one or more of mlp, mlp_bn, lenet, lenet_bn, each once",
         ),
