@@ -103,6 +103,7 @@ def test_buckets_are_refused_in_a_name_too(name):
 
 
 @pytest.mark.parametrize("kind", ["folder", "tfds"])
+@pytest.mark.usefixtures("no_tensorflow")
 def test_from_files_to_batches(kind, root, tmp_path):
     """The views of a stream are those made one by one, and nothing imports TensorFlow."""
     if kind == "folder":

@@ -93,6 +93,7 @@ def test_other_files_are_refused_before_anything_is_written(tars, release, tmp_p
     assert not list((tmp_path / "data").iterdir())
 
 
+@pytest.mark.usefixtures("no_tensorflow")
 def test_from_tar_files_to_a_data_set(tars, release, tmp_path, monkeypatch):
     folder = prepare(tars, tmp_path / "data", release)
     assert folder == tmp_path / "data" / "imagenet2012" / "5.1.0"

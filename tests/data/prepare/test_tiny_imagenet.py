@@ -74,6 +74,7 @@ def test_the_published_facts_are_those_of_the_data_set():
 
 
 @pytest.mark.usefixtures("_known")
+@pytest.mark.usefixtures("no_tensorflow")
 def test_what_is_prepared_is_what_the_folder_holds(root, tmp_path, capsys):
     """Labels are places in wnids.txt, which is not sorted; bytes are as published."""
     main(["prepare", "--folder", str(root), "--data-dir", str(tmp_path / "data")])
