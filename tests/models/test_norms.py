@@ -271,7 +271,7 @@ def test_an_mlp_by_name_against_float64(name):
 
 # Every kind in every family of networks.
 
-INCEPTION = {"classes": 10, "width": 0.1, "stem_stride": 1}  # two channels at least
+INCEPTION = {"classes": 10, "width": 0.1, "stem_stride": 1, "dropout": 0.0}  # two channels at least
 NETWORKS = {
     "mlp": (partial(MLP, hidden=(6, 4)), (4, 3, 3, 1)),
     "lenet5": (LeNet5, (4, 28, 28, 1)),
