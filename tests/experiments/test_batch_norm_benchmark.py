@@ -95,6 +95,7 @@ def test_contestants_compute_the_layer_and_its_gradients(name, relu):
     gradients = reference.backward(dy, inputs.x, inputs.scale)
     outputs = JaxProgram(name, LayerSpec(SHAPE, "float32", relu), inputs).result()
     for actual, desired in zip(outputs, (y, *gradients), strict=True):
+        # float32, summed in each library's own order; another epsilon is off by 1e-3 and more.
         np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-5)
 
 
@@ -115,6 +116,7 @@ def test_contestants_move_their_statistics_by_a_tenth(name):
     _, after = layer.apply(jnp.asarray(inputs.x, jnp.float32), layer.params, layer.state)
     means, variances = inputs.x.mean((0, 1, 2)), inputs.x.var((0, 1, 2))
     for old, new, value in zip(before, jax.tree.leaves(after), (means, variances), strict=True):
+        # Some roundings of float32, a mean over the batch among them.
         np.testing.assert_allclose(new, 0.9 * np.asarray(old) + 0.1 * value, rtol=1e-6)
 
 

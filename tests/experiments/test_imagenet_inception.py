@@ -247,7 +247,7 @@ def test_averaged_parameters_are_what_is_evaluated(data):
     config = replace(CONFIG, steps=3, eval_every=3, population_batches=1)
     _, averaged = outcome(data, replace(config, parameter_averaging="cumulative"))
     each = [outcome(data, replace(config, steps=n))[1].weights["params"] for n in (1, 2, 3)]
-    jax.tree.map(
+    jax.tree.map(  # a float32 mean, of runs whose programs round differently
         lambda mean, *values: np.testing.assert_allclose(
             mean, np.mean(np.float64(values), 0), rtol=1e-5, atol=1e-7
         ),
