@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 import bnjax.linen
+from bnjax.models import apply_train
 from bnjax.models.bn_inception import BNInception
 from experiments.benchmarks.benchmark import not_installed
 from experiments.benchmarks.turns import raw, take_turns
@@ -165,11 +166,11 @@ def make_step(
     def step(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, jax.Array]:
         def loss(params: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            logits, stats = apply_train(model, variables, images)
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits.astype(jnp.float32), labels
             )
-            return losses.mean(), updates.get("batch_stats", {})
+            return losses.mean(), stats
 
         (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

@@ -10,6 +10,7 @@ import optax
 
 from bnjax.compilers.cost import ProgramCost, abstract, compile_program
 from bnjax.compilers.topologies import Topology
+from bnjax.models import apply_train
 from bnjax.training.objectives import Objective
 from bnjax.training.parallel import DataParallel
 from bnjax.training.state import TrainState
@@ -83,13 +84,6 @@ def training_step(
         return TrainState(jnp.int32(0), params, stats, tx.init(params))
 
     def apply(variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        logits, updates = model.apply(
-            variables,
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(0)},
-        )
-        return logits, updates.get("batch_stats", {})
+        return apply_train(model, variables, images, jax.random.key(0))
 
     return AbstractStep(make_train_step(apply, tx, objective), jax.eval_shape(start), batch)
