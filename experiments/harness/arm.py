@@ -38,6 +38,11 @@ class Arm:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
+def label_of(arm: Arm, changed: Mapping[str, Any]) -> str:
+    """Returns an arm's label, and the settings by which a run's arm is another than this."""
+    return ", ".join([arm.label, *(f"{name} {value}" for name, value in changed.items())])
+
+
 Kind = TypeVar("Kind", bound=Arm)
 
 

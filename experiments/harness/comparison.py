@@ -10,7 +10,7 @@ import numpy as np
 from bnjax.evidence.figures import Curve, Marker, learning_curves, mark, new_figure, save
 from bnjax.evidence.statistics import accuracy, spread, steps_to, times
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
-from experiments.harness.arm import Arm, by_name
+from experiments.harness.arm import Arm, by_name, label_of
 from experiments.harness.differences import difference_line, paired
 from experiments.harness.results import Runs, load_runs, runs_below
 from experiments.harness.weights import FILE
@@ -115,8 +115,7 @@ class Comparison:
         return [save(figure, (to or out) / self.figure)]
 
     def _label(self, name: str, arm: dict[str, Any]) -> str:
-        changed = [f"{setting} {value}" for setting, value in arm["changed"].items()]
-        return ", ".join([by_name(self.arms, name).label, *changed])
+        return label_of(by_name(self.arms, name), arm["changed"])
 
 
 def differences_text(pairs: Iterable[tuple[Runs, Runs]]) -> str:

@@ -18,7 +18,7 @@ from bnjax.evidence.records import (
 )
 from bnjax.evidence.statistics import accuracy
 from bnjax.training.loop import Schedule
-from experiments.harness.arm import Arm
+from experiments.harness.arm import Arm, label_of
 from experiments.harness.weights import check_weights
 
 
@@ -51,9 +51,7 @@ class Runs(NamedTuple):
     @property
     def label(self) -> str:
         """The arm's label, and what makes it another one than the experiment's."""
-        return ", ".join(
-            [self.arm.label, *(f"{name} {value}" for name, value in self.changed.items())]
-        )
+        return label_of(self.arm, self.changed)
 
     def best(self) -> dict[int, float]:
         """Returns the best accuracy of each run's evaluations, by seed."""

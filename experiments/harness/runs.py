@@ -54,9 +54,13 @@ def check(experiment: Experiment, task: Task, data: Any, compute: Any, out: Path
         RecordError: if `out` holds a run of the task in another configuration.
         ValueError: if the experiment cannot train it.
     """
+    _check_identities(task, data, out)
+    experiment.check(task, data, compute)
+
+
+def _check_identities(task: Task, data: Any, out: Path) -> None:
     for member in task.members:
         check_identity(out / run_name(task, member), identity(task, member, data))
-    experiment.check(task, data, compute)
 
 
 def complete(
@@ -89,8 +93,7 @@ def complete(
     """
 
     def whole() -> bool:
-        for member in task.members:
-            check_identity(out / run_name(task, member), identity(task, member, data))
+        _check_identities(task, data, out)
         folders = [out / run_name(task, member) for member in task.members]
         return is_first() and all(map(is_finished, folders))
 

@@ -32,37 +32,35 @@ def image_experiment(
         presets_help=presets_help,
         arms=arms,
         compute=ImageCompute,
-        tasks=tasks,
-        check=partial(check, arms),
+        tasks=partial(tasks, arms),
+        check=check,
         train=train,
         page=page,
     )
 
 
-def tasks(config: ImageConfig, arms: Sequence[ImageArm]) -> list[Task]:
-    """Returns one run of each arm and seed: all arms of a seed, then those of the next."""
+def tasks(every: Sequence[ImageArm], config: ImageConfig, chosen: Sequence[ImageArm]) -> list[Task]:
+    """Returns one run of each arm and seed: all arms of a seed, then those of the next.
+
+    Args:
+        every: all arms of the experiment.
+        config: the configuration.
+        chosen: the arms that it names, with its settings.
+
+    Raises:
+        ValueError: if a setting would do nothing.
+    """
+    _check_read(config, every)
     return [
         Task(config, arm, (Member(seed),), config.schedule(arm.steps(config)))
         for seed in range(config.seeds)
-        for arm in arms
+        for arm in chosen
     ]
 
 
-def check(arms: Sequence[ImageArm], task: Task, data: DataSet, compute: ImageCompute) -> None:
-    """Refuses what cannot run, before any compute.
-
-    Args:
-        arms: all of the experiment's.
-        task: one of its runs.
-        data: what it trains on.
-        compute: how.
-
-    Raises:
-        ValueError: if a setting would do nothing, or the batches do not fit the data or the
-            devices.
-    """
+def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
+    """Raises ValueError if the batches do not fit the data or the devices."""
     config: Any = task.config
-    _check_read(config, arms)
     if config.batch_size > len(data.train):
         raise ValueError(
             f"batch_size must be at most the {len(data.train):,} training images of {data.name}, "
