@@ -311,11 +311,13 @@ def test_a_stream_is_an_iterator():
 
 
 PARENT = """
-import sys, time
+import signal, time
 import multiprocessing
 from test_stream import train
 
 if __name__ == "__main__":
+    # As from a terminal: a shell starts what runs in its background with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stream = train(workers=1)
     next(stream)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
