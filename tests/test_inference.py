@@ -2,6 +2,7 @@
 
 import functools
 
+import eight_devices
 import flax.linen as nn
 import jax
 import jax.export
@@ -189,7 +190,7 @@ def test_an_exported_model_runs_at_any_batch_size():
 
 def test_the_devices_of_the_variables_are_not_exported():
     """Replicated on eight, they would make a file for eight."""
-    everywhere = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P())
+    everywhere = jax.NamedSharding(eight_devices.mesh(8), jax.P())
     weights = jax.device_put(normal(7), everywhere)
     data = export(lambda weights, x: x * weights[None], weights, normal(*ROWS))
     assert jax.export.deserialize(bytearray(data)).nr_devices == 1

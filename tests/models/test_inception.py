@@ -4,6 +4,7 @@ import re
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import eight_devices
 import flax.errors
 import flax.linen as nn
 import inception_reference
@@ -386,7 +387,7 @@ def test_a_batch_on_eight_devices_is_the_same_batch():
     x = np.random.default_rng(0).normal(size=(16, 4, 4, 6)).astype(np.float32)
     variables = draw(jax.eval_shape(lambda: module(False).init(jax.random.key(0), x, False)))
     step = jax.jit(partial(module(False).apply, train=True, mutable=["batch_stats"]))
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = eight_devices.mesh(8)
     split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
     alone, together = step(variables, x), step(variables, split)
     for path, leaf in leaves(alone).items():

@@ -6,6 +6,7 @@ update that happens twice, or a bias too many costs 1e-3.
 
 from functools import cache, partial
 
+import eight_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +98,7 @@ def test_rematerialized_on_eight_devices_it_is_the_network_on_one(name):
     """A training pass: gradients, logits, and statistics, which move once and by all examples."""
     model, _ = NETWORKS[name]
     variables, images = made(name)
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = eight_devices.mesh(8)
     everywhere, by_example = (jax.NamedSharding(mesh, spec) for spec in (jax.P(), jax.P("data")))
     arguments = jax.device_put(variables, everywhere), jax.device_put(images, by_example)
     assert_close(gradient(model.clone(remat=True))(*arguments), plain_gradient(name))

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import eight_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,8 +107,8 @@ def test_leaves_are_matched_by_path_not_by_position(tmp_path):
 
 def test_sharded_arrays_restore_to_any_topology(tmp_path):
     values = np.arange(48, dtype=np.float32).reshape(8, 6)
-    eight = jax.make_mesh((8,), ("data",))
-    four_by_two = jax.make_mesh((4, 2), ("data", "model"))
+    eight = eight_devices.mesh(8)
+    four_by_two = eight_devices.mesh(4, 2)
     state = {
         "rows": jax.device_put(values, NamedSharding(eight, P("data"))),
         "blocks": jax.device_put(values, NamedSharding(four_by_two, P("data", "model"))),
@@ -116,7 +117,7 @@ def test_sharded_arrays_restore_to_any_topology(tmp_path):
     with Checkpoints(tmp_path, config=CONFIG) as checkpoints:
         checkpoints.save(0, state)
         restored = checkpoints.restore(state).state
-    two = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    two = jax.sharding.Mesh(jax.devices()[:2], ("data",))
     placed = jax.device_put(restored, NamedSharding(two, P("data")))
     for leaf in (*restored.values(), *placed.values()):
         np.testing.assert_array_equal(np.asarray(leaf), values)

@@ -2,6 +2,7 @@
 
 import sys
 
+import eight_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ def test_arrays_count_until_they_are_deleted():
 
 
 def test_every_copy_on_a_device_counts():
-    everywhere = jax.NamedSharding(jax.make_mesh((8,), ("d",)), jax.P())
+    everywhere = jax.NamedSharding(eight_devices.mesh(8), jax.P())
     before = held().arrays
     array = jax.device_put(jnp.zeros(MEGABYTE, jnp.uint8), everywhere)
     assert held().arrays - before == 8 * MEGABYTE
