@@ -216,7 +216,7 @@ def table(result: Result) -> str:
         )
     for name, reason in result["missing"].items():
         rows.append([LABELS[name], f"not measured: {reason}"])
-    return f"{tables.markdown(heads, rows)}\n\n{tables.bullets(_notes(result))}"
+    return f"{tables.table(heads, rows)}\n\n{tables.bullets(_notes(result))}"
 
 
 def _ratio(result: Result, name: str) -> float | None:

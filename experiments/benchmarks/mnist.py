@@ -216,7 +216,7 @@ def table(result: Result) -> str:
     for name, reason in result["missing"].items():
         rows.append([LABELS[name], f"not measured: {reason}"])
     notes = [*_conditions(result), *_seeds(result), *_targets(best)]
-    return f"{tables.markdown(heads, rows)}\n\n{tables.bullets(notes)}"
+    return f"{tables.table(heads, rows)}\n\n{tables.bullets(notes)}"
 
 
 def _conditions(result: Result) -> Iterator[str]:

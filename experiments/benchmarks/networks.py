@@ -124,7 +124,7 @@ def table(result: Result) -> str:
             for name, reason in result["missing"].items()
         ]
     notes = [*_targets(result, peer), *_conditions(result)]
-    return f"{tables.markdown(heads, rows, left=2)}\n\n{tables.bullets(notes)}"
+    return f"{tables.table(heads, rows, left=2)}\n\n{tables.bullets(notes)}"
 
 
 def _ratio(cell: dict[str, Any], name: str, peer: str) -> Spread | None:

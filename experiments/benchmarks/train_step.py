@@ -110,7 +110,7 @@ def table(result: Result) -> str:
             for name, reason in result["missing"].items()
         ]
     notes = [*_targets(result), *_conditions(result)]
-    return f"{tables.markdown(heads, rows)}\n\n{tables.bullets(notes)}"
+    return f"{tables.table(heads, rows)}\n\n{tables.bullets(notes)}"
 
 
 def _added(cell: dict[str, Any], name: str) -> Spread | None:
