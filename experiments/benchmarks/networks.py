@@ -18,12 +18,12 @@ from experiments.benchmarks import tables
 from experiments.benchmarks.benchmark import (
     Result,
     TimedConfig,
-    check,
     provenance,
     start_keeping_memory,
 )
 from experiments.benchmarks.training import StepSpec, find_torch, race
 from experiments.benchmarks.turns import Spread, spread
+from experiments.harness.bounds import check_fields
 
 CONTESTANTS = ("ours", "torch", "torch_compiled")
 
@@ -63,7 +63,7 @@ class Config(TimedConfig):
     """Learning rate of SGD with momentum 0.9; small, for the labels are random."""
 
     def __post_init__(self) -> None:
-        check(self, choices={"sizes": SIZES, "contestants": CONTESTANTS})
+        check_fields(self, choices={"sizes": SIZES, "contestants": CONTESTANTS})
 
 
 start = start_keeping_memory
