@@ -52,15 +52,15 @@ def main() -> None:
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Yields each document that holds results, and what it must say."""
-    more = {"imagenet_inception": _dry_run}
     short: dict[str, str] = {}
     for experiment in _with_results():
         for path, summary in experiment.page.summaries(experiment.results):
             yield path, json.dumps(summary, indent=1) + "\n"
         blocks = experiment.page.blocks(experiment.results)
-        if experiment.name in more:
-            blocks |= more[experiment.name](experiment.results)
-        yield _filled(experiment.results.parent / "README.md", blocks)
+        folder = experiment.results.parent
+        if experiment.name == "imagenet_inception":
+            blocks["dry_run"] = compiled_tables.dry_run_table(_result(folder, "dry_run"))
+        yield _filled(folder / "README.md", blocks)
         chosen = IN_README.get(experiment.name, ())
         short |= {f"{experiment.name}_{name}": blocks[name] for name in chosen}
     yield _filled(_SPEED / "README.md", _speed())
@@ -75,11 +75,6 @@ def documents() -> Iterator[tuple[Path, str]]:
 def _with_results() -> list[Experiment]:
     """The experiments that have committed results; a new one has none yet."""
     return [experiment for experiment in experiments() if experiment.results.exists()]
-
-
-def _dry_run(results: Path) -> dict[str, str]:
-    result = json.loads((results / "dry_run.json").read_text())
-    return {"dry_run": compiled_tables.dry_run_table(result)}
 
 
 def _speed() -> dict[str, str]:

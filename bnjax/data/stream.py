@@ -12,7 +12,6 @@ and there may be more hosts than shards.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -22,7 +21,6 @@ from bnjax.data.workers import Batch, Stream, check_workers
 
 TrainingView = Callable[[Image, np.random.Generator], np.ndarray]
 EvaluationView = Callable[[Image], np.ndarray]
-Damaged = Literal["refuse", "skip"]
 
 _ENDLESS = 1 << 60
 _VIEWS = np.array([0, 0, 0, 1], np.uint64)
@@ -41,7 +39,6 @@ def training_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    damaged: Damaged = "refuse",
 ) -> Stream:
     """Returns an endless stream of batches from `first_step` on.
 
@@ -61,11 +58,6 @@ def training_batches(
             while views spend their time in Pillow; a process takes seconds to start.
         process_index: which host this is.
         process_count: how many hosts there are.
-        damaged: what happens at a damaged image, one whose view raises DataError: `"refuse"`
-            raises; `"skip"` puts the example that is stored next (after the last, the first) in its
-            place and counts. A record that cannot be read at all raises in any case; damage inside
-            a JPEG that cannot be known (`bnjax.data.views.decoding`) is neither refused nor
-            skipped.
 
     Returns:
         The stream; masks are all True.
@@ -73,13 +65,12 @@ def training_batches(
     Raises:
         ValueError: at once, for a bad argument.
         DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
-            process found too little memory.
+            process found too little memory. Damage inside a JPEG that cannot be known
+            (`bnjax.data.views.decoding`) is not refused.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     order = Order(seed, tuple(examples.shard_sizes), shuffle)
     order.check()
-    if damaged not in ("refuse", "skip"):
-        raise ValueError(f"damaged must be 'refuse' or 'skip', got {damaged!r}.")
     if first_step < 0:
         raise ValueError(f"first_step must be >= 0, got {first_step}.")
     if not 1 <= batch_size <= len(examples):
@@ -87,7 +78,7 @@ def training_batches(
             f"batch_size must be between 1 and the {len(examples)} examples, got {batch_size}."
         )
     rows = _share(batch_size, process_index, process_count)
-    batches = _TrainingBatches(examples, view, batch_size, rows, order, first_step, damaged)
+    batches = _TrainingBatches(examples, view, batch_size, rows, order, first_step)
     return Stream(batches, check_workers(workers))
 
 
@@ -131,7 +122,7 @@ def evaluation_batches(
 
 @dataclass(frozen=True)
 class _TrainingBatches:
-    """Batch i is that of step `first_step + i`, with the names of the records that it skips."""
+    """Batch i is that of step `first_step + i`."""
 
     examples: Split
     view: TrainingView
@@ -139,41 +130,25 @@ class _TrainingBatches:
     rows: range
     order: Order
     first_step: int
-    damaged: Damaged
 
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, i: int) -> tuple[Batch, tuple[str, ...]]:
+    def __getitem__(self, i: int) -> Batch:
         first = (self.first_step + i) * self.batch_size + self.rows.start
-        skipped: list[str] = []
         images, labels = [], []
-        for row, index in enumerate(self.order.indices(first, len(self.rows))):
-            image, label = self._example(int(index), first + row, skipped)
-            images.append(image)
-            labels.append(label)
-        mask = np.ones(len(labels), bool)
-        return Batch(np.stack(images), np.array(labels, np.int32), mask), tuple(skipped)
-
-    def _example(self, index: int, position: int, skipped: list[str]) -> tuple[np.ndarray, int]:
-        """Makes the view at a position; returns it with its label."""
-        size = len(self.examples)
-        key = np.array([self.order.seed, position], np.uint64)
-        for candidate in range(index, index + size):
-            example = self.examples[candidate % size]
+        for position, index in enumerate(self.order.indices(first, len(self.rows)), start=first):
+            example = self.examples[int(index)]
+            key = np.array([self.order.seed, position], np.uint64)
             rng = np.random.Generator(np.random.Philox(key=key, counter=_VIEWS))
-            try:
-                return _named(example, self.view, rng), example.label
-            except DataError:
-                if self.damaged == "refuse":
-                    raise
-                skipped.append(example.name)
-        raise DataError(f"all {size} images are damaged, {example.name} and those before it")
+            images.append(_named(example, self.view, rng))
+            labels.append(example.label)
+        return Batch(np.stack(images), np.array(labels, np.int32), np.ones(len(labels), bool))
 
 
 @dataclass(frozen=True)
 class _EvaluationBatches:
-    """Batch i of this host, and no names: nothing is skipped."""
+    """Batch i of this host."""
 
     examples: Split
     view: EvaluationView
@@ -183,7 +158,7 @@ class _EvaluationBatches:
     def __len__(self) -> int:
         return -(-len(self.examples) // self.batch_size)
 
-    def __getitem__(self, i: int) -> tuple[Batch, tuple[str, ...]]:
+    def __getitem__(self, i: int) -> Batch:
         size, count = len(self.examples), len(self.rows)
         first = i * self.batch_size + self.rows.start
         examples = [self.examples[index] for index in range(first, min(first + count, size))]
@@ -193,7 +168,7 @@ class _EvaluationBatches:
         images[: len(examples)] = np.stack(made)[: len(examples)]
         labels = np.zeros(count, np.int32)
         labels[: len(examples)] = [example.label for example in examples]
-        return Batch(images, labels, np.arange(count) < len(examples)), ()
+        return Batch(images, labels, np.arange(count) < len(examples))
 
 
 def _named(

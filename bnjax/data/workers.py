@@ -10,7 +10,6 @@ import re
 import signal
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple, Protocol, Self
@@ -56,17 +55,13 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> tuple[Batch, tuple[str, ...]]:
-        """Makes a batch; returns it with the names of the records that it skips."""
+    def __getitem__(self, i: int) -> Batch:
+        """Makes a batch."""
         ...
 
 
 class Stream(Iterator[Batch]):
-    """Batches from workers. Close it, or use it in a `with`; an exception of a view closes it too.
-
-    Attributes:
-        skipped: how often each damaged record was skipped, in the batches that came out so far.
-    """
+    """Batches from workers. Close it, or use it in a `with`; an exception of a view closes it."""
 
     def __init__(self, batches: Batches, workers: int) -> None:
         with extra("data"):
@@ -84,7 +79,6 @@ class Stream(Iterator[Batch]):
         processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=AHEAD)
         iterator = iter(batches_of_all.mp_prefetch(processes, _begin_worker))
         iterator.start_prefetch()
-        self.skipped: Counter[str] = Counter()
         self._shares_memory = workers > 0
         # A list that closing empties: Grain's objects complain when they outlive its modules.
         self._iterator: list[Any] = [iterator]
@@ -94,13 +88,12 @@ class Stream(Iterator[Batch]):
         if not self._iterator:
             raise StopIteration
         try:
-            batch, skipped = next(self._iterator[0])
+            batch = next(self._iterator[0])
         except BaseException as error:  # the end, too
             self.close()
             if self._shares_memory and (reason := _ending(error)):
                 raise DataError(f"workers: a process that makes views {reason}") from error
             raise
-        self.skipped.update(skipped)
         # Copied, so that shared memory is given back at once.
         return Batch(*map(np.array, batch)) if self._shares_memory else batch
 

@@ -1,13 +1,30 @@
-"""Numbers of a summary as cells of a Markdown table."""
+"""Results in Markdown: tables, lists, and numbers as their cells."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Returns a table; all columns but the first `left` are aligned to the right."""
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """Returns a table; short rows are filled up with empty cells.
+
+    Args:
+        heads: one of each column.
+        rows: cells.
+        left: number of columns that stand at the left; the others hold numbers.
+    """
     align = ["---"] * left + ["---:"] * (len(heads) - left)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, align, *rows))
+    filled = [[*cells, *[""] * (len(heads) - len(cells))] for cells in (heads, align, *rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in filled)
+
+
+def bullets(notes: Iterable[str]) -> str:
+    """Returns a list."""
+    return "\n".join(f"- {note}" for note in notes)
+
+
+def verdict(reached: bool) -> str:
+    """Returns whether a target was reached."""
+    return "reached" if reached else "missed"
 
 
 def plain(spread: dict[str, Any], digits: int = 2, factor: float = 1.0) -> str:

@@ -55,17 +55,11 @@ def make_command(benchmark: Benchmark) -> Callable[..., None]:
         ] = Path("runs/benchmarks"),
     ) -> None:
         benchmark.start(config)
-        out = _prepare(out)
-        _write(out, benchmark, benchmark.measure(config))
+        require_commit(out, _RESULTS)  # before anything is measured
+        _write(output_folder(out), benchmark, benchmark.measure(config))
 
     run.__doc__ = benchmark.Config.__doc__
     return run
-
-
-def _prepare(out: Path) -> Path:
-    """Makes the folder, before anything is measured; committed results need a clean commit."""
-    require_commit(out, _RESULTS)
-    return output_folder(out)
 
 
 def _write(out: Path, benchmark: Any, result: Result) -> None:

@@ -25,12 +25,12 @@ from experiments.benchmarks.batch_norm_table import table
 from experiments.benchmarks.benchmark import (
     Result,
     TimedConfig,
-    check,
     not_installed,
     provenance,
     start_keeping_memory,
 )
 from experiments.benchmarks.turns import raw, take_turns
+from experiments.harness.bounds import check_fields
 
 __all__ = ["CONTESTANTS", "Config", "measure", "start", "table"]
 
@@ -71,7 +71,7 @@ class Config(TimedConfig):
     def __post_init__(self) -> None:
         for text in (*self.shapes, self.accuracy_shape):
             parse_shape(text)
-        check(self, choices={"contestants": CONTESTANTS}, least={"bandwidth_bytes": 4})
+        check_fields(self, choices={"contestants": CONTESTANTS}, least={"bandwidth_bytes": 4})
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ must be one.
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax.command import command
+from bnjax.compilers import hlo, hlo_counts
 from experiments.benchmarks.batch_norm_layers import LayerSpec
 from experiments.benchmarks.batch_norm_programs import (
     forward_and_backward,
@@ -30,9 +30,6 @@ DEVICES = 8
 
 _AXIS = "devices"
 _SHAPE = (16, 4, 4, 8)
-_COLLECTIVE = re.compile(
-    r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\("
-)
 
 
 def collectives_in_subprocess(names: Sequence[str]) -> dict[str, Any]:
@@ -112,7 +109,7 @@ def _compiled(function: Callable[..., Any], *arguments: Any) -> str:
 
 
 def _count(program: str) -> int:
-    return len(_COLLECTIVE.findall(program))
+    return sum(kind.count for kind in hlo_counts.collectives(hlo.parse(program)))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def table(result: Result) -> str:
         *_collectives(result),
     )
     notes = tables.bullets((*_targets(result), *_conditions(result)))
-    return "\n\n".join((*(tables.markdown(heads, rows) for heads, rows in parts), notes))
+    return "\n\n".join((*(tables.table(heads, rows) for heads, rows in parts), notes))
 
 
 def _summary(result: Result) -> Iterator[Table]:
@@ -92,8 +92,7 @@ def _times(result: Result) -> Iterator[Table]:
             for name in cells[0]["seconds"]
         ]
         missing = [
-            [LABELS[name], f"not measured: {reason}", *[""] * (len(cells) - 1)]
-            for name, reason in result["missing"].items()
+            [LABELS[name], f"not measured: {reason}"] for name, reason in result["missing"].items()
         ]
         yield [f"ms, {setting}", *map(_shape, cells)], measured + missing
 

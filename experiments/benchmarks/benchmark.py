@@ -1,8 +1,7 @@
-"""The form of a benchmark, and what all share: checks of their settings, provenance."""
+"""The form of a benchmark, and what all share: settings, provenance."""
 
-import math
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,38 +49,6 @@ def start_keeping_memory(config: TimedConfig) -> None:
     """Starts the process again with its memory kept, if that is wanted: a benchmark's `start`."""
     if config.keep_memory:
         memory.restart_keeping_memory()
-
-
-def check(
-    config: Any,
-    *,
-    choices: Mapping[str, Collection[str]] | None = None,
-    least: Mapping[str, int] | None = None,
-) -> None:
-    """Refuses values that no run can have. None, where a field allows it, is not checked.
-
-    Args:
-        config: settings of a benchmark.
-        choices: names that a field may hold, one or several.
-        least: the lowest value of an integer field; 1 where it is not given.
-
-    Raises:
-        ValueError: a name that is unknown or given twice; a number that is too low or infinite.
-    """
-    for field in fields(config):
-        name, value = field.name, getattr(config, field.name)
-        values = value if isinstance(value, tuple) else () if value is None else (value,)
-        known = (choices or {}).get(name, values)
-        for each in values:
-            if each not in known:
-                raise ValueError(f"{name}: unknown {each!r}; choose from {', '.join(known)}.")
-        if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
-            raise ValueError(f"{name} must be given, each once; got {value}.")
-        lowest = (least or {}).get(name, 1)
-        if isinstance(value, int) and value < lowest and not isinstance(value, bool):
-            raise ValueError(f"{name} must be >= {lowest}, got {value}.")
-        if isinstance(value, float) and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be > 0, got {value}.")
 
 
 def provenance(

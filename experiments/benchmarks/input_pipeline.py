@@ -18,9 +18,10 @@ from bnjax.data.views.crops import Window, sample_window
 from bnjax.data.views.decoding import open_image
 from bnjax.data.views.distortions import Distortion, distort
 from experiments.benchmarks import tables
-from experiments.benchmarks.benchmark import Result, check, provenance
+from experiments.benchmarks.benchmark import Result, provenance
 from experiments.benchmarks.input_pipeline_photos import read_folder, synthetic_photo
 from experiments.benchmarks.turns import raw, spread, take_turns
+from experiments.harness.bounds import check_fields
 
 CONTESTANTS = ("ours", "ours_distorted", "tf", "tf_same")
 """bnjax without and with distortions; TensorFlow by its defaults, and making bnjax's pixels."""
@@ -62,7 +63,7 @@ class Config:
     """Seed of photos and windows."""
 
     def __post_init__(self) -> None:
-        check(self, choices={"contestants": CONTESTANTS}, least={"seed": 0})
+        check_fields(self, choices={"contestants": CONTESTANTS}, least={"seed": 0})
         if self.quality > 95:
             raise ValueError(f"quality must be in [1, 95], got {self.quality}.")
 
@@ -216,7 +217,7 @@ def table(result: Result) -> str:
         )
     for name, reason in result["missing"].items():
         rows.append([LABELS[name], f"not measured: {reason}"])
-    return f"{tables.markdown(heads, rows)}\n\n{tables.bullets(_notes(result))}"
+    return f"{tables.table(heads, rows)}\n\n{tables.bullets(_notes(result))}"
 
 
 def _ratio(result: Result, name: str) -> float | None:

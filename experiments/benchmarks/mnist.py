@@ -20,7 +20,7 @@ import numpy as np
 from bnjax.data import DataSet, in_memory, open_data
 from bnjax.training.parallel import one_cpu_device_per_core
 from experiments.benchmarks import tables
-from experiments.benchmarks.benchmark import Result, check, not_installed, provenance
+from experiments.benchmarks.benchmark import Result, not_installed, provenance
 from experiments.benchmarks.machine import matmul_flops_per_second
 from experiments.benchmarks.mnist_programs import (
     LAYERS,
@@ -32,6 +32,7 @@ from experiments.benchmarks.mnist_programs import (
     run_bnjax,
     run_loop,
 )
+from experiments.harness.bounds import check_fields
 from experiments.mnist_lenet.config import DATA
 from experiments.mnist_lenet.config import Config as Setting
 
@@ -66,7 +67,7 @@ class Config:
     """Products of which the fastest counts."""
 
     def __post_init__(self) -> None:
-        check(self, choices={"data": DATA})
+        check_fields(self, choices={"data": DATA})
         if self.steps % self.steps_per_dispatch:
             raise ValueError(
                 f"steps={self.steps} must be a multiple of "
@@ -216,7 +217,7 @@ def table(result: Result) -> str:
     for name, reason in result["missing"].items():
         rows.append([LABELS[name], f"not measured: {reason}"])
     notes = [*_conditions(result), *_seeds(result), *_targets(best)]
-    return f"{tables.markdown(heads, rows)}\n\n{tables.bullets(notes)}"
+    return f"{tables.table(heads, rows)}\n\n{tables.bullets(notes)}"
 
 
 def _conditions(result: Result) -> Iterator[str]:

@@ -18,12 +18,12 @@ from experiments.benchmarks import tables
 from experiments.benchmarks.benchmark import (
     Result,
     TimedConfig,
-    check,
     provenance,
     start_keeping_memory,
 )
 from experiments.benchmarks.training import StepSpec, find_torch, race
 from experiments.benchmarks.turns import Spread, spread
+from experiments.harness.bounds import check_fields
 
 CONTESTANTS = ("ours", "torch", "torch_compiled")
 
@@ -63,7 +63,7 @@ class Config(TimedConfig):
     """Learning rate of SGD with momentum 0.9; small, for the labels are random."""
 
     def __post_init__(self) -> None:
-        check(self, choices={"sizes": SIZES, "contestants": CONTESTANTS})
+        check_fields(self, choices={"sizes": SIZES, "contestants": CONTESTANTS})
 
 
 start = start_keeping_memory
@@ -124,7 +124,7 @@ def table(result: Result) -> str:
             for name, reason in result["missing"].items()
         ]
     notes = [*_targets(result, peer), *_conditions(result)]
-    return f"{tables.markdown(heads, rows, left=2)}\n\n{tables.bullets(notes)}"
+    return f"{tables.table(heads, rows, left=2)}\n\n{tables.bullets(notes)}"
 
 
 def _ratio(cell: dict[str, Any], name: str, peer: str) -> Spread | None:

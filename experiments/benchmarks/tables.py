@@ -1,27 +1,9 @@
 """Results in Markdown: the parts that tables of benchmarks are made of."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bnjax.evidence.tables import bullets, table, verdict  # noqa: F401 - parts of a table, too
 from experiments.benchmarks.turns import Spread, spread
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """Returns a table; short rows are filled up with empty cells.
-
-    Args:
-        heads: one of each column.
-        rows: cells.
-        left: number of columns that stand at the left; the others hold numbers.
-    """
-    align = ["---"] * left + ["---:"] * (len(heads) - left)
-    filled = [[*cells, *[""] * (len(heads) - len(cells))] for cells in (heads, align, *rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in filled)
-
-
-def bullets(notes: Iterable[str]) -> str:
-    """Returns a list in Markdown."""
-    return "\n".join(f"- {note}" for note in notes)
 
 
 def quartiles(taken: Spread, *, unit: float = 1, digits: int = 1) -> str:
@@ -39,11 +21,6 @@ def ratio_by_turn(seconds: dict[str, list[float]], name: str, other: str) -> Spr
 def optional(text: str, value: Any) -> str:
     """Returns the formatted value, and nothing for None: `optional("{:.2f}", ratio)`."""
     return "" if value is None else text.format(value)
-
-
-def verdict(reached: bool) -> str:
-    """Returns whether a target was reached."""
-    return "reached" if reached else "missed"
 
 
 def turns_note(config: dict[str, Any], call: str) -> str:

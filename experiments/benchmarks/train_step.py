@@ -12,12 +12,12 @@ from experiments.benchmarks import tables
 from experiments.benchmarks.benchmark import (
     Result,
     TimedConfig,
-    check,
     provenance,
     start_keeping_memory,
 )
 from experiments.benchmarks.training import NETWORKS, StepSpec, find_torch, race
 from experiments.benchmarks.turns import Spread, spread
+from experiments.harness.bounds import check_fields
 
 CONTESTANTS = (*NETWORKS, "torch", "torch_bias")
 
@@ -59,7 +59,7 @@ class Config(TimedConfig):
     """Learning rate of SGD with momentum 0.9; small, for the labels are random."""
 
     def __post_init__(self) -> None:
-        check(self, choices={"contestants": CONTESTANTS})
+        check_fields(self, choices={"contestants": CONTESTANTS})
 
 
 start = start_keeping_memory
@@ -110,7 +110,7 @@ def table(result: Result) -> str:
             for name, reason in result["missing"].items()
         ]
     notes = [*_targets(result), *_conditions(result)]
-    return f"{tables.markdown(heads, rows)}\n\n{tables.bullets(notes)}"
+    return f"{tables.table(heads, rows)}\n\n{tables.bullets(notes)}"
 
 
 def _added(cell: dict[str, Any], name: str) -> Spread | None:

@@ -10,48 +10,42 @@ and takes --help. XLA's own compilers for TPUs and GPUs run on any machine; the 
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from bnjax.command import command
 from experiments.compiled import dry_run, memory, normalization
 from experiments.compiled.results import write
-from experiments.compiled.rows import measure
+from experiments.compiled.rows import Result, measure
 from experiments.compiled.tables import memory_table, normalization_table
 from experiments.harness.command_line import ending, unknown_word
 
 _MODULE = "experiments.compiled"
 _RESULTS = Path(__file__).parent / "results"
-_WORDS = ("dry-run", "memory", "normalization")
+_MEASURED: dict[str, tuple[type[Any], Callable[[Result], str]]] = {
+    "memory": (memory.Config, memory_table),
+    "normalization": (normalization.Config, normalization_table),
+}
+_OUT = "File for the result as JSON. What was cut short goes on with the same command."
+_WORDS = ("dry-run", *_MEASURED)
 
 
-def run_memory(
-    config: Annotated[memory.Config, tyro.conf.arg(name="")] = memory.Config(),  # noqa: B008 - frozen
-    out: Path = Path("runs/compiled/memory.json"),
-) -> None:
-    """Peak memory of a training step on one chip, by network and batch.
+def make_command(word: str) -> Callable[..., None]:
+    """Returns what is measured under this word as a function whose arguments tyro reads."""
+    settings, table = _MEASURED[word]
 
-    Args:
-        config: what to compile.
-        out: File for the result as JSON. What was cut short goes on with the same command.
-    """
-    write(partial(measure, "memory", config), memory_table, out, _RESULTS)
+    def run(
+        config: Annotated[settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+        out: Annotated[Path, tyro.conf.arg(help=_OUT)] = Path(f"runs/compiled/{word}.json"),
+    ) -> None:
+        write(partial(measure, word, config), table, out, _RESULTS)
 
-
-def run_normalization(
-    config: Annotated[normalization.Config, tyro.conf.arg(name="")] = normalization.Config(),  # noqa: B008
-    out: Path = Path("runs/compiled/normalization.json"),
-) -> None:
-    """Bytes, memory, time and collectives that batch normalization adds, on TPUs and GPUs.
-
-    Args:
-        config: what to compile.
-        out: File for the result as JSON. What was cut short goes on with the same command.
-    """
-    write(partial(measure, "normalization", config), normalization_table, out, _RESULTS)
+    run.__doc__ = settings.__doc__
+    return run
 
 
 @command()
@@ -67,9 +61,8 @@ def main() -> None:
             return
         if word not in _WORDS:
             raise ValueError(unknown_word(word, _WORDS))
-        run = run_memory if word == "memory" else run_normalization
         tyro.cli(
-            run,
+            make_command(word),
             prog=f"python -m {_MODULE} {word}",
             args=argv,
             config=(tyro.conf.OmitArgPrefixes,),

@@ -18,17 +18,11 @@ from bnjax.compilers.topologies import Topology, find_topologies
 from bnjax.data.sets import FACTS
 from bnjax.training.parallel import DataParallel, How
 from experiments.compiled.results import write
-from experiments.compiled.rows import (
-    SCHEMA,
-    Case,
-    Progress,
-    Result,
-    check_names,
-    compile_cases,
-)
+from experiments.compiled.rows import SCHEMA, Case, Progress, Result, compile_cases
 from experiments.compiled.steps import AbstractStep
 from experiments.compiled.tables import dry_run_table
 from experiments.harness.arm import by_name
+from experiments.harness.bounds import check_several
 from experiments.harness.command_line import ending, preset_in
 from experiments.harness.images.programs import training_program
 from experiments.imagenet_inception.arms import ARMS
@@ -108,7 +102,7 @@ def dry_run(
         ValueError: for an unknown topology, or a batch that it cannot share.
         MissingCompilerError: if a compiler is not installed, with what installs it.
     """
-    check_names("topology", topologies)
+    check_several("topology", topologies)
     if per_chip is not None and not 1 <= per_chip <= MOST_PER_CHIP:
         raise ValueError(f"per_chip must be in 1 .. {MOST_PER_CHIP} or None, got {per_chip}.")
     classes = _classes(config.data)

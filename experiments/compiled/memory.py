@@ -17,8 +17,9 @@ from bnjax.models.inception_v3 import AUXILIARY_WEIGHT, InceptionV3
 from bnjax.training.objectives import classification_objective
 from bnjax.training.optimizers import momentum_sgd, rmsprop
 from bnjax.training.parallel import DataParallel
-from experiments.compiled.rows import Case, check_names
+from experiments.compiled.rows import Case
 from experiments.compiled.steps import AbstractStep, training_step
+from experiments.harness.bounds import check_fields
 
 NORM = partial(BatchNorm, momentum=0.9)
 
@@ -37,12 +38,7 @@ class Config:
     """Compute each Inception module again in the backward pass."""
 
     def __post_init__(self) -> None:
-        check_names("networks", self.networks, NETWORKS)
-        check_names("batch_sizes", self.batch_sizes)
-        check_names("topologies", self.topologies)
-        for size in self.batch_sizes:
-            if size < 1:
-                raise ValueError(f"batch_sizes must be >= 1, got {size}.")
+        check_fields(self, choices={"networks": NETWORKS})
 
     def cases(self, topology: Topology) -> Iterator[Case]:
         """Yields a training step for every network and batch."""

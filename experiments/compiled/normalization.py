@@ -20,8 +20,9 @@ from bnjax.models.bn_inception import BNInception
 from bnjax.models.layers import ConvNorm, Norm
 from bnjax.training.optimizers import sgd
 from bnjax.training.parallel import DataParallel
-from experiments.compiled.rows import Case, check_names
+from experiments.compiled.rows import Case
 from experiments.compiled.steps import AbstractStep, training_step
+from experiments.harness.bounds import check_fields
 
 ARMS: dict[str, Norm | None] = {
     "bias": None,
@@ -49,13 +50,7 @@ class Config:
     """Convolutions in the stack: 3x3, 128 channels, of 56x56x64."""
 
     def __post_init__(self) -> None:
-        check_names("programs", self.programs, PROGRAMS)
-        check_names("topologies", self.topologies)
-        for name in ("batch_size", "image_size", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
-        if not self.width > 0:
-            raise ValueError(f"width must be > 0, got {self.width}.")
+        check_fields(self, choices={"programs": PROGRAMS})
 
     def cases(self, topology: Topology) -> Iterator[Case]:
         """Yields every program with every normalization."""

@@ -1,6 +1,6 @@
 """Rows of figures, from the compilers: one step for one topology each."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,12 +117,3 @@ def figures(case: Case) -> Row:
         "collectives": {c.kind: {"count": c.count, "bytes": c.bytes} for c in cost.collectives},
         "least_time": None if time is None else time._asdict() | {"seconds": time.seconds},
     }
-
-
-def check_names(field: str, names: Sequence[Any], known: Collection[str] | None = None) -> None:
-    """Raises ValueError unless there are one or more, each once and known."""
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{field} must name one or more, each once, got {tuple(names)}.")
-    for name in names:
-        if known is not None and name not in known:
-            raise ValueError(f"{field}: unknown {name!r}; choose from {', '.join(known)}.")

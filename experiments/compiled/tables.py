@@ -1,10 +1,10 @@
 """Tables of compiled steps in Markdown, pure functions of results as JSON."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from bnjax.evidence.tables import table
+from bnjax.evidence.tables import bullets, table, verdict
 from experiments.harness.arm import by_name
 from experiments.imagenet_inception.arms import ARMS
 
@@ -52,7 +52,7 @@ def dry_run_table(result: Result) -> str:
         timed = [row for row in rows if row.get("least_time")]
         parts += [f"**{by_name(ARMS, arm).label}**", _work(rows)]
         parts += [table(_TIMES, list(map(_least_time, timed)))] if timed else []
-    return "\n\n".join([*parts, _list(_dry_run_notes(result))])
+    return "\n\n".join([*parts, bullets(_dry_run_notes(result))])
 
 
 def _work(rows: list[Row]) -> str:
@@ -69,7 +69,7 @@ def _work(rows: list[Row]) -> str:
     def cells(row: Row) -> list[str]:
         head, room = [row["topology"], f"{row['batch_size']:,}"], f"{_giga(row['memory_bytes'])} GB"
         if row["refused"]:
-            return [*head, f"does not fit {room}", "", "", ""]
+            return [*head, f"does not fit {room}"]
         count, size = _exchanged(row)
         fits = "fits" if row["fits"] else "does not fit"
         return [
@@ -102,13 +102,13 @@ def _least_time(row: Row) -> list[str]:
     rate = row["batch_size"] / time["seconds"]
     stated = by_name(ARMS, row["arm"]).paper.get("steps to 72.2 %")
     steps = float(stated) if stated else None
-    hours = [] if steps is None else [steps * time["seconds"], steps * PAPER_BATCH / rate]
+    seconds = [] if steps is None else [steps * time["seconds"], steps * PAPER_BATCH / rate]
     return [
         row["topology"],
         *(_milliseconds(time[name]) for name in ("products", "memory", "exchange", "seconds")),
         _milliseconds(row["seconds"]),
         f"{rate:,.0f}",
-        *([f"{seconds / 3600:,.2f}" for seconds in hours] or ["", ""]),
+        *(f"{each / 3600:,.2f}" for each in seconds),
     ]
 
 
@@ -157,7 +157,7 @@ def normalization_table(result: Result) -> str:
             for cells in _comparison(topology, arms)
         ]
         parts += [f"**{_PROGRAMS[program]}**", table(_COSTS, rows, left=2)]
-    return "\n\n".join([*parts, _list(_normalization_notes(result))])
+    return "\n\n".join([*parts, bullets(_normalization_notes(result))])
 
 
 def _by_topology(result: Result, program: str) -> Iterator[tuple[str, Arms]]:
@@ -242,7 +242,7 @@ def _targets(target: str, arms: Arms) -> Iterator[str]:
     if platform == "cuda" and added is not None:
         yield (
             f"{target}: adds at most {GPU_ADDED_BYTES:g} of the bytes that Flax adds: "
-            f"{_verdict(added <= GPU_ADDED_BYTES)} ({added:.2f})."
+            f"{verdict(added <= GPU_ADDED_BYTES)} ({added:.2f})."
         )
     compared = list(_COMPARED) if platform == "tpu" else ["peak_bytes"]
     above = [
@@ -254,12 +254,8 @@ def _targets(target: str, arms: Arms) -> Iterator[str]:
     ]
     yield (
         f"{target}: not above Flax in {', '.join(_COMPARED[name] for name in compared)}: "
-        f"{_verdict(not above)}" + (f" ({', '.join(above)})." if above else ".")
+        f"{verdict(not above)}" + (f" ({', '.join(above)})." if above else ".")
     )
-
-
-def _verdict(reached: bool) -> str:
-    return "reached" if reached else "missed"
 
 
 def memory_table(result: Result) -> str:
@@ -273,7 +269,7 @@ def memory_table(result: Result) -> str:
         for topology in config["topologies"]
         if topology not in result["missing"]
     ]
-    return "\n\n".join([table(heads, lines, left=2), _list(_memory_notes(result))])
+    return "\n\n".join([table(heads, lines, left=2), bullets(_memory_notes(result))])
 
 
 def _peak(row: Row) -> str:
@@ -307,10 +303,6 @@ def _versions(result: Result) -> str:
     versions = {**environment["versions"], **result["compilers"]}
     named = (f"{name} {version}" for name, version in versions.items())
     return ", ".join([environment["python"], *named])
-
-
-def _list(notes: Iterable[str]) -> str:
-    return "\n".join(f"- {note}" for note in notes)
 
 
 def _giga(size: float) -> str:

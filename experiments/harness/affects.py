@@ -22,37 +22,21 @@ def _affects(what: Affects) -> Callable[[T], T]:
     return declare
 
 
-def network(default: T) -> T:
-    """Declares a field that the network depends on, so that every program does."""
-    return _affects("network")(default)
+network = _affects("network")
+"""Declares a field that the network depends on, so that every program does."""
+training = _affects("training")
+"""Declares a field that only the program that trains depends on."""
+numbers = _affects("numbers")
+"""Declares a field that no program depends on, but the run's numbers or its log."""
+views = _affects("views")
+"""Declares a field that what the network sees of the data depends on."""
+arm = _affects("arm")
+"""Declares a field that, unless it is None, takes the place of the arm's field of its name."""
+nothing = _affects("nothing")
+"""Declares a field that does not tell a run from others of its arm, seed, length and data.
 
-
-def training(default: T) -> T:
-    """Declares a field that only the program that trains depends on."""
-    return _affects("training")(default)
-
-
-def numbers(default: T) -> T:
-    """Declares a field that no program depends on, but the run's numbers or its log."""
-    return _affects("numbers")(default)
-
-
-def views(default: T) -> T:
-    """Declares a field that what the network sees of the data depends on."""
-    return _affects("views")(default)
-
-
-def arm(default: T) -> T:
-    """Declares a field that, unless it is None, takes the place of the arm's field of its name."""
-    return _affects("arm")(default)
-
-
-def nothing(default: T) -> T:
-    """Declares a field that does not tell a run from others of its arm, seed, length and data.
-
-    It says which runs there are, or what a record states by itself.
-    """
-    return _affects("nothing")(default)
+It says which runs there are, or what a record states by itself.
+"""
 
 
 def affected(item: Field, of: Any) -> Affects:

@@ -1,5 +1,10 @@
 """Bounds of a configuration's numbers: those of the float32 that computes, and of patience."""
 
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
 import numpy as np
 
 MOST_SEEDS = 10_000
@@ -37,3 +42,40 @@ def check_population(batches: int, batch_size: int, examples: int) -> None:
             f"population_batches must be at most {most:,}, {PASSES} passes over the {examples:,} "
             f"training examples, got {batches:,}."
         )
+
+
+def check_fields(
+    config: Any,
+    *,
+    choices: Mapping[str, Collection[str]] | None = None,
+    least: Mapping[str, int] | None = None,
+) -> None:
+    """Refuses values that no measurement can have. None, where a field allows it, is not checked.
+
+    Args:
+        config: a dataclass; its fields hold one value, or a tuple of several.
+        choices: names that a field may hold, one or several.
+        least: the lowest value of an integer field; 1 where it is not given.
+
+    Raises:
+        ValueError: a name that is unknown or given twice; a number that is too low or infinite.
+    """
+    for field in fields(config):
+        name, value = field.name, getattr(config, field.name)
+        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        known, lowest = (choices or {}).get(name, values), (least or {}).get(name, 1)
+        for each in values:
+            if each not in known:
+                raise ValueError(f"{name}: unknown {each!r}; choose from {', '.join(known)}.")
+            if isinstance(each, int) and each < lowest and not isinstance(each, bool):
+                raise ValueError(f"{name} must be >= {lowest}, got {each}.")
+            if isinstance(each, float) and not 0 < each < math.inf:
+                raise ValueError(f"{name} must be > 0, got {each}.")
+        if isinstance(value, tuple):
+            check_several(name, value)
+
+
+def check_several(name: str, values: Sequence[Any]) -> None:
+    """Raises ValueError unless there are one or more, each once."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name} must name one or more, each once, got {tuple(values)}.")

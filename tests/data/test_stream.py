@@ -183,31 +183,10 @@ def test_a_damaged_image_is_refused_by_name():
         taken(evaluation_batches(Numbers(), view, batch_size=8))
 
 
-def test_a_damaged_image_is_skipped_and_counted_if_asked():
-    """The next stored example stands in for it: 22 is followed by 0, 4 and 5 both by 6."""
-    with train(partial(refusing, damaged=(4, 5, 22)), damaged="skip") as stream:
-        assert not stream.skipped
-        batches = list(islice(stream, 23))  # six epochs
-        images = np.concatenate([batch.images[:, 0] for batch in batches])
-        labels = np.concatenate([batch.labels for batch in batches])
-        whole = np.concatenate([expected(step, 6)[0][:, 0] for step in range(23)]).astype(int)
-        stand_ins = {4: 6, 5: 6, 22: 0}
-        np.testing.assert_array_equal(images, [stand_ins.get(i, i) for i in whole])
-        np.testing.assert_array_equal(labels, images % 7)
-        assert stream.skipped == {"record 4": 6, "record 5": 12, "record 22": 6}
-
-
-def test_all_images_damaged_is_an_error():
-    view = partial(refusing, damaged=range(SIZE))
-    with pytest.raises(DataError, match="all 23 images are damaged, record"):
-        taken(train(view, damaged="skip"), 1)
-
-
-@pytest.mark.parametrize("damaged", ["refuse", "skip"])
-def test_an_unreadable_record_is_an_error_in_any_case(damaged):
+def test_an_unreadable_record_is_an_error():
     """The shard is broken, not an image."""
     with pytest.raises(DataError, match="record 4: checksum"):
-        taken(train(examples=Numbers({4}), damaged=damaged), 4)
+        taken(train(examples=Numbers({4})), 4)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -274,7 +253,6 @@ def test_a_worker_that_finds_no_memory_says_so(signum, said):
 BAD = [
     Bad({"seed": -1}, "seed must be in .* got -1"),
     Bad({"shuffle": "much"}, "shuffle must be one of .* got 'much'"),
-    Bad({"damaged": "ignore"}, "damaged must be 'refuse' or 'skip', got 'ignore'"),
     Bad({"first_step": -1}, "first_step must be >= 0, got -1"),
     Bad({"batch_size": 0}, "batch_size must be between 1 and the 23 examples, got 0"),
     Bad({"batch_size": 24}, "batch_size must be between 1 and the 23 examples, got 24"),

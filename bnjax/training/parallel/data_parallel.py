@@ -74,22 +74,6 @@ class DataParallel:
                 f"use {f'{below} or ' if below > 0 else ''}{max(below, 0) + self.device_count}."
             )
 
-    def batch_choice(self, batch: Literal["all", "device"] | int, examples: int) -> Any:
-        """Returns the `batch` of a normalization layer that means the same under any `how`.
-
-        Args:
-            batch: as for `bnjax.linen.BatchNorm`. Under `"jit"`, where a layer sees no devices,
-                `"device"` becomes the number of examples that a device holds.
-            examples: number of examples in a batch over all devices.
-
-        Raises:
-            ValueError: if they cannot be split evenly.
-        """
-        self.check_batch(examples)
-        if batch == "device" and self.axis_name is None:
-            return examples // self.device_count
-        return batch
-
     def replicate(self, tree: Tree) -> Tree:
         """Puts a copy of host arrays, which are the same on all hosts, on every device."""
 
