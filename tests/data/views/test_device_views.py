@@ -117,14 +117,16 @@ def test_an_image_of_the_views_size_keeps_its_pixels():
     [
         (60, 40, {"spacing": "uniform"}),
         (60, 40, {"spacing": "log_uniform"}),
-        (10, 40, {"area": (0.3, 0.9), "aspect": (0.5, 2.0), "attempts": 2}),  # many fall back
+        (10, 40, {"area": (0.3, 0.9), "aspect": (0.5, 2.0)}),  # many fall back
     ],
 )
 def test_windows_are_drawn_as_on_the_host(width, height, choices):
     rng = np.random.default_rng(0)
-    want = np.array([sample_window(width, height, rng, **choices) for _ in range(DRAWS)])
-    keys = view_keys(0, jnp.arange(DRAWS, dtype=jnp.uint32))
-    got = np.asarray(jax.vmap(lambda key: draw_window(key, width, height, **choices))(keys))
+    want = [sample_window(width, height, rng, attempts=3, **choices) for _ in range(DRAWS)]
+    want = np.array(want)
+    uniforms = jax.random.uniform(jax.random.key(0), (DRAWS, 1 + 3, 2))
+    window = partial(draw_window, width=width, height=height, **choices)
+    got = np.asarray(jax.jit(jax.vmap(window))(uniforms))
     assert np.all((got[:, :2] >= 0) & (got[:, 2:] >= 1))
     assert np.all(got[:, :2] + got[:, 2:] <= (width, height))
     for quantity in (
