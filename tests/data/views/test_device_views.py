@@ -72,7 +72,7 @@ class Replay:
     ("channels", "levels", "choices"),
     [
         (3, 1, {"photometric": "none", "interpolation": "random"}),
-        (3, 2, {"photometric": "full"}),  # a level of the crop, times a factor on the contrast
+        (3, 4, {"photometric": "full"}),  # a level of the crop, times 1.5 twice, rounded
         (3, 0, {"photometric": "none", "crop": "pad"}),
         (3, 1, {"photometric": "full", "crop": "pad", "mirror": False}),
         (1, 1, {"photometric": "reduced", "crop": "none"}),
