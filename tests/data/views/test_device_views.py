@@ -112,6 +112,20 @@ def test_an_image_of_the_views_size_keeps_its_pixels():
     np.testing.assert_array_equal(made(square, POSITIONS, still), square)
 
 
+def windows(width, height, attempts, **choices):
+    uniforms = jax.random.uniform(jax.random.key(0), (DRAWS, 1 + attempts, 2))
+    window = partial(draw_window, width=width, height=height, **choices)
+    return np.asarray(jax.jit(jax.vmap(window))(uniforms))
+
+
+def test_windows_reach_both_ends_evenly():
+    drawn = windows(10, 8, 1, area=(0.3, 0.3), aspect=(1, 1))
+    assert np.all(drawn[:, 2:] == 5)
+    counts = np.zeros((6, 4))
+    np.add.at(counts, (drawn[:, 0], drawn[:, 1]), 1)
+    assert stats.chisquare(counts.ravel()).pvalue > LEAST_P
+
+
 @pytest.mark.parametrize(
     ("width", "height", "choices"),
     [
@@ -124,9 +138,7 @@ def test_windows_are_drawn_as_on_the_host(width, height, choices):
     rng = np.random.default_rng(0)
     want = [sample_window(width, height, rng, attempts=3, **choices) for _ in range(DRAWS)]
     want = np.array(want)
-    uniforms = jax.random.uniform(jax.random.key(0), (DRAWS, 1 + 3, 2))
-    window = partial(draw_window, width=width, height=height, **choices)
-    got = np.asarray(jax.jit(jax.vmap(window))(uniforms))
+    got = windows(width, height, 3, **choices)
     assert np.all((got[:, :2] >= 0) & (got[:, 2:] >= 1))
     assert np.all(got[:, :2] + got[:, 2:] <= (width, height))
     for quantity in (
