@@ -96,10 +96,8 @@ def resize(image: Array, window: Array, size: int, interpolation: Interpolation)
     left, top, width, height = window
     columns = axis_weights(left, width, image.shape[1], size, interpolation)
     rows = axis_weights(top, height, image.shape[0], size, interpolation)
-    exactly = jax.lax.Precision.HIGHEST
-    pixels = jnp.einsum(
-        "yh,xw,hwc->yxc", rows, columns, image.astype(jnp.float32), precision=exactly
-    )
+    pixels = image.astype(jnp.float32)
+    pixels = jnp.einsum("yh,xw,hwc->yxc", rows, columns, pixels, precision="highest")
     return jnp.clip(jnp.floor(pixels + 0.5), 0, 255).astype(jnp.uint8)  # halves up, as Pillow
 
 
@@ -119,14 +117,13 @@ def axis_weights(
     Returns:
         float32 [size, side]; rows sum to 1.
     """
-    # Lengths are counted in parts of which an output pixel's step has 2 * length and an input
-    # pixel has 2 * size. `unit` is what the filter is scaled by: the longer of the two.
+    # Distances are counted in parts of which an input pixel has 2 * size and an output pixel
+    # 2 * length. A filter is scaled to the longer of the two, `unit`, so that there are no aliases.
     places = jnp.arange(side, dtype=start.dtype)[None]
     centres = jnp.arange(size, dtype=start.dtype)[:, None]
     away = (2 * places + 1 - 2 * start) * size - (2 * centres + 1) * length
-    unit = 2 * (
-        jnp.full_like(length, size) if interpolation == "nearest" else _longer(length, size)
-    )
+    pixel = jnp.full_like(length, size)
+    unit = 2 * (pixel if interpolation == "nearest" else jnp.maximum(length, pixel))
     if interpolation == "bilinear":
         weights = jnp.maximum(unit - jnp.abs(away), 0).astype(jnp.float32)
     elif interpolation == "bicubic":
@@ -135,10 +132,6 @@ def axis_weights(
         weights = ((-unit < 2 * away) & (2 * away <= unit)).astype(jnp.float32)
     weights = jnp.where((places > start - 1) & (places < start + length), weights, 0)
     return weights / weights.sum(1, keepdims=True)
-
-
-def _longer(length: Array, size: int) -> Array:
-    return jnp.maximum(length, jnp.asarray(size, length.dtype))
 
 
 def _cubic(x: Array) -> Array:

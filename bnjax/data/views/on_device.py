@@ -1,7 +1,7 @@
 """Views of images that lie on the device: pure functions of JAX, to be compiled with a step.
 
 The distributions and pixels are those of `augmentation`; the generator is JAX's. A view is a
-function of the image, the seed and the position: `jit`, `lax.scan` and sharding change nothing.
+function of the image, the seed and the position: neither the batch nor its devices matter.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ from bnjax.data.views.resizing import Interpolation
 
 _INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 _PURPOSE = 0x76696577
-"""Makes the views' keys others than what else is drawn with the same seed."""
+"""Folded into the seed's key: other keys are made of the same seed."""
 
 
 class Draws(NamedTuple):
@@ -46,7 +46,7 @@ def view_keys(seed: Array | int, positions: Array) -> Array:
         positions: uint32 [n], of the examples over the whole training: step * batch + i.
 
     Returns:
-        Typed keys [n], of Threefry whatever JAX's default is: others depend on the batch.
+        Typed keys [n], of Threefry: what other generators draw under `vmap` depends on the batch.
 
     Raises:
         ValueError: for other positions.
