@@ -77,7 +77,7 @@ class Replay:
         (3, 4, {"photometric": "full"}),  # a level of the crop, times 1.5 twice, rounded
         (3, 0, {"photometric": "none", "crop": "pad"}),
         (3, 1, {"photometric": "full", "crop": "pad", "mirror": False}),
-        (1, 1, {"photometric": "reduced", "crop": "none"}),
+        (1, 2, {"photometric": "reduced", "crop": "none"}),  # a level, times 1.25, rounded
     ],
 )
 def test_the_same_draws_give_the_hosts_view(channels, levels, choices):
@@ -175,7 +175,7 @@ def test_places_flips_orders_and_changes_are_even_and_independent():
 
 def test_a_choice_that_is_not_drawn_moves_no_other():
     one, other = (
-        drawn(0, POSITIONS, Augmentation(SIZE, photometric=kind, interpolation=how))
+        drawn(0, POSITIONS, Augmentation(SIZE, crop="pad", photometric=kind, interpolation=how))
         for kind, how in (("full", "random"), ("none", "bilinear"))
     )
     np.testing.assert_array_equal(one.window, other.window)
