@@ -93,19 +93,23 @@ def settings_of(layer: Any, **changes: Any) -> Settings:
 
 def check_decay(decay: float | jax.Array) -> None:
     """Raises ValueError unless it is in [0, 1); of a traced one the shape and type are known."""
-    traced = isinstance(decay, jax.core.Tracer)
-    dtype = getattr(decay, "dtype", None)
-    if dtype is not None and jnp.shape(decay) == ():
-        number = jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.int32
-    else:
-        number = isinstance(decay, Real) and not isinstance(decay, bool)
-    if not number:
-        raise ValueError(f"decay must be a number, got {decay!r}.")
-    if not traced and not 0 <= decay < 1:
+    if is_known_number("decay", decay) and not 0 <= decay < 1:
         raise ValueError(
             f"decay must be in [0, 1), got {decay}: it is the fraction kept; "
             "torch's momentum m is decay = 1 - m."
         )
+
+
+def is_known_number(name: str, value: float | jax.Array) -> bool:
+    """Whether the value of a number is known while tracing; ValueError if it is no number."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and jnp.shape(value) == ():
+        number = jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.int32
+    else:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number:
+        raise ValueError(f"{name} must be a number, got {value!r}.")
+    return not isinstance(value, jax.core.Tracer)
 
 
 def check_batch(batch: BatchChoice) -> None:
