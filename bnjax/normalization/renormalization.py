@@ -23,7 +23,7 @@ from jax import lax
 from bnjax.normalization import batch_norm
 from bnjax.normalization.arguments import Params, Stats, check_count, check_input
 from bnjax.normalization.moments import Moments
-from bnjax.normalization.settings import Settings, is_known_number
+from bnjax.normalization.settings import Settings, known_number
 
 
 class Limits(NamedTuple):
@@ -148,7 +148,8 @@ def _corrected(
 def check_limits(limits: Limits) -> None:
     """Raises ValueError for r_max below 1 or d_max below 0, NaN included, where they are known."""
     for name, value, least in zip(limits._fields, limits, (1, 0), strict=True):
-        if is_known_number(name, value) and not value >= least:
+        known = known_number(name, value)
+        if known is not None and not known >= least:
             raise ValueError(
                 f"{name} must be >= {least}, got {value}: r is clipped to [1 / r_max, r_max] and "
                 "d to [-d_max, d_max]; r_max=1 and d_max=0 are batch normalization."
