@@ -146,7 +146,7 @@ class BatchNorm(nn.Module, OwnFields):
         variables = {
             key: self.variable("batch_stats", key, lambda value=value: value)
             for key, value in initial.items()
-            if initializing or update or (running and key != "count") or limits is not None
+            if initializing or update or (key != "count" if running else limits is not None)
         }
         dtype = jnp.result_type(x, *params.values()) if self.dtype is None else self.dtype
         y, stats, moments = normalize(

@@ -13,6 +13,7 @@ are not independent.
 r * scale and d * scale + bias are but another scale and bias: the rest is batch normalization.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def renormalize_batch(
         stats: from `init_stats`.
         r_max: r is clipped to [1 / r_max, r_max]; >= 1, infinity for no limit; may be traced.
         d_max: d is clipped to [-d_max, d_max]; >= 0, infinity for no limit; may be traced.
-        mask: as for `normalize_batch`; NaN and infinity where it is False count as mu_B.
+        mask: as for `normalize_batch`; NaN and infinity where it is False are taken for mu_B.
         **settings: the other arguments of `normalize_batch`, by its names and with its defaults.
             The paper's are `decay=0.99, running_var="biased"`. Each group of a `batch=k` has its
             own r and d.
@@ -94,15 +95,18 @@ def renorm_limits(
     r_max: float = 3.0,
     d_max: float = 5.0,
 ) -> Limits:
-    """Returns the limits at a step, by default the paper's (section 4), of 160,000 steps and more.
+    """Returns the limits at a step, as in the paper's section 4; scale its steps to your training.
 
     Until `start`, r_max is 1 and d_max 0, which is batch normalization. From there r_max grows
-    linearly up to the one given, at step `r_end`, and d_max at `d_end`.
+    linearly up to the one given, at step `r_end`, and d_max at `d_end`. (That it is linearly, the
+    paper does not say.)
 
     Raises:
-        ValueError: for a bad limit, or an end that is not after the start.
+        ValueError: for a bad or infinite limit, or an end that is not after the start.
     """
     check_limits(Limits(r_max, d_max))
+    if not math.isfinite(r_max + d_max):
+        raise ValueError(f"r_max={r_max} and d_max={d_max} must be finite: limits grow up to them.")
     if not start < min(r_end, d_end):
         raise ValueError(f"r_end={r_end} and d_end={d_end} must be after start={start}.")
 

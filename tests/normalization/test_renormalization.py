@@ -361,3 +361,5 @@ def test_other_mistakes_are_those_of_normalize_batch():
             renormalize_batch(case.x, case.params, case.stats, **SOME, **changes)
     with pytest.raises(ValueError, match="r_end=40000 and d_end=9 must be after start=10"):
         renorm_limits(0, start=10, d_end=9)
+    with pytest.raises(ValueError, match=r"r_max=inf and d_max=5.0 must be finite"):
+        renorm_limits(0, r_max=np.inf)
