@@ -66,6 +66,8 @@ class Folded(NamedTuple):
 def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Folded:
     """Folds each `BatchNorm`, ours or Flax's, into the layer before it where that is possible.
 
+    `BatchRenorm`, which is the same in inference, is meant wherever `BatchNorm` is named.
+
     The model is traced, not run. A normalization is folded if its input is the very output of one
     of `LAYERS`, and nothing else uses that output or the variables of the two. It stays if one of
     them is called twice or inside `nn.scan`, `nn.cond` and the like, if its features are not the

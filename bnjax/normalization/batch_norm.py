@@ -209,7 +209,9 @@ def transform_batch(
 
     def normalize_one(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Moments]:
         own = params
-        if correct is not None:  # XLA finds that `normalize` takes the same moments
+        if correct is not None:
+            # XLA merges these moments with the same ones that `normalize` takes; where `jit`
+            # divides the examples over the mesh in sight, all but their small collective.
             own = correct(params, transform.moments(lax.stop_gradient(x), mask))
         return normalize(x, own.get("scale"), own.get("bias"), mask, transform)
 
