@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bnjax.dataflow import Call, Dataflow, Path, Site, is_call, split_arrays, trace
-from bnjax.linen import BatchNorm
+from bnjax.linen import BatchNorm, BatchRenorm
 from bnjax.normalization import folding
 from bnjax.normalization.arguments import feature_axes
 
@@ -31,7 +31,7 @@ Folds = dict[Path, tuple[Call, Path]]
 LAYERS = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGeneral)
 """Layers into which a normalization can be folded."""
 
-NORMS = (BatchNorm, nn.BatchNorm)
+NORMS = (BatchNorm, BatchRenorm, nn.BatchNorm)
 
 ACTIVATIONS: dict[str | None, Callable[[jax.Array], jax.Array]] = {
     None: lambda x: x,
@@ -65,6 +65,8 @@ class Folded(NamedTuple):
 
 def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Folded:
     """Folds each `BatchNorm`, ours or Flax's, into the layer before it where that is possible.
+
+    `BatchRenorm`, which is the same in inference, is meant wherever `BatchNorm` is named.
 
     The model is traced, not run. A normalization is folded if its input is the very output of one
     of `LAYERS`, and nothing else uses that output or the variables of the two. It stays if one of
@@ -175,12 +177,10 @@ def _inference_input(
     norm: nn.Module,
     x: jax.Array,
     use_running_average: bool | None = None,
-    *,
-    mask: Any = None,
-    update_statistics: Any = None,
+    **of_training: Any,
 ) -> jax.Array:
     """The input of a normalization in inference, which neither masks nor updates anything."""
-    del mask, update_statistics
+    del of_training
     if not nn.merge_param("use_running_average", norm.use_running_average, use_running_average):
         raise ValueError(
             f"BatchNorm at {'/'.join(norm.path) or '(top)'} is in training mode, where it cannot "

@@ -1,4 +1,7 @@
-"""Batch normalization as a Flax Linen module: `flax.linen.BatchNorm` by a change of import."""
+"""Batch normalization as a Flax Linen module: `flax.linen.BatchNorm` by a change of import.
+
+And batch renormalization, by a change of name.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +14,7 @@ from flax.typing import Dtype
 from bnjax.normalization.arguments import split_axes
 from bnjax.normalization.batch_norm import init_stats
 from bnjax.normalization.moments import Moments, batch_size
+from bnjax.normalization.renormalization import Limits
 from bnjax.normalization.settings import OwnFields, settings_of
 from bnjax.normalization.switches import normalize
 
@@ -98,11 +102,15 @@ class BatchNorm(nn.Module, OwnFields):
         Raises:
             ValueError: as `bnjax.normalize_batch`, with this layer's path.
         """
+        return self._call(x, use_running_average, mask, update_statistics)
+
+    def _call(self, *args: Any) -> jax.Array:
+        """Returns what `_normalize` does; its errors get the layer's path."""
         try:
-            return self._normalize(x, use_running_average, mask, update_statistics)
+            return self._normalize(*args)
         except ValueError as error:
             path = "/".join(self.scope.path) if self.scope else ""
-            raise ValueError(f"BatchNorm at {path or '(top)'}: {error}") from error
+            raise ValueError(f"{type(self).__name__} at {path or '(top)'}: {error}") from error
 
     def _normalize(
         self,
@@ -110,6 +118,7 @@ class BatchNorm(nn.Module, OwnFields):
         use_running_average: bool | None,
         mask: jax.Array | None,
         update_statistics: bool | None,
+        limits: Limits | None = None,
     ) -> jax.Array:
         if not self.force_float32_reductions:
             raise ValueError(
@@ -137,7 +146,7 @@ class BatchNorm(nn.Module, OwnFields):
         variables = {
             key: self.variable("batch_stats", key, lambda value=value: value)
             for key, value in initial.items()
-            if initializing or update or (running and key != "count")
+            if initializing or update or (key != "count" if running else limits is not None)
         }
         dtype = jnp.result_type(x, *params.values()) if self.dtype is None else self.dtype
         y, stats, moments = normalize(
@@ -148,6 +157,7 @@ class BatchNorm(nn.Module, OwnFields):
             use_running_average=running,
             update_statistics=update,
             mask=mask,
+            limits=limits,
         )
         for key, value in (stats or {}).items():
             variables[key].value = value
@@ -173,9 +183,61 @@ class BatchNorm(nn.Module, OwnFields):
         return running, not running if update is None else update
 
 
+class BatchRenorm(BatchNorm):
+    """Batch renormalization, see `bnjax.normalization.renormalize_batch`: `BatchNorm` in all else.
+
+    Parameters, `batch_stats` and inference are those of `BatchNorm`, whose checkpoints load.
+
+    Limits that change in training are given in the call; or, in a network that makes the layers
+    itself, as attributes, in the step: `norm=partial(BatchRenorm, r_max=r_max, d_max=d_max)`, where
+    `r_max, d_max = bnjax.normalization.renorm_limits(step)`.
+
+    Attributes:
+        r_max: the batch's deviation is corrected by no more than this factor; >= 1.
+        d_max: its mean by no more than so many deviations; >= 0. Both are by default what the paper
+            ends with. It begins with 1 and 0, which are batch normalization.
+    """
+
+    r_max: float | jax.Array = 3.0
+    d_max: float | jax.Array = 5.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        update_statistics: bool | None = None,
+        r_max: float | jax.Array | None = None,
+        d_max: float | jax.Array | None = None,
+    ) -> jax.Array:
+        """Renormalizes `x`.
+
+        Args:
+            x: floating, as for `BatchNorm`; complex in inference alone.
+            use_running_average: as for `BatchNorm`.
+            mask: as for `BatchNorm`.
+            update_statistics: as for `BatchNorm`; the statistics are read in any case.
+            r_max: overrides the attribute.
+            d_max: overrides the attribute.
+
+        Returns:
+            An array of the shape of `x`.
+
+        Raises:
+            ValueError: as `bnjax.normalization.renormalize_batch`, with this layer's path.
+        """
+        limits = Limits(
+            self.r_max if r_max is None else r_max, self.d_max if d_max is None else d_max
+        )
+        return self._call(x, use_running_average, mask, update_statistics, limits)
+
+
 def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any) -> Any:
     """Returns the moments of one batch in every `BatchNorm` of a model in training mode.
 
+    `BatchRenorm` normalizes by the batch alone meanwhile: not towards statistics that are old.
     Layers under `nn.scan`, `nn.vmap`, `nn.remat` and the like count if `batch_stats` is lifted with
     a variable axis, as training needs it. Of a layer's `axis_name`, axes that nothing maps are left
     out: the batch that is given is then the whole one.
@@ -217,6 +279,8 @@ def moments_and_frozen(
                 return layer.clone(parent=layer.scope, axis_name=mapped)(*args, **kwargs)
         if isinstance(layer, BatchNorm) and layer.has_variable("batch_stats", "moments"):
             raise _called_twice(layer.path)
+        if isinstance(layer, BatchRenorm):
+            kwargs = {**kwargs, "r_max": 1.0, "d_max": 0.0}
         before = _statistics(layer)
         y = next_call(*args, **kwargs)
         if before and before == _statistics(layer) and layer.path not in reported:

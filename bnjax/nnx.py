@@ -1,4 +1,7 @@
-"""Batch normalization as a Flax NNX module: `flax.nnx.BatchNorm` by a change of import."""
+"""Batch normalization as a Flax NNX module: `flax.nnx.BatchNorm` by a change of import.
+
+And batch renormalization, by a change of name.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -12,6 +15,7 @@ from flax.nnx.nn import dtypes
 from flax.typing import Dtype
 
 from bnjax.normalization.batch_norm import init_stats
+from bnjax.normalization.renormalization import Limits, check_limits
 from bnjax.normalization.settings import OwnFields, OwnKeywords, settings_of
 from bnjax.normalization.switches import normalize
 
@@ -155,13 +159,18 @@ class BatchNorm(nnx.Module, OwnFields):
             TraceContextError: if a transform took the layer from outside and it is to move its
                 statistics: `nnx.eval_shape(lambda layer, x: layer(x), layer, x)` works.
         """
+        return self._call(x, use_running_average, mask, update_statistics)
+
+    def _call(self, *args: Any) -> jax.Array:
+        """Returns what `_normalize` does; its errors name the layer."""
+        name = type(self).__name__
         try:
-            return self._normalize(x, use_running_average, mask, update_statistics)
+            return self._normalize(*args)
         except ValueError as error:
-            raise ValueError(f"BatchNorm of {self.num_features} features: {error}") from error
+            raise ValueError(f"{name} of {self.num_features} features: {error}") from error
         except TraceContextError as error:
             error.add_note(
-                "BatchNorm cannot move its statistics here: make the model an argument of the "
+                f"{name} cannot move its statistics here: make the model an argument of the "
                 "transformed function, or set update_statistics=False."
             )
             raise
@@ -186,6 +195,7 @@ class BatchNorm(nnx.Module, OwnFields):
         use_running_average: bool | None,
         mask: jax.Array | None,
         update_statistics: bool | None,
+        limits: Limits | None = None,
     ) -> jax.Array:
         running = self.use_running_average if use_running_average is None else use_running_average
         if running is None:
@@ -218,6 +228,7 @@ class BatchNorm(nnx.Module, OwnFields):
             update_statistics=update,
             mask=mask,
             normalizing=normalizing,
+            limits=limits,
         )
         for key, value in (new or {}).items():
             variable = getattr(self, key)
@@ -231,3 +242,68 @@ class BatchNorm(nnx.Module, OwnFields):
         """Returns the arrays of those variables that exist."""
         found = {name: getattr(self, name, None) for name in names}
         return {name: variable[...] for name, variable in found.items() if variable is not None}
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renormalization, see `bnjax.normalization.renormalize_batch`: `BatchNorm` in all else.
+
+    State and inference are those of `BatchNorm`, whose checkpoints load; numbers are those of
+    `bnjax.linen.BatchRenorm`.
+    """
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        **batch_norm: Any,
+    ):
+        """Creates scale one, bias zero, mean zero and variance one.
+
+        Args:
+            num_features: features, or their shape where `axis` names several axes.
+            r_max: the batch's deviation is corrected by no more than this factor; >= 1.
+            d_max: its mean by no more than so many deviations; >= 0. Both are by default what the
+                paper ends with. It begins with 1 and 0, which are batch normalization: see
+                `bnjax.normalization.renorm_limits`, and give what it returns in the call.
+            **batch_norm: the other arguments of `BatchNorm`.
+
+        Raises:
+            ValueError: for a choice that does not exist, or a bad limit.
+        """
+        super().__init__(num_features, **batch_norm)
+        check_limits(Limits(r_max, d_max))
+        self.r_max = r_max
+        self.d_max = d_max
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        update_statistics: bool | None = None,
+        r_max: float | jax.Array | None = None,
+        d_max: float | jax.Array | None = None,
+    ) -> jax.Array:
+        """Renormalizes `x`, and moves the statistics in place.
+
+        Args:
+            x: floating, as for `BatchNorm`; complex in inference alone.
+            use_running_average: overrides the attribute.
+            mask: as for `BatchNorm`.
+            update_statistics: overrides the attribute.
+            r_max: overrides the attribute; may be traced.
+            d_max: overrides the attribute; may be traced.
+
+        Returns:
+            An array of the shape of `x`.
+
+        Raises:
+            ValueError: as `bnjax.normalization.renormalize_batch`; otherwise as `BatchNorm`.
+        """
+        limits = Limits(
+            self.r_max if r_max is None else r_max, self.d_max if d_max is None else d_max
+        )
+        return self._call(x, use_running_average, mask, update_statistics, limits)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
-from bnjax.linen import BatchNorm
+from bnjax.linen import BatchNorm, BatchRenorm
 
 Norm = Callable[..., nn.Module]
 """Makes a normalization layer: its class, a `functools.partial` of that, or a function.
@@ -33,6 +33,7 @@ _KINDS: dict[str, tuple[type[nn.Module], str | None]] = {  # the layer, and what
     "layer": (nn.LayerNorm, None),
     "instance": (nn.InstanceNorm, None),
     "rms": (nn.RMSNorm, None),
+    "batch_renorm": (BatchRenorm, None),
 }
 
 
@@ -47,6 +48,7 @@ def norm_by_name(name: str, **options: Any) -> Norm | None:
     | `"layer"` | `flax.linen.LayerNorm` | an example's, of all features at one position |
     | `"instance"` | `flax.linen.InstanceNorm` | an example's, of one feature |
     | `"rms"` | `flax.linen.RMSNorm` | as `"layer"`, but no mean is subtracted and no bias added |
+    | `"batch_renorm"` | `bnjax.linen.BatchRenorm` | a feature's, of all batches so far |
     | `"none"` | None | |
 
     `"group:1"` takes all features of all positions together, which some call layer normalization
@@ -166,9 +168,9 @@ def fuses_activation(norm: Norm | str | None, activation: Activation) -> bool:
 
     The backward pass then keeps one array for both. It is so for `flax.linen.relu` and
     `flax.linen.sigmoid` themselves (not for functions around them), after a
-    `bnjax.linen.BatchNorm`, however it is made, or a subclass that does not override `__call__`,
-    without an `activation` of its own. The values are the same within rounding. A pass with a
-    mutable collection `intermediates` keeps the two apart.
+    `bnjax.linen.BatchNorm` or `BatchRenorm`, however it is made, or a subclass that does not
+    override `__call__`, without an `activation` of its own. The values are the same within
+    rounding. A pass with a mutable collection `intermediates` keeps the two apart.
 
     Raises:
         ValueError, TypeError: as `find_norm`.
@@ -184,7 +186,7 @@ def _fuses(layer: nn.Module, activation: Activation) -> bool:
     return (
         activation in _FUSED
         and isinstance(layer, BatchNorm)
-        and type(layer).__call__ is BatchNorm.__call__
+        and type(layer).__call__ in (BatchNorm.__call__, BatchRenorm.__call__)
         and layer.activation is None
     )
 

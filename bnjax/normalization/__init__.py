@@ -20,6 +20,7 @@ from bnjax.normalization.converters import (
 from bnjax.normalization.folding import as_affine, fold
 from bnjax.normalization.moments import Moments, batch_moments
 from bnjax.normalization.population import population_stats
+from bnjax.normalization.renormalization import renorm_limits, renormalize_batch
 
 __all__ = [
     "Converted",
@@ -39,6 +40,8 @@ __all__ = [
     "normalize_batch",
     "normalize_population",
     "population_stats",
+    "renorm_limits",
+    "renormalize_batch",
     "to_torch",
     "update_stats",
 ]

@@ -6,7 +6,7 @@ y = normalize_population(x, params, stats)          # inference: cannot change t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -195,17 +195,27 @@ def transform_batch(
     mask: jax.Array | None,
     settings: Settings,
     axes: tuple[int, ...],
+    correct: Callable[[Params, Moments], Params] | None = None,
 ) -> tuple[jax.Array, Moments]:
-    """Returns what `batch_transform` does, of an input that `check_input` has seen."""
+    """Returns what `batch_transform` does, of an input that `check_input` has seen.
+
+    `correct` replaces the parameters by those of each group, given its moments.
+    """
     mask = full_mask(mask, x)
     groups = choose_groups(x, axes, settings)
     dtype = jnp.dtype(settings.output_dtype(x))
     transform = Transform(axes, groups, settings.epsilon, settings.activation, dtype)
     normalize = normalize_fused if settings.impl == "fused" else normalize_autodiff
-    scale, bias = params.get("scale"), params.get("bias")
-    return normalize_groups(
-        lambda x, mask: normalize(x, scale, bias, mask, transform), x, mask, groups, axes[0]
-    )
+
+    def normalize_one(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Moments]:
+        own = params
+        if correct is not None:
+            # XLA merges these moments with the same ones that `normalize` takes; where `jit`
+            # divides the examples over the mesh in sight, all but their small collective.
+            own = correct(params, transform.moments(lax.stop_gradient(x), mask))
+        return normalize(x, own.get("scale"), own.get("bias"), mask, transform)
+
+    return normalize_groups(normalize_one, x, mask, groups, axes[0])
 
 
 def normalize_population(

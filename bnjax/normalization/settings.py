@@ -93,19 +93,24 @@ def settings_of(layer: Any, **changes: Any) -> Settings:
 
 def check_decay(decay: float | jax.Array) -> None:
     """Raises ValueError unless it is in [0, 1); of a traced one the shape and type are known."""
-    traced = isinstance(decay, jax.core.Tracer)
-    dtype = getattr(decay, "dtype", None)
-    if dtype is not None and jnp.shape(decay) == ():
-        number = jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.int32
-    else:
-        number = isinstance(decay, Real) and not isinstance(decay, bool)
-    if not number:
-        raise ValueError(f"decay must be a number, got {decay!r}.")
-    if not traced and not 0 <= decay < 1:
+    known = known_number("decay", decay)
+    if known is not None and not 0 <= known < 1:
         raise ValueError(
             f"decay must be in [0, 1), got {decay}: it is the fraction kept; "
             "torch's momentum m is decay = 1 - m."
         )
+
+
+def known_number(name: str, value: float | jax.Array) -> float | None:
+    """Returns the number, or None for a traced one; ValueError for what is no number."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and jnp.shape(value) == ():
+        number = jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.int32
+    else:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number:
+        raise ValueError(f"{name} must be a number, got {value!r}.")
+    return None if isinstance(value, jax.core.Tracer) else float(value)
 
 
 def check_batch(batch: BatchChoice) -> None:

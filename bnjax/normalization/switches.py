@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization import batch_norm, complex_numbers
+from bnjax.normalization import batch_norm, complex_numbers, renormalization
 from bnjax.normalization.arguments import (
     Params,
     Stats,
@@ -18,6 +18,7 @@ from bnjax.normalization.arguments import (
     feature_axes,
 )
 from bnjax.normalization.moments import Moments
+from bnjax.normalization.renormalization import Limits, check_limits
 from bnjax.normalization.settings import Settings
 
 
@@ -45,6 +46,7 @@ def normalize(
     update_statistics: bool | None,
     mask: jax.Array | None,
     normalizing: Stats | None = None,
+    limits: Limits | None = None,
 ) -> Outcome:
     """Normalizes by the statistics as they came in, or by the batch; then updates them, or not.
 
@@ -59,12 +61,17 @@ def normalize(
             exactly where the batch normalizes.
         mask: what counts in the batch's moments; broadcasts to `x` by NumPy's rules.
         normalizing: the statistics that normalize, if not `stats`.
+        limits: where the batch normalizes, it is by batch renormalization within these.
 
     Raises:
         ValueError: as `normalize_batch`; or for a `dtype` that cannot hold `y`.
     """
     update = not use_running_average if update_statistics is None else update_statistics
-    read = (normalizing or stats) if use_running_average else {}
+    if limits is not None:
+        check_limits(limits)
+    limits = None if use_running_average else limits
+    reads = use_running_average or limits is not None
+    read = stats | (normalizing or {}) if reads else {}
     kind = _arithmetic(x, params, stats if update else {}, read, settings)
     mask = broadcast_mask(mask, x)
     features = feature_axes(x.ndim, settings.axis)
@@ -74,13 +81,16 @@ def normalize(
         x, mask = x[None], None if mask is None else mask[None]
     if kind is complex_numbers:
         x = complex_numbers.as_complex(x)
-    checked = [read] * use_running_average + [stats] * update
-    axes = check_input(x, params, settings, *checked, real=kind is batch_norm)
-    if update:
+    checked = [read] * reads + [stats] * update
+    real = kind is batch_norm or limits is not None
+    axes = check_input(x, params, settings, *checked, real=real)
+    if update or limits is not None:
         check_count(stats, settings.averaging)
 
     moments = None
-    if not use_running_average:
+    if limits is not None:
+        y, moments = renormalization.transform_batch(x, params, read, limits, mask, settings, axes)
+    elif not use_running_average:
         y, moments = kind.transform_batch(x, params, mask, settings, axes)
     else:
         y = kind.transform_population(x, params, read, settings, axes)

@@ -131,6 +131,13 @@ def test_decay(decay):
         train(decay=decay)
 
 
+def test_a_decay_that_is_an_array_is_known_while_tracing():
+    """Red if it is compared as an array: JAX traces that, and a traced number has no truth."""
+    train(decay=jnp.float32(0.9))
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1.5"):
+        train(decay=jnp.float32(1.5))
+
+
 def whiten(x=X, **settings):
     stats = whitening.init_whitening_stats(3)
     return whitening.whiten_batch(x, bnjax.init_params(3), stats, **settings)

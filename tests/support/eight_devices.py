@@ -52,13 +52,11 @@ def make(masked: bool) -> cases.Case:
     return cases.Case(x, clean, mask, params, stats, weights, -1)
 
 
-def layer(x, weights, mask, params, stats, **settings):
+def layer(x, weights, mask, params, stats, normalize=bnjax.normalize_batch, **settings):
     """y, new statistics, dx and the parameters' gradients, on one device."""
 
     def f(x, params):
-        return bnjax.normalize_batch(
-            x, params, stats, mask=mask, epsilon=EPSILON, decay=DECAY, **settings
-        )
+        return normalize(x, params, stats, mask=mask, epsilon=EPSILON, decay=DECAY, **settings)
 
     y, pullback, new = jax.vjp(f, x, params, has_aux=True)
     dx, dparams = pullback(weights)

@@ -70,6 +70,25 @@ def population(x, scale, bias, mean, var, *, axis: Axis = -1, epsilon=1e-5) -> n
     return split.join(gamma * split.rows + (_flat(bias, split, 0) - gamma * _flat(mean, split, 0)))
 
 
+def correction(
+    x, mean, var, *, r_max, d_max, axis: Axis = -1, epsilon=1e-5, mask=None
+) -> tuple[np.ndarray, np.ndarray]:
+    """r and d of batch renormalization (Ioffe 2017, Algorithm 1), of the features' shape."""
+    batch = forward(x, None, None, axis=axis, epsilon=epsilon, mask=mask)
+    sigma = np.sqrt(np.asarray(var, np.float64) + epsilon)
+    r = np.sqrt(batch.var + epsilon) / sigma
+    d = (batch.mean - np.asarray(mean, np.float64)) / sigma
+    return np.clip(r, 1 / r_max, r_max), np.clip(d, -d_max, d_max)
+
+
+def renormalize(x, scale, bias, r, d, *, axis: Axis = -1, epsilon=1e-5, mask=None) -> np.ndarray:
+    """The rest of that Algorithm 1: gamma (xhat r + d) + beta."""
+    xhat = forward(x, None, None, axis=axis, epsilon=epsilon, mask=mask).y
+    split = _Split(xhat, axis)
+    y = split.rows * _flat(r, split, 1) + _flat(d, split, 0)
+    return split.join(y * _flat(scale, split, 1) + _flat(bias, split, 0))
+
+
 def running_variance(batch: Batch, running_var: str) -> np.ndarray:
     """The variance that statistics take from a batch: biased, or times m/(m-1)."""
     if running_var == "biased":
