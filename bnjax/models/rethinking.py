@@ -64,11 +64,11 @@ TABLE_3: Mapping[str, Row] = MappingProxyType(
 """The networks of Table 3, from its top. Two of its rows, RMSProp and label smoothing, train
 `inception_v2` in another way, and are kept from there on.
 
-Inception-v2 is Inception-v3 with a 7x7 stem and a side head whose dense layer is not normalized, in
-the outline of public code; `build(outline="table_1")` has that of Table 1. The first three cost
-what is published, 1.58e9, 1.58e9 and 2.03e9 multiply-adds, the others 5.30e9, 5.71e9 and 5.71e9:
-more. The published step from 3.8 to 4.8 is larger than what the three convolutions that stand for
-the 7x7 one cost in all, 0.62e9."""
+Inception-v2 is here Inception-v3 with a 7x7 stem and a side head whose dense layer is not
+normalized, in the outline of public code; `build(outline="table_1")` has that of Table 1, which the
+paper calls Inception-v2 as well. The first three cost about what is published, 1.58e9, 1.58e9 and
+2.03e9 multiply-adds; the others cost more, 5.30e9, 5.71e9 and 5.71e9. The published step from 3.8
+to 4.8 is larger than what the three convolutions that stand for the 7x7 one cost in all, 0.62e9."""
 
 TABLE_2: Mapping[int, int] = MappingProxyType({299: 8, 151: 4, 79: 2})
 """`stem_stride` of `InceptionV3` by the side of its images, the networks of Table 2: first layer

@@ -218,10 +218,8 @@ def test_activation_reaches_every_layer(network):
 def test_linear_factors_are_the_first_of_two(network, firsts):
     """In all modules that have some, and with the parameters of the others."""
     model = network(**SMALL, norm=BatchNorm, linear_factors=True)
-    layers_without = [
-        layer for layer in layers(trace(model), ConvNorm) if layer.activation is linear
-    ]
-    assert Counter(layer.name for layer in layers_without) == firsts
+    convolutions = layers(trace(model), ConvNorm)
+    assert Counter(layer.name for layer in convolutions if layer.activation is linear) == firsts
     assert abstract(model) == abstract(network(**SMALL, norm=BatchNorm))
 
 
@@ -372,11 +370,10 @@ def test_images_of_two_pixels_are_refused_by_name():
     ids=str,
 )
 def test_bad_input_is_refused(network, options, shape, dtype, message):
+    images = jax.ShapeDtypeStruct(shape, dtype)
     with pytest.raises(ValueError, match=message):
-        model = network(**SMALL | options)
         jax.eval_shape(
-            lambda x: model.init(jax.random.key(0), x, train=False),
-            jax.ShapeDtypeStruct(shape, dtype),
+            lambda x: network(**SMALL | options).init(jax.random.key(0), x, train=False), images
         )
 
 
