@@ -7,6 +7,7 @@ import flax.linen as nn
 from bnjax.command import command
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP, BNInception, GoogLeNet, InceptionV3, LeNet5
+from bnjax.models.rethinking import TABLE_3
 from bnjax.models.summary import format_summary, summarize
 
 NETWORKS: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
@@ -24,7 +25,8 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
         BNInception(10, norm=BatchNorm, width=0.25, stem_stride=1),
         (32, 32, 3),
     ),
-    "inception_v2": (InceptionV3(norm=BatchNorm, outline="table_1"), (299, 299, 3)),
+    "inception_v2": (TABLE_3["inception_v2"].build(), (299, 299, 3)),
+    "inception_table_1": (InceptionV3(norm=BatchNorm, outline="table_1"), (299, 299, 3)),
     "inception_v3": (InceptionV3(norm=BatchNorm), (299, 299, 3)),
 }
 

@@ -1,7 +1,7 @@
 """BN-Inception, the ImageNet network of Ioffe & Szegedy 2015 (section 4.2 and Figure 5)."""
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from bnjax.models.inception import (
     check_choice,
     googlenet_stem,
 )
-from bnjax.models.norms import Norm, accepts, find_norm
+from bnjax.models.norms import Norm, accepts, find_norm, linear
 from bnjax.models.pooling import average_pool, max_pool
 
 
@@ -54,28 +54,38 @@ class InceptionModule(nn.Module):
         row: its widths.
         conv: makes its convolutions.
         count_include_pad: the border rule of its average pool, see `average_pool`.
+        factorize_5x5, linear_factors: see `BNInception`.
     """
 
     row: Row
     conv: Conv
     count_include_pad: bool
+    factorize_5x5: bool = True
+    linear_factors: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps `[n, h, w, c]` to the branches' concatenation; `train` by position, for remat."""
         row = self.row
 
-        def conv(x: jax.Array, features: int, size: int, name: str, strides: int = 1) -> jax.Array:
-            return self.conv(features, (size, size), strides, name=name)(x, train=train)
+        def conv(
+            x: jax.Array, features: int, size: int, name: str, strides: int = 1, **options: Any
+        ) -> jax.Array:
+            return self.conv(features, (size, size), strides, name=name, **options)(x, train=train)
 
         branches = [conv(x, row.conv1x1, 1, "conv1x1")] if row.conv1x1 else []
 
         y = conv(x, row.conv3x3_reduce, 1, "conv3x3_reduce")
         branches.append(conv(y, row.conv3x3, 3, "conv3x3", row.stride))
 
-        y = conv(x, row.double3x3_reduce, 1, "double3x3_reduce")
-        y = conv(y, row.double3x3, 3, "double3x3_a")
-        branches.append(conv(y, row.double3x3, 3, "double3x3_b", row.stride))
+        if self.factorize_5x5:
+            first: dict[str, Any] = {"activation": linear} if self.linear_factors else {}
+            y = conv(x, row.double3x3_reduce, 1, "double3x3_reduce")
+            y = conv(y, row.double3x3, 3, "double3x3_a", **first)
+            branches.append(conv(y, row.double3x3, 3, "double3x3_b", row.stride))
+        else:
+            y = conv(x, row.double3x3_reduce, 1, "conv5x5_reduce")
+            branches.append(conv(y, row.double3x3, 5, "conv5x5", row.stride))
 
         strides = (row.stride, row.stride)
         if row.pool == "max":
@@ -103,6 +113,11 @@ class BNInception(InceptionNetwork):
         per_activation: modules, such as `("5a", "5b")`, that normalize each activation by itself,
             by `norm(axis=(1, 2, 3), ...)`: section 4.2.3, "the last hidden layers".
         padding: of convolutions with a stride.
+        factorize_5x5: whether two 3x3 convolutions stand for each 5x5 one (Szegedy et al. 2016,
+            section 3.1). Without, their branch has one 5x5 of the same width, which makes
+            12,238,440 parameters and 2.06e9 multiply-adds.
+        linear_factors: whether the first of the two has no nonlinearity, only its `norm` (Figure 2
+            there).
     """
 
     stem: Literal["dense", "separable"] = "dense"
@@ -110,16 +125,36 @@ class BNInception(InceptionNetwork):
     local_response_norm: bool = False
     per_activation: tuple[str, ...] = ()
     padding: Literal["SAME", "SYMMETRIC"] = "SYMMETRIC"
+    factorize_5x5: bool = True
+    linear_factors: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("stem", self.stem, ("dense", "separable"))
+        check_choice("figure_5", self.figure_5, ("widths", "sizes"))
+        check_choice("padding", self.padding, ("SAME", "SYMMETRIC"))
+        for name in self.per_activation:
+            check_choice("per_activation", name, [row.name for row in FIGURE_5])
+        if self.linear_factors and not self.factorize_5x5:
+            raise ValueError(
+                "linear_factors=True needs factors, got factorize_5x5=False: leave out one of both."
+            )
+        norm = find_norm(self.norm)
+        if self.per_activation and (norm is None or not accepts(norm, "axis")):
+            raise ValueError(
+                f"per_activation={self.per_activation} needs a norm with an argument `axis`, such "
+                f"as BatchNorm, got norm={norm!r}."
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Logits `[n, classes]` of images `[n, h, w, channels]`.
 
         Raises:
-            ValueError: for images too small or of other channels, or an unknown option.
+            ValueError: for images too small or of other channels.
         """
         self._check(images)
-        self._check_grid(images, tuple(-(-n // self.stem_stride) for n in images.shape[1:3]), 5)
+        self._check_grid(images, self._stem_rows, 5)
         conv = partial(self._convolutions(), padding=self.padding)
         x = googlenet_stem(
             images,
@@ -136,6 +171,8 @@ class BNInception(InceptionNetwork):
                 row,
                 partial(conv, norm=self._norm_of(row.name)),
                 self.count_include_pad,
+                self.factorize_5x5,
+                self.linear_factors,
                 name=f"inception_{row.name}",
             )(x, train)
         return self._classify(x, train)
@@ -145,17 +182,3 @@ class BNInception(InceptionNetwork):
         if norm is None or name not in self.per_activation:
             return norm
         return partial(norm, axis=(1, 2, 3))
-
-    def _check(self, images: jax.Array) -> None:
-        super()._check(images)
-        check_choice("stem", self.stem, ("dense", "separable"))
-        check_choice("figure_5", self.figure_5, ("widths", "sizes"))
-        check_choice("padding", self.padding, ("SAME", "SYMMETRIC"))
-        for name in self.per_activation:
-            check_choice("per_activation", name, [row.name for row in FIGURE_5])
-        norm = find_norm(self.norm)
-        if self.per_activation and (norm is None or not accepts(norm, "axis")):
-            raise ValueError(
-                f"per_activation={self.per_activation} needs a norm with an argument `axis`, such "
-                f"as BatchNorm, got norm={norm!r}."
-            )

@@ -148,18 +148,24 @@ class GoogLeNet(InceptionNetwork):
     variant: Literal["paper", "torchvision"] = "paper"
     padding: Literal["SAME", "SYMMETRIC"] = "SYMMETRIC"
 
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("paper", "torchvision"))
+        check_choice("padding", self.padding, ("SAME", "SYMMETRIC"))
+        if not 0 <= self.auxiliary_dropout < 1:
+            raise ValueError(f"auxiliary_dropout must be in [0, 1), got {self.auxiliary_dropout}.")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Logits:
         """Logits of images `[n, h, w, channels]`; those of the side heads in training only.
 
         Raises:
-            ValueError: for images too small or of other channels, or an unknown option.
+            ValueError: for images too small or of other channels.
         """
         self._check(images)
-        grid = tuple(-(-n // self.stem_stride) for n in images.shape[1:3])
         paper = self.variant == "paper"
         pool: PoolRule = "SAME" if paper else "CEIL"
-        self._check_grid(images, grid, 9 if self.auxiliary and paper else 5)
+        self._check_grid(images, self._stem_rows, 9 if self.auxiliary and paper else 5)
         conv = partial(self._convolutions(), padding=self.padding)
         x = googlenet_stem(
             images,
@@ -201,13 +207,6 @@ class GoogLeNet(InceptionNetwork):
             self.param_dtype,
             name=f"auxiliary_{name}",
         )
-
-    def _check(self, images: jax.Array) -> None:
-        super()._check(images)
-        check_choice("variant", self.variant, ("paper", "torchvision"))
-        check_choice("padding", self.padding, ("SAME", "SYMMETRIC"))
-        if not 0 <= self.auxiliary_dropout < 1:
-            raise ValueError(f"auxiliary_dropout must be in [0, 1), got {self.auxiliary_dropout}.")
 
 
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:

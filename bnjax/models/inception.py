@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from functools import partial
+from itertools import count
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -57,7 +58,7 @@ REDUCTIONS = {  # strides go in the order of Szegedy et al. 2016, Table 2: the f
 
 
 class InceptionNetwork(WithNorm):
-    """The settings of every network of the family.
+    """The settings of every network of the family; bad ones raise ValueError where it is made.
 
     Attributes:
         classes: outputs.
@@ -91,7 +92,7 @@ class InceptionNetwork(WithNorm):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
-    def _check(self, images: jax.Array) -> None:
+    def __post_init__(self) -> None:
         check_choice("stem_stride", self.stem_stride, REDUCTIONS)
         if self.classes < 2:
             raise ValueError(f"classes must be 2 or more, got {self.classes}.")
@@ -99,6 +100,9 @@ class InceptionNetwork(WithNorm):
             raise ValueError(f"width must be positive, got {self.width}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        super().__post_init__()
+
+    def _check(self, images: jax.Array) -> None:
         if images.ndim != 4 or images.shape[-1] != self.channels:
             raise ValueError(
                 f"images must have shape [n, h, w, {self.channels}], channels last, got "
@@ -113,15 +117,24 @@ class InceptionNetwork(WithNorm):
                 f"classes={self.classes}: set `classes`, or initialize `logits` anew."
             )
 
-    def _check_grid(self, images: jax.Array, grid: tuple[int, ...], least: int) -> None:
-        """Refuses images that leave too few positions to the first Inception module."""
-        if min(grid) < least:
-            height, width = images.shape[1:3]
+    def _check_grid(self, images: jax.Array, rows: Callable[[int], int], least: int) -> None:
+        """Refuses images that leave too few positions to the first Inception module.
+
+        `rows` tells how many rows its grid has, by those of the images; `least` it needs.
+        """
+        height, width = images.shape[1:3]
+        if rows(min(height, width)) < least:
+            side = next(n for n in count(1) if rows(n) >= least)
             raise ValueError(
                 f"images of {height}x{width} are too small for stem_stride={self.stem_stride}: "
-                f"the first Inception module gets a grid of {grid[0]}x{grid[1]} and needs "
-                f"{least}x{least}. Use larger images or a smaller stem_stride."
+                f"the first Inception module gets a grid of {rows(height)}x{rows(width)} and "
+                f"needs {least}x{least}. Use larger images, of {side}x{side} at least, or a "
+                "smaller stem_stride."
             )
+
+    def _stem_rows(self, n: int) -> int:
+        """Rows that `googlenet_stem` makes of `n`."""
+        return -(-n // self.stem_stride)
 
     def _convolutions(self) -> Conv:
         return partial(

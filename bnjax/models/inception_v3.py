@@ -1,7 +1,8 @@
 """Inception-v3, and Inception-v2 as the outline of Szegedy et al. 2016, Table 1, has it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from functools import reduce
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,8 @@ from bnjax.models.inception_modules import (
     Branches,
     Expanded,
     Factorized,
+    GridReduction,
+    ReductionOrder,
     ReductionTo8,
     ReductionTo17,
     Traditional,
@@ -31,6 +34,7 @@ AUXILIARY_WEIGHT = 0.4
 
 Outline = Literal["public", "table_1"]
 StemKind = Literal["factorized", "7x7"]
+StemPadding = Literal["VALID", "SAME"]
 Auxiliary = Literal["none", "plain", "normalized"]
 
 
@@ -57,8 +61,12 @@ class Row(NamedTuple):
     widths: Mapping[str, int]
 
 
-def stem_layers(outline: Outline, kind: StemKind, reduction: Reduction) -> list[Layer]:
+def stem_layers(
+    outline: Outline, kind: StemKind, reduction: Reduction, padding: StemPadding = "VALID"
+) -> list[Layer]:
     """The rows before the first Inception module; output sizes for 299x299.
+
+    With `padding="SAME"` all of them are padded: the grid is the image's, divided by the strides.
 
     The 7x7 convolution has no description in the paper: its width and padding here are those which
     lead to the same 147x147x64. In Table 1 a convolution takes the second pool's stride, and the
@@ -75,19 +83,19 @@ def stem_layers(outline: Outline, kind: StemKind, reduction: Reduction) -> list[
     if reduction.first_pool:
         layers.append(Layer("pool_2", 3, 2, "VALID", 0))  # 73x73x64
     if outline == "table_1":
-        return [
-            *layers,
+        layers += [
             Layer("conv_3b", 3, 1, "VALID", 80),  # 71x71x80
             Layer("conv_4a", 3, 2 if reduction.second_pool else 1, "VALID", 192),  # 35x35x192
             Layer("conv_4b", 3, 1, "SAME", 288),  # 35x35x288
         ]
-    layers += [
-        Layer("conv_3b", 1, 1, "VALID", 80),  # 73x73x80
-        Layer("conv_4a", 3, 1, "VALID", 192),  # 71x71x192
-    ]
-    if reduction.second_pool:
-        layers.append(Layer("pool_4", 3, 2, "VALID", 0))  # 35x35x192
-    return layers
+    else:
+        layers += [
+            Layer("conv_3b", 1, 1, "VALID", 80),  # 73x73x80
+            Layer("conv_4a", 3, 1, "VALID", 192),  # 71x71x192
+        ]
+        if reduction.second_pool:
+            layers.append(Layer("pool_4", 3, 2, "VALID", 0))  # 35x35x192
+    return [layer._replace(padding="SAME") for layer in layers] if padding == "SAME" else layers
 
 
 OUTLINES: dict[Outline, tuple[Row, ...]] = {
@@ -172,7 +180,7 @@ class InceptionV3(InceptionNetwork):
     is 6.2 % less (2.9 % with the 7x7 stem). `stem="7x7"` with `stem_stride=4` needs 153 pixels
     for the grids of 35, 17 and 8 rows that 299 pixels have; 151 leave it 34, 16 and 7. Of the steps
     of the paper's Table 3, `stem="7x7", auxiliary="plain"` undoes the last two; the others, RMSProp
-    and label smoothing, are the training's.
+    and label smoothing, are the training's. `bnjax.models.rethinking` has both tables.
 
     Attributes besides those of `InceptionNetwork`:
         outline: `"public"`, the network that all public code and weights share, or `"table_1"`,
@@ -185,22 +193,53 @@ class InceptionV3(InceptionNetwork):
         stem: the first layers, three 3x3 convolutions or the 7x7 one that they factorize.
         auxiliary: the side head, `"normalized"` throughout ("BN-auxiliary"), `"plain"` in its dense
             layer, or `"none"`. It is a part of the network at initialization and in training only.
+        stem_padding: `"VALID"`, or `"SAME"` for small images: the first grid then has their side
+            over `stem_stride`. With 4, 2 and 1, images of 64, 32 and 16 pixels all have grids of
+            16, 7 and 3 rows, those of 32 for 8.5 % fewer multiply-adds than those of 64 (10
+            classes, no side head, which needs larger ones), those of 16 for 21.4 %.
+        linear_factors: whether the first of two convolutions that factorize a larger one has no
+            nonlinearity, only its `norm`: 3x3 before 3x3, 1xn before nx1 (section 3.1, Figure 2).
+            The stem keeps all of its nonlinearities.
+        factorized_size: n of the 1xn and nx1 kernels in the factorized modules (section 3.2, Figure
+            6), odd; mixed_7a keeps its 7. With 3 there are 21,180,360 parameters and 4.95e9
+            multiply-adds.
+        grid_reduction: how mixed_6a and mixed_7a halve the grid (section 5, Figures 9 and 10), see
+            `GridReduction`. `"pool_first"` takes 0.83 and 0.37 times the multiply-adds of
+            `"parallel"` in them, `"pool_last"` 3.5 (the paper: three) and 1.7 times.
     """
 
     dropout: float = 0.2
     outline: Outline = "public"
     stem: StemKind = "factorized"
     auxiliary: Auxiliary = "normalized"
+    stem_padding: StemPadding = "VALID"
+    linear_factors: bool = False
+    factorized_size: int = 7
+    grid_reduction: ReductionOrder = "parallel"
+
+    def __post_init__(self) -> None:
+        check_choice("outline", self.outline, get_args(Outline))
+        check_choice("stem", self.stem, get_args(StemKind))
+        check_choice("auxiliary", self.auxiliary, get_args(Auxiliary))
+        check_choice("stem_padding", self.stem_padding, get_args(StemPadding))
+        check_choice("grid_reduction", self.grid_reduction, get_args(ReductionOrder))
+        if self.factorized_size < 3 or self.factorized_size % 2 == 0:
+            raise ValueError(
+                f"factorized_size must be odd and 3 or more, got {self.factorized_size}."
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Logits:
         """Logits of images `[n, h, w, channels]`; those of the side head in training only.
 
         Raises:
-            ValueError: for images too small or of other channels, or an unknown option.
+            ValueError: for images too small or of other channels.
         """
         self._check(images)
-        layers = stem_layers(self.outline, self.stem, REDUCTIONS[self.stem_stride])
+        layers = stem_layers(
+            self.outline, self.stem, REDUCTIONS[self.stem_stride], self.stem_padding
+        )
         self._check_stem(images, layers)
         conv = self._convolutions()
         x = images
@@ -211,8 +250,21 @@ class InceptionV3(InceptionNetwork):
             if row.module is ReductionTo8 and self._has_head(train):
                 auxiliary = (self._side_head(conv)(x, train=train),)
             block: Any = self._block(row.module)
-            x = block(conv, self.count_include_pad, **row.widths, name=row.name)(x, train)
+            x = block(
+                conv,
+                self.count_include_pad,
+                self.linear_factors,
+                **row.widths,
+                **self._options_of(row.module),
+                name=row.name,
+            )(x, train)
         return Logits(self._classify(x, train), auxiliary)
+
+    def _options_of(self, module: type[Branches]) -> dict[str, Any]:
+        """What one kind of module has an option for."""
+        if issubclass(module, GridReduction):
+            return {"order": self.grid_reduction}
+        return {"n": self.factorized_size} if module is Factorized else {}
 
     def _has_head(self, train: bool) -> bool:
         return self.auxiliary != "none" and (train or self.is_initializing())
@@ -221,18 +273,12 @@ class InceptionV3(InceptionNetwork):
         norm = self.norm if self.auxiliary == "normalized" else None
         return SideHead(self.classes, conv, norm, self.dtype, self.param_dtype, name="auxiliary")
 
-    def _check(self, images: jax.Array) -> None:
-        super()._check(images)
-        check_choice("outline", self.outline, tuple(OUTLINES))
-        check_choice("stem", self.stem, ("factorized", "7x7"))
-        check_choice("auxiliary", self.auxiliary, ("none", "plain", "normalized"))
-
     def _check_stem(self, images: jax.Array, layers: list[Layer]) -> None:
-        grid = list(images.shape[1:3])
-        for layer in layers:
-            grid = [max(0, layer.positions(n)) for n in grid]
+        def rows(n: int) -> int:
+            return reduce(lambda n, layer: max(0, layer.positions(n)), layers, n)
+
         least = 7 if self.auxiliary == "none" else 11  # so that mixed_7a, or the head, has input
-        self._check_grid(images, tuple(grid), least)
+        self._check_grid(images, rows, least)
 
 
 def _apply(layer: Layer, x: jax.Array, conv: Conv, train: bool) -> jax.Array:

@@ -133,6 +133,11 @@ def accepts(norm: Norm, parameter: str) -> bool:
     return any(each.name == parameter or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
+def linear(x: jax.Array) -> jax.Array:
+    """The activation that is none."""
+    return x
+
+
 def normalize_and_activate(
     module: nn.Module,
     x: jax.Array,
@@ -155,7 +160,7 @@ def normalize_and_activate(
         changes = _open_fields(layer, settings)
         if not module.is_mutable_collection("intermediates") and _fuses(layer, activation):
             changes["activation"] = _FUSED[activation]
-            activation = _identity
+            activation = linear
         layer = _placed(layer, module, changes)
         _check_values_per_mean(layer, x.shape)
         x = layer(x, **_call_arguments(layer, settings))
@@ -189,10 +194,6 @@ def _fuses(layer: nn.Module, activation: Activation) -> bool:
         and type(layer).__call__ in (BatchNorm.__call__, BatchRenorm.__call__)
         and layer.activation is None
     )
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
 
 
 def _make(norm: Norm, settings: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:

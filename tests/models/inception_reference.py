@@ -18,11 +18,13 @@ class Network:
         padding="SYMMETRIC",
         count_include_pad=False,
         local_response_norm=False,
+        linear=(),
     ):
         self.params, self.stats = variables["params"], variables.get("batch_stats", {})
         self.train, self.activation, self.padding = train, activation, padding
         self.count_include_pad = count_include_pad
         self.local_response_norm = local_response_norm
+        self.linear = linear  # endings of the paths of layers without nonlinearity
         self.moments, self.outputs = {}, {}
 
     def layer(self, x, path, strides=1, padding=None):
@@ -38,7 +40,7 @@ class Network:
             x = convolve(x, conv["kernel"], strides, padding or self.padding) + conv.get("bias", 0)
         if "norm" in params:
             x = self.normalize(x, path, params["norm"])
-        return self.activation(x)
+        return x if path.endswith(self.linear) else self.activation(x)
 
     def normalize(self, x, path, params):
         stats = find(self.stats, path)["norm"]

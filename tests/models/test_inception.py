@@ -1,6 +1,7 @@
 """What the networks of the Inception family share: modes, types, rematerialization, refusals."""
 
 import re
+from collections import Counter
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from bnjax.models import BNInception, GoogLeNet, InceptionV3, Logits
 from bnjax.models.bn_inception import FIGURE_5, InceptionModule
 from bnjax.models.googlenet import adaptive_average_pool
 from bnjax.models.layers import ConvNorm, Dropout
+from bnjax.models.norms import linear
 
 NETWORKS = [GoogLeNet, BNInception, InceptionV3]
 SMALL = {"classes": 5, "width": 1 / 16, "stem_stride": 1}
@@ -199,6 +201,29 @@ def test_activation_reaches_every_layer(network):
     assert "relu" not in text
 
 
+@pytest.mark.parametrize(
+    ("network", "firsts"),
+    [
+        (BNInception, {"double3x3_a": 10}),
+        (
+            InceptionV3,  # three traditional modules, four factorized, two reductions
+            {
+                "double3x3_a": 3 + 1,
+                "conv7x7_1x7": 4 + 1,
+                "double7x7_a_7x1": 4,
+                "double7x7_b_7x1": 4,
+            },
+        ),
+    ],
+)
+def test_linear_factors_are_the_first_of_two(network, firsts):
+    """In all modules that have some, and with the parameters of the others."""
+    model = network(**SMALL, norm=BatchNorm, linear_factors=True)
+    convolutions = layers(trace(model), ConvNorm)
+    assert Counter(layer.name for layer in convolutions if layer.activation is linear) == firsts
+    assert abstract(model) == abstract(network(**SMALL, norm=BatchNorm))
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_initializer_reaches_every_convolution(network):
     """But the side head's dense layer in Inception-v3, which has its own."""
@@ -317,7 +342,8 @@ def test_images_too_small_for_the_stem_are_refused(network, stride):
     abstract(model, least)
     with pytest.raises(
         ValueError,
-        match=rf"images of {least - 1}x{least - 1} are too small for stem_stride={stride}.*larger",
+        match=rf"images of {least - 1}x{least - 1} are too small for stem_stride={stride}.*"
+        rf"larger images, of {least}x{least} at least",
     ):
         abstract(model, least - 1)
 
@@ -345,11 +371,10 @@ def test_images_of_two_pixels_are_refused_by_name():
     ids=str,
 )
 def test_bad_input_is_refused(network, options, shape, dtype, message):
-    model = network(**SMALL | options)
+    images = jax.ShapeDtypeStruct(shape, dtype)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(
-            lambda x: model.init(jax.random.key(0), x, train=False),
-            jax.ShapeDtypeStruct(shape, dtype),
+            lambda x: network(**SMALL | options).init(jax.random.key(0), x, train=False), images
         )
 
 
@@ -367,11 +392,21 @@ def test_bad_input_is_refused(network, options, shape, dtype, message):
         (InceptionV3, {"outline": "v4"}, "outline must be one of .*got 'v4'"),
         (InceptionV3, {"stem": "dense"}, "stem must be one of .*got 'dense'"),
         (InceptionV3, {"auxiliary": True}, "auxiliary must be one of .*got True"),
+        (InceptionV3, {"stem_padding": "FULL"}, "stem_padding must be one of .*got 'FULL'"),
+        (InceptionV3, {"grid_reduction": "pool"}, "grid_reduction must be one of .*got 'pool'"),
+        (InceptionV3, {"factorized_size": 4}, "factorized_size must be odd and 3 or more, got 4"),
+        (InceptionV3, {"factorized_size": 1}, "factorized_size must be odd and 3 or more, got 1"),
+        (
+            BNInception,
+            {"linear_factors": True, "factorize_5x5": False},
+            "linear_factors=True needs factors, got factorize_5x5=False",
+        ),
     ],
 )
 def test_unknown_options_are_refused(network, options, message):
+    """By the constructor."""
     with pytest.raises(ValueError, match=message):
-        abstract(network(**SMALL, **options))
+        network(**SMALL, **options)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

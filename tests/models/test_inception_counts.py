@@ -11,14 +11,48 @@ import pytest
 
 from bnjax.linen import BatchNorm
 from bnjax.models import BNInception, GoogLeNet, InceptionV3
+from bnjax.models.bn_inception import FIGURE_5
+from bnjax.models.rethinking import TABLE_2, TABLE_3
 from bnjax.models.summary import summarize
 
 TORCHVISION = {"variant": "torchvision", "local_response_norm": False}
 SIZES = {"figure_5": "sizes"}
 
+# a 5x5 of reduce * width weights where two 3x3 were, and one normalization less, at what grids
+DOUBLES = [(row.double3x3_reduce, row.double3x3) for row in FIGURE_5]
+GRIDS = [(28, 28), (28, 28), (28, 14), *4 * [(14, 14)], (14, 7), (7, 7), (7, 7)]  # before, after
+FIVES = sum(25 * r * d - (9 * r * d + 9 * d * d) for r, d in DOUBLES)
+COST_OF_FIVES = sum(
+    after**2 * 25 * r * d - (before**2 * 9 * r * d + after**2 * 9 * d * d)
+    for (r, d), (before, after) in zip(DOUBLES, GRIDS, strict=True)
+)
+# the weights of a factorized module, `inner` within, for each place of 1xn and nx1
+PER_PLACE = sum(4 * inner**2 + 2 * 192 * inner for inner in (128, 160, 160, 192))
+# of mixed_6a and mixed_7a: weights of the convolutions before the last of each branch, of the last
+REDUCTIONS = {(35, 17): (64 * (288 + 9 * 96), 9 * (288 * 384 + 96 * 96))}
+REDUCTIONS[17, 8] = (192 * (2 * 768 + 14 * 192), 9 * (192 * 320 + 192 * 192))
+
+
+def reductions(grids):
+    """What the two cost with other grids than Figure 10's, beyond what they cost with those."""
+    return sum(
+        grids(*sides)[0] ** 2 * first
+        + grids(*sides)[1] ** 2 * last
+        - (sides[0] ** 2 * first + sides[1] ** 2 * last)
+        for sides, (first, last) in REDUCTIONS.items()
+    )
+
+
 NETWORKS = {  # network, image side, parameters, those of side heads, statistics, 1e9 multiply-adds
-    "googlenet": (GoogLeNet(), 224, 6_998_552, 6_379_728, 0, 1.583),
-    "googlenet_bn": (GoogLeNet(norm=BatchNorm), 224, 7_005_832, None, 2 * 7_280, 1.583),
+    "googlenet": (TABLE_3["googlenet"].build(), 224, 6_998_552, 6_379_728, 0, 1.583),
+    "googlenet_bn": (
+        TABLE_3["bn_googlenet"].build(),
+        224,
+        7_005_832,
+        6_379_728 + 2 * (128 + 1024),  # scale and bias in the place of a bias
+        2 * 7_280,
+        1.583,
+    ),
     "googlenet_torchvision": (
         GoogLeNet(norm=BatchNorm, **TORCHVISION),
         224,
@@ -29,7 +63,15 @@ NETWORKS = {  # network, image side, parameters, those of side heads, statistics
     ),
     "inception": (BNInception(), 224, 11_275_208, 0, 0, 2.033),
     "inception_sizes": (BNInception(**SIZES), 224, 11_185_032, 0, 0, 2.019),
-    "bn_inception": (BNInception(norm=BatchNorm), 224, 11_285_224, 0, 20_032, 2.033),
+    "bn_inception": (TABLE_3["bn_inception"].build(), 224, 11_285_224, 0, 20_032, 2.033),
+    "bn_inception_5x5": (
+        BNInception(norm=BatchNorm, factorize_5x5=False),
+        224,
+        11_285_224 + FIVES - 2 * sum(d for _, d in DOUBLES),
+        0,
+        20_032 - 2 * sum(d for _, d in DOUBLES),
+        2.0326 + COST_OF_FIVES / 1e9,
+    ),
     "bn_inception_sizes": (
         BNInception(norm=BatchNorm, **SIZES),
         224,
@@ -46,9 +88,9 @@ NETWORKS = {  # network, image side, parameters, those of side heads, statistics
         2 * 9_952,
         1.935,
     ),
-    "inception_v3": (InceptionV3(norm=BatchNorm), 299, 23_834_568, 3_326_696, 34_432, 5.713),
+    "inception_v3": (TABLE_3["inception_v3"].build(), 299, 23_834_568, 3_326_696, 34_432, 5.713),
     "inception_v3_plain_head": (
-        InceptionV3(norm=BatchNorm, auxiliary="plain"),
+        TABLE_3["factorized_7x7"].build(),
         299,
         23_834_568,
         3_326_696 - 768,  # a bias in the place of scale and bias
@@ -65,12 +107,36 @@ NETWORKS = {  # network, image side, parameters, those of side heads, statistics
     ),
     # 3 layers of 864 + 9,216 + 18,432 weights make way for one of 9,408
     "inception_v3_7x7": (
-        InceptionV3(norm=BatchNorm, stem="7x7", auxiliary="none"),
+        TABLE_3["inception_v2"].build(),
         299,
         23_834_568 - 28_512 + 9_408 - 2 * 64,
-        0,
+        3_326_696 - 768,
         34_432 - 2 * 64,
         5.713 - (149**2 * 864 + 147**2 * (9_216 + 18_432 - 9_408)) / 1e9,
+    ),
+    "inception_v3_n3": (
+        InceptionV3(norm=BatchNorm, factorized_size=3, auxiliary="none"),
+        299,
+        23_834_568 - 4 * PER_PLACE,
+        0,
+        34_432,
+        5.713216 - 17**2 * 4 * PER_PLACE / 1e9,
+    ),
+    "inception_v3_pool_first": (
+        InceptionV3(norm=BatchNorm, grid_reduction="pool_first", auxiliary="none"),
+        299,
+        23_834_568,
+        0,
+        34_432,
+        5.713216 + reductions(lambda before, after: (after, after)) / 1e9,
+    ),
+    "inception_v3_pool_last": (
+        InceptionV3(norm=BatchNorm, grid_reduction="pool_last", auxiliary="none"),
+        299,
+        23_834_568,
+        0,
+        34_432,
+        5.713216 + reductions(lambda before, after: (before, before)) / 1e9,
     ),
     # against public code, weights: 3b has 3x3 kernels, 4b is new, 5b and 5c see 288 channels and 5b
     # projects to 64, 5b to 5d have 3x3 for 5x5, 6f is new
@@ -99,6 +165,28 @@ def test_network_has_the_published_size(name):
         assert summary.auxiliary.parameters == heads
     if multiply_adds is not None:
         assert summary.network.multiply_adds == pytest.approx(multiply_adds * 1e9, abs=0.6e6)
+
+
+def test_each_network_of_table_3_is_among_these():
+    """And costs what the paper says, or more: GoogLeNet and BN-Inception fit, the others do not."""
+    costs = {(model, side): cost for model, side, *_, cost in NETWORKS.values()}
+    excess = [costs[row.build(), row.side] / row.published for row in TABLE_3.values()]
+    np.testing.assert_allclose(excess, [1.06, 1.06, 1.02, 1.39, 1.19, 1.19], atol=0.006)
+
+
+def test_a_network_of_table_3_takes_other_arguments():
+    small = TABLE_3["inception_v2"].build(norm="group:2", classes=10, width=0.25, stem="factorized")
+    assert small == InceptionV3(10, norm="group:2", width=0.25, auxiliary="plain")
+    assert TABLE_3["googlenet"].build(norm="batch").norm is None
+
+
+def test_reductions_cost_what_the_docstring_of_inception_v3_says():
+    """In each module; Figure 9 says that to pool last takes three times as much."""
+    for (before, after), ratios in zip(REDUCTIONS, ((0.83, 3.5), (0.37, 1.7)), strict=True):
+        first, last = REDUCTIONS[before, after]
+        parallel = before**2 * first + after**2 * last
+        seen = [side**2 * (first + last) / parallel for side in (after, before)]
+        np.testing.assert_allclose(seen, ratios, rtol=0.02)
 
 
 WEIGHTS = {  # kernels alone
@@ -273,9 +361,9 @@ def test_the_widths_of_figure_5_overrule_its_sizes():
 @pytest.mark.parametrize(
     ("stem", "side", "stride", "grids", "cost"),
     [
-        ("factorized", 299, 8, (35, 17, 8), 1.0),
-        ("factorized", 151, 4, (35, 17, 8), 1.0),
-        ("factorized", 79, 2, (36, 17, 8), 1 - 0.0615),
+        ("factorized", 299, TABLE_2[299], (35, 17, 8), 1.0),
+        ("factorized", 151, TABLE_2[151], (35, 17, 8), 1.0),
+        ("factorized", 79, TABLE_2[79], (36, 17, 8), 1 - 0.0615),
         ("7x7", 299, 8, (35, 17, 8), 0.9277),
         ("7x7", 153, 4, (35, 17, 8), 0.9277),
         ("7x7", 151, 4, (34, 16, 7), 0.8307),
@@ -296,6 +384,18 @@ def test_resolutions_of_inception_v3_lead_to_the_same_grids(stem, side, stride, 
     if side == 151 and stem == "7x7":
         return  # the side head's kernel is of its grid
     assert summary.auxiliary.parameters == 128 * (768 + 1) + 768 * (128 * 25 + 1) + 769_000
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "cost"), [(64, 4, 1.0), (32, 2, 1 - 0.0854), (16, 1, 1 - 0.2142)]
+)
+def test_a_padded_stem_gives_small_images_one_grid(side, stride, cost):
+    """As the docstring of InceptionV3 says; `cost` is in multiply-adds of the first line."""
+    model = InceptionV3(10, auxiliary="none", stem_stride=stride, stem_padding="SAME")
+    layers, network, _ = summarize(model, (side, side, 3))
+    grids = {layer.name: layer.output[0] for layer in layers}
+    assert [grids[name] for name in ("mixed_5b", "mixed_6a", "mixed_7a")] == [16, 7, 3]
+    assert network.multiply_adds / 1_025_360_896 == pytest.approx(cost, abs=5e-5)
 
 
 FULL = {GoogLeNet: GOOGLENET, BNInception: BN_INCEPTION, InceptionV3: INCEPTION_V3}

@@ -4,6 +4,7 @@ That networks compute the same with them is in tests/parity/test_inception_torch
 """
 
 import sys
+from dataclasses import fields
 from functools import partial
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from bnjax.linen import BatchNorm
 from bnjax.models import BNInception, GoogLeNet, InceptionV3, load_pretrained, norm_by_name
+from bnjax.models.pretrained.sources import SOURCES
 
 CLASSES = 3
 MODEL = GoogLeNet(
@@ -202,6 +204,16 @@ def test_all_settings_that_differ_are_listed(tmp_path, state):
         load(tmp_path, state, MODEL.clone(norm=None))
     with pytest.raises(ValueError, match="averaging='cumulative'"):
         load(tmp_path, state, MODEL.clone(norm=partial(MODEL.norm, averaging="cumulative")))
+
+
+def test_a_source_says_of_each_setting_what_it_needs():
+    """Or the setting changes no value of the trained network; red for a new one that does."""
+    free = {"classes", "dropout", "axis_name", "kernel_init", "remat", "dtype", "param_dtype"}
+    free |= {"parent", "name", "norm", "auxiliary", "auxiliary_dropout"}  # held otherwise, or heads
+    for source in SOURCES:
+        averages = set() if source.network is not GoogLeNet else {"count_include_pad"}  # has none
+        names = {field.name for field in fields(source.network)}
+        assert names - source.settings.keys() <= free | averages, source.name
 
 
 def test_another_normalization_is_refused(tmp_path, state):

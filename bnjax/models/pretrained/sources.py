@@ -108,7 +108,14 @@ _TORCH = {
     ".safetensors": _safetensors,
 }
 _FULL = {"width": (1.0,), "stem_stride": (8,), "channels": (3,), "activation": (nn.relu,)}
-_V3 = _FULL | {"outline": ("public",), "stem": ("factorized",)}
+_V3 = _FULL | {
+    "outline": ("public",),
+    "stem": ("factorized",),
+    "stem_padding": ("VALID",),
+    "linear_factors": (False,),
+    "factorized_size": (7,),
+    "grid_reduction": ("parallel",),
+}
 _HALF = (127.5, 127.5, 127.5)  # as mean and as scale: to [-1, 1]
 _AS_TORCH = (
     "kernels [out, in, h, w] are [h, w, in, out] now, and [out, in] are [in, out].",
@@ -184,6 +191,8 @@ SOURCES = (
             "per_activation": ((),),
             "padding": ("SYMMETRIC",),
             "count_include_pad": (True,),
+            "factorize_5x5": (True,),
+            "linear_factors": (False,),
         },
         epsilon=1e-5,
         scale=True,
