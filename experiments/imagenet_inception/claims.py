@@ -61,8 +61,10 @@ def fewer_steps(first: Runs, second: Runs) -> Finding:
     if not all([*own.values(), *theirs.values()]):  # never, or before the first step
         reached = sum(steps is not None for steps in own.values())
         return Finding(len(own), f"{reached} of {len(own)} reach it", None)
-    logs = [{seed: np.log(steps[seed]) for seed in own} for steps in (theirs, own)]
-    return _finding(*logs, lambda value: f"{np.exp(value):.1f}", "times fewer")
+    before, after = (
+        {seed: float(np.log(at)) for seed, at in steps.items() if at} for steps in (theirs, own)
+    )
+    return _finding(before, after, lambda value: f"{np.exp(value):.1f}", "times fewer")
 
 
 def _finding(
@@ -141,9 +143,9 @@ def claims_table(results: Path, report: Comparison) -> str:
         stated = [claim.text, claim.paper]
         for names in claim.pairs or [()]:
             arms = [results / name for name in names]
-            pair = [load(arm.parent).get(arm.name) for arm in arms]
+            pair = [load(arm.parent)[arm.name] for arm in arms if arm.name in load(arm.parent)]
             runs = " against ".join(f"`{name}`" for name in names)
-            if pair and None not in pair:
+            if len(pair) == 2:
                 rows.append([*stated, runs, *_judged(claim, arms, pair)])
             else:
                 rows.append([*stated, runs, "", "", "", "no such pair yet"])

@@ -60,6 +60,7 @@ def call(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_what_is_stopped_goes_on_bitwise(call, tmp_path):
     """In a run, then between two: the clock is looked at before each, and after its dispatches."""
     whole, out = tmp_path / "whole", tmp_path / "with blank"
