@@ -29,6 +29,10 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class OutOfTime(Exception):
+    """Training stopped because its time was over, after a checkpoint; or did not begin."""
+
+
 class Schedule(NamedTuple):
     """The timetable of a run, in steps.
 
@@ -120,12 +124,13 @@ def fit(
     checkpoints: Checkpoints | HostCheckpoints | None = None,
     description: str = "",
     members: int = 1,
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> Tree:
     """Trains from `first_step` to the schedule's end.
 
-    Ctrl-C, SIGTERM and SIGHUP end the dispatch under way, save a checkpoint and raise; a second
-    signal stops at once. In a run of several processes, a signal to one stops all of them after
-    the same step.
+    Ctrl-C, SIGTERM, SIGHUP and the end of the time let the dispatch under way end, save a
+    checkpoint and raise; a second signal stops at once. In a run of several processes, what stops
+    one stops all of them after the same step.
 
     Args:
         functions: those of the run.
@@ -137,12 +142,14 @@ def fit(
         checkpoints: where to save; None for nowhere.
         description: shown on the progress bar.
         members: runs trained at once; the bar counts the steps of all of them.
+        out_of_time: asked after each dispatch whether it was the last one for now.
 
     Returns:
         The final state.
 
     Raises:
         Interrupted: after a signal.
+        OutOfTime: where a process is out of time.
         Diverged: or whatever else `functions.check` raises.
         DataError: or whatever else `functions.inputs` raises, after a checkpoint; on the processes
             where it did not, HostsError with its text.
@@ -195,15 +202,20 @@ def fit(
                 sums = jax.tree.map(np.zeros_like, sums)
                 started += time.perf_counter() - paused
             due = schedule.checkpoint_every and step % schedule.checkpoint_every == 0
-            signum, failed = agree_to_stop(max(received, default=0), error is not None)
-            if checkpoints is not None and (due or signum or failed or step == schedule.steps):
+            signum, failed, late = agree_to_stop(
+                max(received, default=0), error is not None, out_of_time()
+            )
+            stops = signum or failed or late or step == schedule.steps
+            if checkpoints is not None and (due or stops):
                 checkpoints.save(step, Progress(functions.snapshot(state), sums))
             if failed:
                 raise_on_all(error)
             if signum:
                 raise Interrupted(step, signum)
+            if late:
+                raise OutOfTime(f"out of time after step {step:,}")
         # A signal may have come during the last save.
-        signum, _ = agree_to_stop(max(received, default=0), False)
+        signum, _, _ = agree_to_stop(max(received, default=0), False, False)
         if signum:
             raise Interrupted(step, signum)
     return state

@@ -18,7 +18,7 @@ from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
 from bnjax.paths import check_writable, local_path, writable_folder
 from bnjax.training.checkpoints import CheckpointError
-from bnjax.training.loop import Interrupted
+from bnjax.training.loop import Interrupted, OutOfTime
 from bnjax.training.parallel import HostsError
 
 _ADDRESSES = 1 << 31
@@ -39,8 +39,9 @@ _REMEDIES = {
 def ending(module: str, *, saves: bool = False) -> Iterator[None]:
     """Ends the process as a command does, if something ends what is inside.
 
-    An interruption says how to go on, and exits with 128 plus the signal's number; an error that a
-    user can mend is one line without a traceback.
+    An interruption says how to go on, and exits with 128 plus the signal's number; so does the end
+    of the time that was asked for, and exits with 0. An error that a user can mend is one line
+    without a traceback.
 
     Args:
         module: what `python -m` was given.
@@ -64,6 +65,8 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
         else:
             _say(f"\nStopped. Again with:\n  {again()}")
         sys.exit(128 + stop.signum)
+    except OutOfTime as stop:
+        _say(f"\nStopped, {stop}; saved. Go on with:\n  {again()}")
     except KeyboardInterrupt:
         kept = "; what was saved is kept. Go on with" if saves else ". Again with"
         _say(f"\nStopped{kept}:\n  {again()}")

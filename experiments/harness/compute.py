@@ -1,12 +1,30 @@
 """How runs are computed; their numbers depend on none of it, but for rounding."""
 
-from dataclasses import dataclass
+import re
+import time
+from dataclasses import dataclass, field
 from typing import Any, Self
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
 class Compute:
     """One process and its devices; experiments that offer more add flags as fields."""
+
+    stop_after: str | None = field(default=None, kw_only=True)
+    """Time from the start after which to stop, as 90s, 10m or 1.5h: the run under way saves after
+    its dispatch, no other begins, what is finished is reported. The same command goes on."""
+    started: float = field(default_factory=time.monotonic, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.stop_after is not None:
+            seconds(self.stop_after)
+
+    def out_of_time(self) -> bool:
+        """Whether the time is over, which began when this was made."""
+        passed = time.monotonic() - self.started
+        return self.stop_after is not None and passed >= seconds(self.stop_after)
 
     @property
     def tensorboard(self) -> bool:
@@ -31,3 +49,21 @@ class Compute:
     def of_record(cls, record: dict[str, Any]) -> Self:
         """Returns how a recorded run was computed, as far as it can be so here."""
         return cls()
+
+
+def seconds(text: str) -> float:
+    """Returns the seconds of a time such as 90s, 10m or 1.5h.
+
+    Raises:
+        ValueError: unless it is a number above 0 with its unit.
+    """
+    match = re.fullmatch(r"(\d+|\d*\.\d+)([smh]?)", text)
+    number, unit = match.groups() if match else ("0", "")
+    if float(number) == 0:
+        raise ValueError(f"--stop-after must be a time above 0 as 90s, 10m or 1.5h, got {text!r}.")
+    if not unit:
+        raise ValueError(
+            f"--stop-after needs a unit, got {text!r}: write {text}s, {text}m or {text}h for "
+            "seconds, minutes or hours."
+        )
+    return float(number) * _SECONDS[unit]

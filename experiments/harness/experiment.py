@@ -82,7 +82,8 @@ class RunLog:
 class Train(Protocol):
     """Trains the members of a task, from the newest whole checkpoint on if there is one.
 
-    Raises Interrupted after Ctrl-C or SIGTERM, with a checkpoint if there is a place for it.
+    Raises Interrupted after Ctrl-C or SIGTERM, and OutOfTime when `compute` says so, with a
+    checkpoint if there is a place for it.
     """
 
     def __call__(

@@ -14,6 +14,7 @@ from bnjax.command import command
 from bnjax.evidence.environment import require_commit
 from bnjax.evidence.records import is_finished
 from bnjax.paths import local_path
+from bnjax.training.loop import OutOfTime
 from bnjax.training.parallel import all_hosts_agree, all_succeed, is_first
 from experiments.harness import found
 from experiments.harness.command_line import (
@@ -121,6 +122,7 @@ def run(experiment: Experiment, arguments: Any) -> None:
     Raises:
         ValueError, RecordError, CheckpointError, DataError: before anything is changed.
         Interrupted: after Ctrl-C or SIGTERM.
+        OutOfTime: after --stop-after; what is finished is reported then.
     """
     compute = arguments.how
     out = arguments.out or Path("runs") / experiment.name / arguments.preset
@@ -128,8 +130,13 @@ def run(experiment: Experiment, arguments: Any) -> None:
     all_hosts_agree(asdict(arguments.config) | compute.shared(), "the configuration")
     data, tasks = all_succeed(lambda: _prepare(experiment, arguments, out))
     all_hosts_agree(data.sha256, "the data's SHA-256")
-    for task in tasks:
-        complete(experiment, task, data, compute, out, tensorboard=compute.tensorboard)
+    try:
+        for task in tasks:
+            complete(experiment, task, data, compute, out, tensorboard=compute.tensorboard)
+    except OutOfTime:
+        if is_first():
+            _report_finished(experiment, tasks, out)
+        raise
     if is_first():
         _report(experiment, out)
 
@@ -145,10 +152,23 @@ def _prepare(experiment: Experiment, arguments: Any, out: Path) -> tuple[Any, li
     tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)
-    runs = [out / run_name(task, member) for task in tasks for member in task.members]
-    if is_first() and not all(map(is_finished, runs)):
+    if is_first() and _left(tasks, out):
         output_folder(out)
     return data, tasks
+
+
+def _left(tasks: Sequence[Task], out: Path) -> list[str]:
+    """The names of the runs that are not finished."""
+    names = [run_name(task, member) for task in tasks for member in task.members]
+    return [name for name in names if not is_finished(out / name)]
+
+
+def _report_finished(experiment: Experiment, tasks: Sequence[Task], out: Path) -> None:
+    """Reports if there is anything to report; names the runs that are left."""
+    left = _left(tasks, out)
+    if len(left) < sum(len(task.members) for task in tasks):
+        _report(experiment, out)
+    print(f"\nLeft: {', '.join(left)}.")
 
 
 def _report(experiment: Experiment, out: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from bnjax.evidence.environment import environment
 from bnjax.evidence.records import RecordError, Run, check_data, check_identity, is_finished
 from bnjax.training.locks import LockError, lock
-from bnjax.training.loop import Schedule
+from bnjax.training.loop import OutOfTime, Schedule
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import HostCheckpoints, all_succeed, gather_json, is_first
 from bnjax.training.tensorboard import TensorBoard
@@ -90,6 +90,7 @@ def complete(
             of them; nothing is changed then.
         CheckpointError: the same for its checkpoints.
         Interrupted: after Ctrl-C or SIGTERM.
+        OutOfTime: when `compute` says so, before or while it trains.
     """
 
     def whole() -> bool:
@@ -99,6 +100,8 @@ def complete(
 
     if gather_json(all_succeed(whole))[0]:
         return
+    if any(gather_json(compute.out_of_time())):
+        raise OutOfTime(f"out of time before {_described(experiment, task)}")
     with ExitStack() as held:
         if experiment.together:
             names = [run_name(task, member) for member in task.members]

@@ -10,6 +10,7 @@ from experiments.harness.page import Page
 from experiments.harness.results import Runs, read_result
 from experiments.imagenet_inception import evaluation_table
 from experiments.imagenet_inception.arms import ARMS
+from experiments.imagenet_inception.claims import claims_table
 
 REPORT = Comparison(ARMS, reference="inception", figure="figure2.png")
 
@@ -30,6 +31,7 @@ def more(results: Path) -> dict[str, str]:
     return {
         "control_differences": differences_text(controls),
         "wide_control_differences": differences_text(wide_controls),
+        "claims": claims_table(results, REPORT),
         "memory": memory_text(read_result(results / "long" / "bn_x5-s0").record),
         "evaluation": evaluation_table.table(_json(results / "evaluation.json")),
     }

@@ -61,7 +61,8 @@ def train(
         What each member came to.
 
     Raises:
-        Interrupted: after Ctrl-C or SIGTERM; a checkpoint is saved if there is a place for it.
+        Interrupted, OutOfTime: after Ctrl-C or SIGTERM, or `compute.stop_after`; a checkpoint is
+            saved if there is a place for it.
     """
     for split in (data.train, data.test):
         check_labels(split.labels, data.classes)
@@ -136,6 +137,7 @@ def train(
             checkpoints=checkpoints,
             description=description,
             members=members.count,
+            out_of_time=compute.out_of_time,
         )
     except _AllDiverged:
         pass

@@ -5,6 +5,7 @@ everything else is what the command runs. `main` runs in this process, on its ei
 """
 
 import gzip
+import itertools
 import json
 import re
 import shutil
@@ -26,7 +27,7 @@ from bnjax.evidence.records import RecordError, Run, read_metrics, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models.layers import Dropout
 from bnjax.training.checkpoints import CheckpointError, Checkpoints
-from bnjax.training.loop import Interrupted
+from bnjax.training.loop import Interrupted, OutOfTime
 from experiments.harness import main as harness
 from experiments.harness import runs
 from experiments.harness.experiment import RunLog
@@ -171,22 +172,23 @@ def test_a_run_directory_holds_record_and_metrics(finished, data):
     assert len(final["memory"]["host"]) == len(metrics)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
-def test_a_run_that_is_interrupted_goes_on_bitwise(stop_at, finished, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("stop_at", "by"), [(1, Interrupted), (3, OutOfTime)])
+def test_a_run_that_is_stopped_goes_on_bitwise(stop_at, by, finished, data, tmp_path, monkeypatch):
     """Red if sums, order, views, dropout or the learning rate start anew."""
     task = inception_task(CONFIG, "bn_baseline")
-    training = Feed.training
+    training, asked = Feed.training, itertools.count()  # before the run, after each of its steps
 
     def interrupting(self, first_step, steps):
-        if first_step == stop_at:
+        if by is Interrupted and first_step == stop_at:
             signal.raise_signal(signal.SIGTERM)
         return training(self, first_step, steps)
 
     with monkeypatch.context() as patch:
         patch.setattr(Feed, "training", interrupting)
-        with pytest.raises(Interrupted) as stop:
+        if by is OutOfTime:
+            patch.setattr(ImageCompute, "out_of_time", lambda compute: next(asked) == stop_at)
+        with pytest.raises(by, match=f"step {stop_at}"):
             complete(EXPERIMENT, task, data, COMPUTE, tmp_path)
-    assert stop.value.step == stop_at
     assert not read_record(tmp_path / run_name(task, task.members[0]))["finished"]
     complete(EXPERIMENT, task, data, COMPUTE, tmp_path)
     assert_same_runs(tmp_path, finished, ["bn_baseline-s0"])

@@ -21,7 +21,7 @@ from small_runs import STEPS, batch_of, make_batches, make_state, make_step  # n
 from bnjax.data import DataError  # noqa: E402
 from bnjax.training.checkpoints import CheckpointError  # noqa: E402
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch  # noqa: E402
-from bnjax.training.loop import Interrupted, Progress, RunFunctions, Schedule, fit  # noqa: E402
+from bnjax.training.loop import Interrupted, OutOfTime, Progress, RunFunctions, Schedule, fit  # noqa: E402
 from bnjax.training.objectives import Metrics  # noqa: E402
 from bnjax.training.parallel import (  # noqa: E402
     DataParallel,
@@ -94,7 +94,7 @@ def checkpoint(out, index):
     return {"step": step, "extra": extra, "values": values, "other config": other}
 
 
-def end(out, index, act, kinds):
+def end(out, index, act, kinds, *, out_of_time=lambda: False):
     """Process 1 alone acts, while it makes the inputs of the fourth step."""
 
     def inputs(first, steps):
@@ -118,6 +118,7 @@ def end(out, index, act, kinds):
                 first_step=0,
                 record=lambda *_: None,
                 checkpoints=checkpoints,
+                out_of_time=out_of_time,
             )
         except kinds as error:
             restored = checkpoints.restore(progress)
@@ -150,6 +151,7 @@ def main():
     seen["succeeds"] = all_succeed(lambda: index)
     seen["checkpoint"] = checkpoint(out, index)
     seen["interrupt"] = end(out / "stopped", index, terminate, Interrupted)
+    seen["late"] = end(out / "late", index, lambda: None, OutOfTime, out_of_time=lambda: index == 1)
     seen["damaged"] = end(out / "damaged", index, damaged, (DataError, HostsError))
     (out / f"{index}.json").write_text(json.dumps(seen))
 

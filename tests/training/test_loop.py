@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from bnjax.training.loop import Interrupted, Progress, RunFunctions, Schedule, fit
+from bnjax.training.loop import Interrupted, OutOfTime, Progress, RunFunctions, Schedule, fit
 from bnjax.training.objectives import Metrics
 
 EVERY_TEN = Schedule(
@@ -30,8 +30,9 @@ class Trace:
     A step adds its number to the state and its number times (1, 10) to the members' losses.
     """
 
-    def __init__(self, at=lambda trace, step: None):
+    def __init__(self, at=lambda trace, step: None, time=float("inf")):
         self.at = at
+        self.time = time  # a step takes one unit of it
         self.dispatches = []
         self.entries = []
         self.saved = {}
@@ -72,6 +73,7 @@ class Trace:
             checkpoints=self if checkpoints else None,
             description="counting",
             members=2,
+            out_of_time=lambda: sum(self.dispatches) >= self.time,
         )
 
 
@@ -160,6 +162,28 @@ def test_a_signal_saves_and_resuming_loses_nothing(number, when):
     assert state == {"step": 53, "total": sum(range(53))}
     assert first.entries + second.entries == whole.entries
     assert first.dispatches + second.dispatches == whole.dispatches
+
+
+@pytest.mark.parametrize(("time", "last"), [(0, 5), (15, 15), (16, 20), (51, 53)])
+def test_the_end_of_the_time_saves_and_resuming_loses_nothing(time, last):
+    """After the dispatch in which it comes, at least one; what came before goes on."""
+    whole, first = Trace(), Trace(time=time)
+    whole.fit(EVERY_TEN)
+    with pytest.raises(OutOfTime, match=f"out of time after step {last}"):
+        first.fit(EVERY_TEN)
+    assert max(first.saved) == last
+    second = Trace()
+    second.fit(EVERY_TEN, start=first.saved[last], first_step=last)
+    assert first.entries + second.entries == whole.entries
+    assert first.dispatches + second.dispatches == whole.dispatches
+
+
+def test_a_signal_counts_for_more_than_the_time():
+    """Who pressed Ctrl-C waits for its status."""
+    trace = Trace(send(signal.SIGINT, when=10), time=10)
+    with pytest.raises(Interrupted, match="stopped at step 10 by SIGINT"):
+        trace.fit(EVERY_TEN)
+    assert sorted(trace.saved) == [10]
 
 
 def test_a_signal_during_the_last_save_is_not_lost():

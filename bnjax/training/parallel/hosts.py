@@ -237,12 +237,13 @@ def raise_on_all(error: Exception | None) -> None:
         raise HostsError("; ".join(failed))
 
 
-def agree_to_stop(signum: int, failed: bool) -> tuple[int, bool]:
-    """Returns the largest of all processes' signal numbers, 0 for none, and whether any failed.
+def agree_to_stop(signum: int, failed: bool, late: bool) -> tuple[int, bool, bool]:
+    """Returns all processes' largest signal number, 0 for none; if any failed; if any is late.
 
     All call it between the same two steps, so that what stops one stops all of them there.
     """
     if jax.process_count() == 1:
-        return signum, failed
-    signum, failed = multihost_utils.process_allgather(np.array([signum, failed], np.int32)).max(0)
-    return int(signum), bool(failed)
+        return signum, failed, late
+    own = np.array([signum, failed, late], np.int32)
+    signum, failed, late = multihost_utils.process_allgather(own).max(0)
+    return int(signum), bool(failed), bool(late)

@@ -51,7 +51,8 @@ def train(
 
     Raises:
         ValueError: if the devices cannot share a batch.
-        Interrupted: after Ctrl-C or SIGTERM; a checkpoint is saved if there is a place for it.
+        Interrupted, OutOfTime: after Ctrl-C or SIGTERM, or `compute.stop_after`; a checkpoint is
+            saved if there is a place for it.
     """
     config, parallel = task.config, compute.devices
     parallel.check_batch(config.eval_batch)
@@ -97,6 +98,7 @@ def train(
                     record=record,
                     checkpoints=checkpoints,
                     description=description,
+                    out_of_time=compute.out_of_time,
                 )
         except Diverged as error:
             diverged = error.facts()

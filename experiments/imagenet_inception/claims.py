@@ -1,0 +1,179 @@
+"""What section 4.2 of the paper claims, and what pairs of committed runs say to it."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnjax.evidence.records import read_record
+from bnjax.evidence.tables import table
+from experiments.harness.comparison import Comparison, match_steps
+from experiments.harness.differences import paired
+from experiments.harness.results import Runs
+
+
+class Finding(NamedTuple):
+    """The first runs of a pair held against the second.
+
+    Attributes:
+        seeds: that both have.
+        text: the difference, for the table.
+        interval: of 95 %, where above 0 is what a claim says; None if there is none.
+    """
+
+    seeds: int
+    text: str
+    interval: tuple[float, float] | None
+
+
+class Claim(NamedTuple):
+    """A claim of the paper.
+
+    Attributes:
+        text: what is claimed.
+        paper: its numbers there.
+        setting: what a pair must differ in, and in nothing else, to get a verdict.
+        measure: by what a pair is compared.
+        pairs: of arms, each behind its folder below the results; by the claim the first is better.
+    """
+
+    text: str
+    paper: str
+    setting: str
+    measure: Callable[[Runs, Runs], Finding]
+    pairs: tuple[tuple[str, str], ...] = ()
+
+
+def best_accuracy(first: Runs, second: Runs) -> Finding:
+    """Best accuracies, in points."""
+    return _finding(first.best(), second.best(), lambda value: f"{100 * value:+.2f}", "points")
+
+
+def fewer_steps(first: Runs, second: Runs) -> Finding:
+    """Steps to the best of the second run of a seed: how many times fewer than its own.
+
+    The interval is of the ratio's logarithm. A run that never comes to it has no ratio, and those
+    of the others alone would say too much: then there is no interval.
+    """
+    own, theirs = match_steps(first, second), match_steps(second, second)
+    if not all([*own.values(), *theirs.values()]):  # never, or before the first step
+        reached = sum(steps is not None for steps in own.values())
+        return Finding(len(own), f"{reached} of {len(own)} reach it", None)
+    before, after = (
+        {seed: float(np.log(at)) for seed, at in steps.items() if at} for steps in (theirs, own)
+    )
+    return _finding(before, after, lambda value: f"{np.exp(value):.1f}", "times fewer")
+
+
+def _finding(
+    first: dict[int, float], second: dict[int, float], shown: Callable[[float], str], unit: str
+) -> Finding:
+    difference = paired(first, second)
+    text = f"{shown(difference['mean'])} {unit}"
+    if not difference["sd"]:  # one seed, or evaluations too far apart to tell the seeds apart
+        return Finding(difference["seeds"], text, None)
+    low, high = difference["confidence_95"]
+    return Finding(difference["seeds"], f"{text} ({shown(low)} to {shown(high)})", (low, high))
+
+
+_NORMALIZED = (
+    ("bn_baseline", "inception"),
+    ("wide/bn_baseline", "wide/inception"),
+    ("bn_x5", "recipe_x5/inception"),
+    ("bn_x30", "recipe_x30/inception"),
+    ("bn_x5", "inception"),
+    ("bn_x30", "inception"),
+    ("wide/bn_x5", "wide/inception"),
+    ("wide/bn_x30", "wide/inception"),
+)
+CLAIMS = (
+    Claim(
+        "Fewer steps to the best of the network without normalization",
+        "BN-Baseline 2.3, BN-x5 14.8, BN-x30 11.5 times fewer",
+        "normalized",
+        fewer_steps,
+        _NORMALIZED,
+    ),
+    Claim(
+        "A higher maximum",
+        "BN-Baseline +0.5, BN-x5 +0.8, BN-x30 +2.6 points",
+        "normalized",
+        best_accuracy,
+        _NORMALIZED,
+    ),
+    Claim(
+        "Higher learning rates can be used",
+        "BN-x30 minus BN-x5: +1.8 points",
+        "learning_rate_factor",
+        best_accuracy,
+        (("bn_x30", "bn_x5"), ("wide/bn_x30", "wide/bn_x5")),
+    ),
+    Claim(
+        "Without normalization they cannot",
+        "Inception at x5 reaches infinity",
+        "learning_rate_factor",
+        best_accuracy,
+        (
+            ("inception", "inception_x5/inception"),
+            ("wide/inception", "wide/inception_x5/inception"),
+            ("wide/inception", "wide/inception_x30/inception"),
+            ("recipe_x1/inception", "recipe_x5/inception"),
+            ("recipe_x1/inception", "recipe_x30/inception"),
+        ),
+    ),
+    Claim("Dropout is not needed", "no number", "dropout", best_accuracy),
+    Claim("Less L2 is better", "no number", "l2", best_accuracy),
+    Claim(
+        "Sigmoid trains, and without normalization does not",
+        "69.8 %, without at most 0.1 %",
+        "normalized",
+        best_accuracy,
+    ),
+)
+"""To add a pair is one line: (folder/arm, folder/arm), the one that is to be better in front."""
+
+
+def claims_table(results: Path, report: Comparison) -> str:
+    """Returns each claim with its pairs, a line each; a function of the runs below `results`."""
+    load = cache(lambda folder: report.load(folder))
+    rows = []
+    for claim in CLAIMS:
+        stated = [claim.text, claim.paper]
+        for names in claim.pairs or [()]:
+            arms = [results / name for name in names]
+            pair = [load(arm.parent)[arm.name] for arm in arms if arm.name in load(arm.parent)]
+            runs = " against ".join(f"`{name}`" for name in names)
+            if len(pair) == 2:
+                rows.append([*stated, runs, *_judged(claim, arms, pair)])
+            else:
+                rows.append([*stated, runs, "", "", "", "no such pair yet"])
+            stated = ["", ""]
+    heads = ["claim", "in the paper", "runs", "differ in", "seeds", "difference (95 % interval)"]
+    return table([*heads, "verdict"], rows, left=4)
+
+
+def _judged(claim: Claim, arms: Sequence[Path], pair: Sequence[Runs]) -> list[str]:
+    """Returns what a pair differs in, its seeds, how much better the first is, the verdict."""
+    finding = claim.measure(*pair)
+    first, second = map(_identity, arms, pair)
+    changed = [name for name in first | second if first.get(name) != second.get(name)]
+    differ = ", ".join(f"`{name}`" for name in changed)
+    if len(changed) > 3:
+        differ = f"the whole recipe, {len(changed)} settings"
+    verdict = _verdict(finding.interval) if changed == [claim.setting] else "none: more differs"
+    return [differ, str(finding.seeds), finding.text, verdict]
+
+
+def _verdict(interval: tuple[float, float] | None) -> str:
+    low, high = interval or (0, 0)
+    return "shown" if low > 0 else "contradicted" if high < 0 else "not shown"
+
+
+def _identity(arm: Path, runs: Runs) -> dict[str, Any]:
+    """Returns what the numbers of an arm's runs depend on, by name, but for the seed."""
+    record = read_record(arm.with_name(f"{arm.name}-s{runs.seeds[0]}"))
+    identity = record["identity"]
+    parts = identity["config"] | identity["schedule"] | identity["settings"]
+    return parts | {"data": identity["data_sha256"]}

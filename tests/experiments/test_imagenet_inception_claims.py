@@ -1,0 +1,110 @@
+"""What pairs of runs say to a claim: differences by hand, and what gets no verdict."""
+
+import numpy as np
+import pytest
+
+from bnjax.evidence.records import Run
+from experiments.imagenet_inception import claims
+from experiments.imagenet_inception.claims import Claim, best_accuracy, claims_table, fewer_steps
+from experiments.imagenet_inception.page import REPORT
+
+SETTINGS = REPORT.arms[0].settings()
+BETTER = [[10, 20, 60, 70], [10, 62, 61, 72], [10, 66, 60, 74]]
+WORSE = [[10, 20, 30, 60], [10, 30, 62, 20], [10, 40, 50, 64]]
+"""Of 100 images, at steps 0 to 30, in each seed."""
+
+
+def write_runs(out, arm, seeds, **changes):
+    schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), 10)
+    schedule |= {"steps": 30, "steps_per_dispatch": 1, "checkpoint_every": 0}
+    for seed, correct in enumerate(seeds):
+        identity = {"schedule": schedule, "config": {"width": 1.0}, "data_sha256": "7"}
+        header = {"arm": arm, "seed": seed, "environment": {}}
+        header["identity"] = identity | {"settings": SETTINGS | changes}
+        run = Run(out / f"{arm}-s{seed}", header)
+        tests = [{"loss": 1.0, "correct": right, "examples": 100} for right in correct]
+        for step, test in zip(range(0, 31, 10), tests, strict=True):
+            run.log({"step": step, "test": test})
+        run.finish({"test": tests[-1], "test_population": None, "diverged": None, "timing": None})
+
+
+def judged(monkeypatch, out, *pairs, measure=best_accuracy):
+    """The table's cells behind the claim and its numbers, a list a line."""
+    claim = Claim("normalization helps", "+1", "normalized", measure, pairs)
+    monkeypatch.setattr(claims, "CLAIMS", (claim,))
+    head, _, *lines = claims_table(out, REPORT).splitlines()
+    assert head.startswith("| claim | in the paper | runs | differ in | seeds |")
+    assert lines[0].startswith("| normalization helps | +1 |")
+    return [line.split(" | ")[2:] for line in lines]
+
+
+@pytest.fixture
+def out(tmp_path):
+    write_runs(tmp_path, "bn_baseline", BETTER, normalized=True)
+    write_runs(tmp_path, "inception", WORSE, normalized=False)
+    return tmp_path
+
+
+def interval(values):
+    """Mean and 95 % bounds of three values; 4.302653 is Student's t of two degrees of freedom."""
+    half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)
+    return np.mean(values), np.mean(values) - half, np.mean(values) + half
+
+
+def test_the_difference_of_bests_and_its_verdict(monkeypatch, out):
+    write_runs(out / "more", "bn_baseline", [[10, 20, 60, 71], *BETTER[1:]], normalized=True)
+    mean, low, high = interval([11, 10, 10])
+    pair = ("more/bn_baseline", "inception")
+    ((runs, *cells),) = judged(monkeypatch, out, pair)
+    assert runs == "`more/bn_baseline` against `inception`"
+    text = f"{mean:+.2f} points ({low:+.2f} to {high:+.2f})"
+    assert cells == ["`normalized`", "3", text, "shown |"]
+    ((_, *_, turned),) = judged(monkeypatch, out, pair[::-1])
+    assert turned == "contradicted |"
+    write_runs(out / "like", "bn_baseline", [[10, 20, 60, 80], *WORSE[1:]], normalized=True)
+    ((_, *_, verdict),) = judged(monkeypatch, out, ("like/bn_baseline", "inception"))
+    assert verdict == "not shown |"
+
+
+def test_the_ratio_of_steps_is_of_each_seed(monkeypatch, out):
+    """Seeds need 20, 10 and 10 steps to the other's best, which has it after 30, 20 and 30."""
+    mean, low, high = np.exp(interval(np.log([30 / 20, 20 / 10, 30 / 10])))
+    pair = ("bn_baseline", "inception")
+    ((_, *cells),) = judged(monkeypatch, out, pair, measure=fewer_steps)
+    text = f"{mean:.1f} times fewer ({low:.1f} to {high:.1f})"
+    assert cells == ["`normalized`", "3", text, "not shown |"]
+
+
+def test_a_seed_that_never_gets_there_leaves_no_interval(monkeypatch, out):
+    """Red if the ratios of those that do are taken for all."""
+    write_runs(out / "late", "bn_baseline", [*BETTER[:2], [10, 20, 30, 63]], normalized=True)
+    pair = ("late/bn_baseline", "inception")
+    ((_, *cells),) = judged(monkeypatch, out, pair, measure=fewer_steps)
+    assert cells == ["`normalized`", "3", "2 of 3 reach it", "not shown |"]
+
+
+def test_differences_without_a_spread_have_no_interval(monkeypatch, out):
+    """One seed, or three that the evaluations do not tell apart."""
+    ((_, _, *cells),) = judged(monkeypatch, out, ("bn_baseline", "inception"))
+    assert cells == ["3", "+10.00 points", "not shown |"]
+    write_runs(out / "one", "bn_baseline", BETTER[:1], normalized=True)
+    ((_, _, *cells),) = judged(monkeypatch, out, ("one/bn_baseline", "inception"))
+    assert cells == ["1", "+10.00 points", "not shown |"]
+
+
+def test_pairs_that_differ_in_more_and_pairs_that_are_not_there(monkeypatch, out):
+    recipe = {"dropout": 0.0, "l2": 1.0, "decay_speed": 6.0}
+    write_runs(out, "bn_x5", BETTER, normalized=True, **recipe)
+    write_runs(out / "two", "inception", WORSE, normalized=False, dropout=0.0)
+    whole, two, absent = judged(
+        monkeypatch,
+        out,
+        ("bn_x5", "inception"),
+        ("bn_baseline", "two/inception"),
+        ("bn_x30", "nowhere/inception"),
+    )
+    assert (whole[1], whole[-1]) == ("the whole recipe, 4 settings", "none: more differs |")
+    assert (two[1], two[-1]) == ("`dropout`, `normalized`", "none: more differs |")
+    assert absent[1:] == ["", "", "", "no such pair yet |"]
+    ((runs, *_, verdict),) = judged(monkeypatch, out)
+    assert (runs, verdict) == ("", "no such pair yet |")
