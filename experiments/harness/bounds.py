@@ -1,5 +1,7 @@
 """Bounds of a configuration's numbers: those of the float32 that computes, and of patience."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 MOST_SEEDS = 10_000
@@ -21,6 +23,16 @@ def check_fraction(name: str, value: float) -> None:
     """Raises ValueError for what is not in [0, 1) as a float32."""
     if not 0 <= value <= _BELOW_1:
         raise ValueError(f"{name} must be in [0, 1), got {value}, as a float32.")
+
+
+def check_rates(name: str, rates: Sequence[float]) -> None:
+    """Raises ValueError for rates that are not positive, or that folders would not tell apart."""
+    for rate in rates:
+        check_positive(name, rate)
+    if len({f"{rate:g}" for rate in rates}) < len(rates):
+        raise ValueError(
+            f"{name} must name rates that differ in their first six digits, got {rates}."
+        )
 
 
 def check_seeds(name: str, value: int) -> None:

@@ -11,7 +11,7 @@ from experiments.harness.results import Runs, read_result
 from experiments.imagenet_inception import evaluation_table
 from experiments.imagenet_inception.arms import ARMS
 
-REPORT = Comparison(ARMS, reference="inception", figure="figure2.png")
+REPORT = Comparison(ARMS, reference="inception", figure="figure2.png", batch=32)
 
 
 def more(results: Path) -> dict[str, str]:
