@@ -111,7 +111,7 @@ class InceptionArm(ImageArm):
 class GoogLeNetArm(InceptionArm):
     """GoogLeNet (Szegedy et al. 2014), whose two side heads add to the loss in training.
 
-    It has no module that normalizes each activation, and its stem is one dense convolution.
+    `per_activation`, and `stem` and `figure_5` of the configuration, are BN-Inception's alone.
     """
 
     positions: ClassVar[int] = 9
