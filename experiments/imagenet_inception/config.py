@@ -118,7 +118,7 @@ class Config(ImageConfig):
     """Average of the parameters that is evaluated in their place. Open: GoogLeNet averaged."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arms", expanded(self.arms))  # frozen to all but itself
+        object.__setattr__(self, "arms", expanded(self.arms))  # frozen, but still in the making
         super().__post_init__()
 
     def check(self) -> None:

@@ -305,7 +305,7 @@ def test_arms_that_differ_in_numbers_share_their_programs():
 
     assert of("bn_x5") is of("bn_x30") is of("bn_x5", steps=7, learning_rate=1.0)
     assert of("recipe_x1") is of("recipe_x30") is of("bn_x5", normalized=False)
-    assert of("googlenet") is not of("inception")
+    assert of("googlenet", stem_stride=2) is not of("inception", stem_stride=2)
     assert of("bn_x5") is not of("bn_x5_sigmoid")
     assert of("bn_x5") is not of("bn_x5", momentum=0.5)
 
