@@ -38,11 +38,11 @@ def percent(spread: dict[str, Any]) -> str:
     return plain(spread, factor=100)
 
 
-def steps(times: dict[str, Any], runs: int) -> str:
+def steps(times: dict[str, Any], runs: int, factor: float = 1.0) -> str:
     """Returns the steps to something, and how many of the runs reached it if not all did."""
     if not times["reached"]:
         return "not reached"
-    text = plain(times, digits=0)
+    text = plain(times, digits=0, factor=factor)
     return text if times["reached"] == runs else f"{text} ({times['reached']} of {runs})"
 
 

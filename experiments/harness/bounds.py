@@ -28,6 +28,16 @@ def check_fraction(name: str, value: float) -> None:
         raise ValueError(f"{name} must be in [0, 1), got {value}, as a float32.")
 
 
+def check_rates(name: str, rates: Sequence[float]) -> None:
+    """Raises ValueError for rates that are not positive, or that folders would not tell apart."""
+    for rate in rates:
+        check_positive(name, rate)
+    if len({f"{rate:g}" for rate in rates}) < len(rates):
+        raise ValueError(
+            f"{name} must name rates that differ in their first six digits, got {rates}."
+        )
+
+
 def check_seeds(name: str, value: int) -> None:
     """Raises ValueError for more seeds than anybody waits for."""
     if value > MOST_SEEDS:

@@ -151,5 +151,6 @@ def unknown_word(word: str, known: Collection[str]) -> str:
 
 def _holds_runs(folder: Path) -> bool:
     with suppress(OSError):  # a name that is too long, say
-        return any(folder.glob("*-s*/record.json"))
+        runs = ("*-s*/record.json", "sweep/*-s*/record.json")
+        return any(any(folder.glob(pattern)) for pattern in runs)
     return False

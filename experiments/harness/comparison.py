@@ -1,6 +1,6 @@
 """Arms compared: a summary, tables and a figure, each a pure function of the runs' folders."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from bnjax.evidence.statistics import accuracy, spread, steps_to, times
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
 from experiments.harness.arm import Arm, by_name, label_of
 from experiments.harness.differences import difference_line, paired
-from experiments.harness.results import Runs, load_runs, runs_below
+from experiments.harness.results import Runs, load_runs, load_sweep, runs_below
+from experiments.harness.sweeps import best_rates_text, sweep_table
 from experiments.harness.weights import FILE
 
 
@@ -24,11 +25,14 @@ class Comparison:
         arms: what is compared, in the order of the table.
         reference: name of the arm that the others are held against.
         figure: name of the figure's file.
+        batch: examples of the paper's batch. Where a run has others, its steps are counted in
+            batches of so many as well.
     """
 
     arms: Sequence[Arm]
     reference: str
     figure: str = "curves.png"
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -45,14 +49,22 @@ class Comparison:
         """Returns all numbers of the tables, JSON values."""
         runs = self.load(out)
         reference = runs.get(self.reference)
-        return {"arms": {name: _summary(group, reference) for name, group in runs.items()}}
+        sweep = load_sweep(self.arms, out / "sweep")
+        rates = {name: list(map(_at_rate, groups)) for name, groups in sweep.items()}
+        return {
+            "arms": {
+                name: _summary(group, reference) | self._other_batch(group)
+                for name, group in runs.items()
+            }
+        } | ({"sweep": rates} if rates else {})
 
     def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
         """Returns what the command prints."""
         return [
-            self.arms_table(summary),
+            self.arms_table(summary) if summary["arms"] else "",
             self.reference_differences(out),
             self.divergence_text(summary),
+            self.sweep_text(summary),
             waiting_text(summary),
             missing_text(out),
         ]
@@ -66,6 +78,9 @@ class Comparison:
         name = by_name(self.arms, self.reference).label
         heads = ["network", "seeds", "steps", f"steps to {name}'s best", "times fewer"]
         heads += ["best accuracy, %", "final, %", "final by Algorithm 2, %"]
+        batch = self.batch if any("batch_size" in arm for arm in summary["arms"].values()) else None
+        if batch:
+            heads += [f"steps in batches of {batch}", f"the same to {name}'s best"]
         papers = list(dict.fromkeys(head for arm in self.arms for head in arm.paper))
         if papers:
             heads += [f"paper: {papers[0]}", *papers[1:]]
@@ -73,6 +88,8 @@ class Comparison:
         for name, arm in summary["arms"].items():
             stated = {} if arm["changed"] else by_name(self.arms, name).paper
             cells = _cells(self._label(name, arm), arm)
+            if batch:
+                cells += _counted_in(batch, arm)
             rows.append([*cells, *(stated.get(head, "") for head in papers)])
         return table(heads, rows)
 
@@ -91,6 +108,13 @@ class Comparison:
             for name, arm in summary["arms"].items()
             for fault in arm["diverged"]
         )
+
+    def sweep_text(self, summary: dict[str, Any]) -> str:
+        """Returns best accuracy by learning rate, and the best rates; empty without a sweep."""
+        if "sweep" not in summary:
+            return ""
+        parts = (summary["sweep"], self._label, "best_accuracy")
+        return f"{sweep_table(*parts)}\n\n{best_rates_text(*parts)}"
 
     def draw(self, out: Path, to: Path | None = None) -> list[Path]:
         """Draws accuracy against steps, with markers where the reference's best is matched.
@@ -114,7 +138,11 @@ class Comparison:
         axes.set_title(title)
         return [save(figure, (to or out) / self.figure)]
 
-    def _label(self, name: str, arm: dict[str, Any]) -> str:
+    def _other_batch(self, group: Runs) -> dict[str, int]:
+        size = group.record["identity"].get("config", {}).get("batch_size", self.batch)
+        return {} if self.batch in (None, size) else {"batch_size": size}
+
+    def _label(self, name: str, arm: Mapping[str, Any]) -> str:
         return label_of(by_name(self.arms, name), arm["changed"])
 
 
@@ -165,7 +193,7 @@ def _summary(group: Runs, reference: Runs | None) -> dict[str, Any]:
         "best_accuracy": spread([values.max() for values in group.accuracy]),
         "final_accuracy": spread([accuracy(final["test"]) for final in group.finals]),
         "changed": group.changed,
-        "diverged": [final["diverged"] for final in group.finals if final["diverged"] is not None],
+        "diverged": _faults(group),
         "waiting_share": max((timing["waiting_share"] for timing in timings), default=None),
     }
     population = [final["test_population"] for final in group.finals]
@@ -177,6 +205,32 @@ def _summary(group: Runs, reference: Runs | None) -> dict[str, Any]:
         pairs = [(theirs[seed], after) for seed, after in own.items() if after]
         summary["times_fewer_steps"] = spread([before / after for before, after in pairs if before])
     return summary
+
+
+def _at_rate(group: Runs) -> dict[str, Any]:
+    """What the summary says of the runs of an arm at a rate of a sweep."""
+    return {
+        "learning_rate": group.record["learning_rate"],
+        "steps": group.record["identity"]["schedule"]["steps"],
+        "runs": len(group.seeds),
+        "best_accuracy": spread(list(group.best().values())),
+        "changed": group.changed,
+        "diverged": _faults(group),
+    }
+
+
+def _faults(group: Runs) -> list[dict[str, Any]]:
+    return [final["diverged"] for final in group.finals if final["diverged"] is not None]
+
+
+def _counted_in(batch: int, arm: dict[str, Any]) -> list[str]:
+    """Steps, and those to the reference's best, if each were of `batch` examples."""
+    times = arm.get("batch_size", batch) / batch
+    reached = arm.get("steps_to_best_of_reference")
+    return [
+        f"{times * arm['steps']:,.0f}",
+        "" if reached is None else steps(reached, reached["compared"], times),
+    ]
 
 
 def _cells(label: str, arm: dict[str, Any]) -> list[str]:

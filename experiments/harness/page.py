@@ -46,8 +46,8 @@ class Page:
     def blocks(self, results: Path) -> dict[str, str]:
         """Returns Markdown by the names of markers.
 
-        `arms`, `differences` and `divergence` are the tables of a comparison, those of a folder
-        below the results with its name in front.
+        `arms`, `differences`, `divergence` and `sweep` are the tables of a comparison, those of a
+        folder below the results with its name in front.
         """
         parts: dict[str, str] = {}
         if isinstance(self.report, Comparison):
@@ -68,4 +68,5 @@ def _named(folder: str, report: Comparison, results: Path) -> dict[str, str]:
         f"{prefix}arms": report.arms_table(summary),
         f"{prefix}differences": report.reference_differences(results),
         f"{prefix}divergence": report.divergence_text(summary),
+        f"{prefix}sweep": report.sweep_text(summary),
     }

@@ -34,6 +34,7 @@ class Runs(NamedTuple):
 
     Attributes:
         arm: whose they are.
+        record: of the first run.
         changed: settings by which the first run's arm is not the experiment's, by name.
         seeds: int `[runs]`, ascending.
         steps: each run's evaluated steps, `[evaluations]`.
@@ -42,6 +43,7 @@ class Runs(NamedTuple):
     """
 
     arm: Arm
+    record: dict[str, Any]
     changed: dict[str, Any]
     seeds: tuple[int, ...]
     steps: list[np.ndarray]
@@ -72,8 +74,41 @@ def load_runs(arms: Sequence[Arm], out: Path) -> dict[str, Runs]:
     Raises:
         RecordError: what a run left is damaged, or does not agree.
     """
+    found: dict[str, list[_Found]] = {arm.name: [] for arm in arms}
+    for run in _found(arms, out):
+        found[run.record["arm"]].append(run)
+    return {arm.name: _runs(arm, found[arm.name]) for arm in arms if found[arm.name]}
+
+
+def load_sweep(arms: Sequence[Arm], out: Path) -> dict[str, list[Runs]]:
+    """Reads the runs of a sweep over learning rates, directly below `out`.
+
+    Arguments and errors are those of `load_runs`.
+
+    Returns:
+        By arm: the runs of each length and rate, in their order.
+    """
+    found: dict[str, dict[tuple[int, float], list[_Found]]] = {arm.name: {} for arm in arms}
+    for run in _found(arms, out):
+        key = run.record["identity"]["schedule"]["steps"], run.record["learning_rate"]
+        found[run.record["arm"]].setdefault(key, []).append(run)
+    return {
+        arm.name: [_runs(arm, runs) for _, runs in sorted(found[arm.name].items())]
+        for arm in arms
+        if found[arm.name]
+    }
+
+
+class _Found(NamedTuple):
+    record: dict[str, Any]
+    changed: dict[str, Any]
+    log: list[dict[str, Any]]
+    final: dict[str, Any]
+
+
+def _found(arms: Sequence[Arm], out: Path) -> Iterator[_Found]:
+    """The runs of arms directly below `out` that were trained to their last step."""
     known = {arm.name: arm for arm in arms}
-    found: dict[str, list[_Found]] = {}
     for folder, record in runs_below(out):
         if record["arm"] not in known:
             continue
@@ -88,24 +123,16 @@ def load_runs(arms: Sequence[Arm], out: Path) -> dict[str, Runs]:
             check_weights(folder, record)
             with making_sense(folder / "record.json"):
                 changed = _changed(known[record["arm"]], record)
-            run = _Found(record["seed"], changed, log, final)
-            found.setdefault(record["arm"], []).append(run)
-    return {name: _runs(arm, found[name]) for name, arm in known.items() if name in found}
-
-
-class _Found(NamedTuple):
-    seed: int
-    changed: dict[str, Any]
-    log: list[dict[str, Any]]
-    final: dict[str, Any]
+            yield _Found(record, changed, log, final)
 
 
 def _runs(arm: Arm, found: list[_Found]) -> Runs:
-    found = sorted(found, key=lambda run: run.seed)
+    found = sorted(found, key=lambda run: run.record["seed"])
     return Runs(
         arm,
+        found[0].record,
         found[0].changed,
-        tuple(run.seed for run in found),
+        tuple(run.record["seed"] for run in found),
         [np.array([entry["step"] for entry in run.log]) for run in found],
         [np.array([accuracy(entry["test"]) for entry in run.log]) for run in found],
         [run.final for run in found],

@@ -9,9 +9,10 @@ from bnjax.data.order import Shuffle
 from bnjax.normalization.settings import RunningVar, StatsAveraging
 from experiments.harness import affects
 from experiments.harness.affects import arm, network, nothing, numbers, training, views
+from experiments.harness.arm import by_name
 from experiments.harness.bounds import check_fraction, check_positive
 from experiments.harness.images.config import ImageConfig
-from experiments.imagenet_inception.arms import ARMS, FIVE
+from experiments.imagenet_inception.arms import ARMS, FIVE, GROUPS, expanded
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Config(ImageConfig):
     photometric: Literal["none", "reduced", "full"] | None = arm(None)
     """Change 7: strength of the distortions of colours. Stated: reduced in the accelerated arms.
     Open: by how much; to half of each range."""
+    normalized: bool | None = arm(None)
+    """Whether every convolution has batch normalization. Left alone, each arm has its own."""
+    activation: Literal["relu", "sigmoid"] | None = arm(None)
+    """Nonlinearity of every convolution. Left alone, each arm has its own."""
 
     image_size: int = network(32)
     """Height and width of the network's input, pixels. Stated: 224."""
@@ -55,10 +60,15 @@ class Config(ImageConfig):
     centre: float = views(1.0)
     """Part of the shorter side that evaluation sees. Open: 0.875 for ImageNet, 224 of 256."""
     arms: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(arm.name for arm in ARMS)}}} ...")
+        tuple[str, ...],
+        tyro.conf.arg(metavar=f"{{{','.join([*(arm.name for arm in ARMS), *GROUPS])}}} ..."),
     ] = nothing(FIVE)
-    """Networks to train: inception, bn_baseline, bn_x5, bn_x30, bn_x5_sigmoid (section 4.2.2);
-    ensemble_1 to ensemble_6 (section 4.2.3)."""
+    """Networks to train, or words that stand for several. five: inception, bn_baseline, bn_x5,
+    bn_x30, bn_x5_sigmoid (section 4.2.2). recipes: recipe_x1, recipe_x5, recipe_x30, the seven
+    changes without normalization. alone: alone_SETTING, one change on BN-Baseline. left_out:
+    left_out_SETTING, BN-x5 without one. ensemble: ensemble_1 to ensemble_6 (section 4.2.3).
+    Besides them inception_sigmoid, which stays at chance in the paper, and googlenet and
+    bn_googlenet (Szegedy et al. 2014), whose side heads need 9x9 positions."""
     seeds: int = nothing(1)
     """Runs of each arm, with seeds 0, 1, ...; a seed sets weights, data order, views and dropout.
     Open: one, presumably."""
@@ -67,9 +77,11 @@ class Config(ImageConfig):
     accelerated_steps: int = nothing(150)
     """Training steps of the other arms. Stated: BN-x30's best comes at 6e6."""
     batch_size: int = training(32)
-    """Examples per step, over all devices. Stated: 32 on each of an unknown number of replicas."""
+    """Examples per step, over all devices. Stated: 32 on each of an unknown number of replicas; 256
+    are 8 of them, in step, if `normalize_together` stays at 32."""
     normalize_together: int = network(32)
-    """Examples that batch normalization takes together. Stated: the mini-batch of a replica, 32."""
+    """Examples that batch normalization takes together, whatever `batch_size` is. Stated: the
+    mini-batch of a replica, 32."""
     learning_rate: float = numbers(0.0015)
     """First step size of Inception, on the mean loss. Stated: 0.0015."""
     momentum: float = training(0.9)
@@ -105,6 +117,10 @@ class Config(ImageConfig):
     )
     """Average of the parameters that is evaluated in their place. Open: GoogLeNet averaged."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arms", expanded(self.arms))  # frozen, but still in the making
+        super().__post_init__()
+
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
         super().check()
@@ -126,13 +142,16 @@ class Config(ImageConfig):
         check_positive("decay_factor", self.decay_factor)
         if self.decay_factor > 1:
             raise ValueError(f"decay_factor must be in (0, 1], got {self.decay_factor}.")
-        least = 4 * self.stem_stride + 1
-        if self.image_size < least:
-            raise ValueError(
-                f"image_size={self.image_size} is too small for stem_stride={self.stem_stride}: "
-                f"the first Inception module needs 5x5 positions. Use {least} pixels or more, or "
-                "a smaller stem_stride."
-            )
+        for name in self.arms:
+            positions = by_name(ARMS, name).positions
+            least = (positions - 1) * self.stem_stride + 1
+            if self.image_size < least:
+                raise ValueError(
+                    f"image_size={self.image_size} is too small for "
+                    f"stem_stride={self.stem_stride}: the first Inception module of {name} needs "
+                    f"{positions}x{positions} positions. Use {least} pixels or more, or a smaller "
+                    "stem_stride."
+                )
         self.schedule(self.accelerated_steps).check()
 
 

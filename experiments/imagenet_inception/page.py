@@ -12,7 +12,7 @@ from experiments.imagenet_inception import evaluation_table
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.claims import claims_table
 
-REPORT = Comparison(ARMS, reference="inception", figure="figure2.png")
+REPORT = Comparison(ARMS, reference="inception", figure="figure2.png", batch=32)
 
 
 def more(results: Path) -> dict[str, str]:

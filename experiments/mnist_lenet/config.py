@@ -8,7 +8,7 @@ import tyro
 from bnjax.normalization.settings import RunningVar, StatsAveraging
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, numbers, training, views
-from experiments.harness.bounds import check_fraction, check_positive, check_seeds
+from experiments.harness.bounds import check_fraction, check_positive, check_rates, check_seeds
 from experiments.mnist_lenet.arms import ARMS, DigitsArm
 
 DATA = ("mnist5k", "mnist", "fashion_mnist")
@@ -123,20 +123,14 @@ def _check(config: Config) -> None:
         least = {"checkpoint_every": 0, "dense_until": 0, "probe_examples": 2}.get(item.name, 1)
         if isinstance(value, int) and value < least:
             raise ValueError(f"{item.name} must be >= {least}, got {value}.")
-    for name, values in (("learning_rate", (config.learning_rate,)), ("sweep", config.sweep)):
-        for value in values:
-            check_positive(name, value)
-    if len({f"{rate:g}" for rate in config.sweep}) < len(config.sweep):
-        raise ValueError(
-            f"sweep must name rates that differ in their first six digits, got {config.sweep}."
-        )
+    check_rates("sweep", config.sweep)
     if config.batch_size < 2:
         raise ValueError(
             f"batch_size must be >= 2, got {config.batch_size}: normalization needs a batch."
         )
     for name in ("decay", "threshold"):
         check_fraction(name, getattr(config, name))
-    for name in ("epsilon", "weight_std"):
+    for name in ("epsilon", "weight_std", "learning_rate"):
         check_positive(name, getattr(config, name))
     for name in ("seeds", "sweep_seeds"):
         check_seeds(name, getattr(config, name))

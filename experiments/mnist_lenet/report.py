@@ -8,6 +8,7 @@ from experiments.mnist_lenet.figures import draw
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import (
     arms_table,
+    best_rates_text,
     differences_text,
     divergence_text,
     drift_text,
@@ -34,6 +35,7 @@ class MnistReport:
             differences_text(summary),
             drift,
             sweep_table(summary),
+            best_rates_text(summary),
             divergence_text(summary),
         ]
 

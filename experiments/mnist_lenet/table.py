@@ -3,6 +3,7 @@
 from typing import Any
 
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
+from experiments.harness import sweeps
 from experiments.harness.differences import difference_line
 from experiments.mnist_lenet.arms import ARMS
 from experiments.mnist_lenet.summary import SETTLED, TARGETS
@@ -61,26 +62,14 @@ def divergence_text(summary: dict[str, Any]) -> str:
 
 
 def sweep_table(summary: dict[str, Any]) -> str:
-    """Final accuracy by learning rate, a column each arm; empty without a sweep."""
-    sweep = summary["sweep"]
-    if not sweep:
-        return ""
-    rates = sorted({entry["learning_rate"] for entries in sweep.values() for entry in entries})
-    columns = {  # runs of another length are not compared with
-        f"{_LABELS[arm]} ({steps:,} steps)": [entry for entry in entries if entry["steps"] == steps]
-        for arm, entries in sweep.items()
-        for steps in sorted({entry["steps"] for entry in entries})
-    }
-    rows = []
-    for rate in rates:
-        cells = []
-        for entries in columns.values():
-            best = max(entry["final_accuracy"]["mean"] for entry in entries)
-            cell = ""  # an arm may lack a rate
-            for entry in entries:
-                if entry["learning_rate"] == rate:
-                    cell = percent(entry["final_accuracy"])
-                    cell = f"**{cell}**" if entry["final_accuracy"]["mean"] == best else cell
-            cells.append(cell)
-        rows.append([f"{rate:g}", *cells])
-    return table(["learning rate", *columns], rows, left=0)
+    """Final accuracy by learning rate, a column each arm and length; empty without a sweep."""
+    return sweeps.sweep_table(summary["sweep"], _label, "final_accuracy")
+
+
+def best_rates_text(summary: dict[str, Any]) -> str:
+    """The best learning rate of each arm and length, a line each."""
+    return sweeps.best_rates_text(summary["sweep"], _label, "final_accuracy")
+
+
+def _label(arm: str, entry: Any) -> str:
+    return _LABELS[arm]

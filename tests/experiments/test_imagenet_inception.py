@@ -258,6 +258,35 @@ def test_averaged_parameters_are_what_is_evaluated(data):
     )
 
 
+def test_a_sweep_goes_on_and_its_runs_are_those_of_its_rates(cli, tmp_path, monkeypatch):
+    """Stopped in its second run: red if --resume does not see it, or a rate is the base rate."""
+    out, arms = tmp_path / "out", ("--arms", "inception")
+    sweep = (*flags(**TINY), *arms, "--rates", "0.001", "0.1", "--out", out)
+    training, begun = Feed.training, []
+
+    def interrupting(self, first_step, steps):
+        begun.extend([first_step] * (first_step == 3))
+        if len(begun) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return training(self, first_step, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Feed, "training", interrupting)
+        assert cli(*sweep).code == 128 + signal.SIGTERM
+    ended = cli(*sweep, "--resume")
+    assert ended.code == 0, ended.err
+    assert "| learning rate | Inception (6 steps) |\n| ---: | ---: |\n| 0.001 | " in ended.out
+    names = ["inception-lr0.001-s0", "inception-lr0.1-s0"]
+    assert sorted(folder.name for folder in (out / "sweep").iterdir()) == names
+    assert summarize(out)["arms"] == {}
+    verdict = verify(out / "sweep" / names[1])
+    assert verdict.agrees, verdict.lines
+    assert verdict.bitwise
+    assert cli(*flags(**TINY, learning_rate=0.1), *arms, "--out", tmp_path).code == 0
+    (out / "sweep" / names[1]).rename(out / "inception-s0")
+    assert_same_runs(out, tmp_path, ["inception-s0"])
+
+
 def test_a_divergence_is_a_result(cli, tmp_path):
     ended = cli(*flags(**TINY, learning_rate_factor=1e36), "--arms", "inception", "--out", tmp_path)
     assert ended.code == 0, ended.err
@@ -277,6 +306,8 @@ def test_arms_that_differ_in_numbers_share_their_programs():
         return programs.programs_of(task.config, task.arm, COMPUTE.devices, classes=10)
 
     assert of("bn_x5") is of("bn_x30") is of("bn_x5", steps=7, learning_rate=1.0)
+    assert of("recipe_x1") is of("recipe_x30") is of("bn_x5", normalized=False)
+    assert of("googlenet", stem_stride=2) is not of("inception", stem_stride=2)
     assert of("bn_x5") is not of("bn_x5_sigmoid")
     assert of("bn_x5") is not of("bn_x5", momentum=0.5)
 
@@ -346,6 +377,12 @@ def test_two_processes_cannot_train_one_run(data, finished, tmp_path):
         (["--arms", "vgg"], "arms: unknown 'vgg'; choose from inception"),
         (["--data", "emnist"], "data: unknown 'emnist'"),
         (["--image-size", "16"], "image_size=16 is too small for stem_stride=4.*Use 17 pixels"),
+        (
+            ["--arms", "googlenet"],
+            "image_size=32 .* of googlenet needs 9x9 positions. Use 33 pixels",
+        ),
+        (["--rates", "0.1", "-1"], "rates must be > 0 and finite, got -1"),
+        (["--activation", "tanh"], "invalid choice 'tanh'"),
         (["--batch-size", "20", "--normalize-together", "20"], "cannot be split evenly over 8"),
         (["--batch-size", "33"], "normalize_together=32 must be 2 or more and divide the 33"),
         (["--micro-batches", "3"], "micro_batches=3 must divide batch_size=32"),

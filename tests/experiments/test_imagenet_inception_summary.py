@@ -13,14 +13,31 @@ from experiments.imagenet_inception.page import REPORT, memory_text
 STEPS = [0, 10, 20, 30, 40]
 
 
-def write_run(out, arm, seed, correct, *, population=None, diverged=None, finished=True, **changes):
-    """A run whose evaluations had so many of 100 images right."""
+def write_run(
+    out,
+    arm,
+    seed,
+    correct,
+    *,
+    population=None,
+    diverged=None,
+    finished=True,
+    batch=32,
+    rate=None,
+    **changes,
+):
+    """A run whose evaluations had so many of 100 images right; with a rate, one of a sweep."""
     schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), 10)
     schedule |= {"steps": STEPS[-1], "steps_per_dispatch": 1, "checkpoint_every": 0}
     settings = by_name(ARMS, arm).settings() | changes
     identity = {"arm": arm, "seed": seed, "schedule": schedule, "settings": settings}
+    identity["config"] = {"batch_size": batch}
     header = {"arm": arm, "seed": seed, "identity": identity, "environment": {}}
-    run = Run(out / f"{arm}-s{seed}", header)
+    name = f"{arm}-s{seed}"
+    if rate is not None:
+        header["learning_rate"] = rate
+        name = f"sweep/{arm}-lr{rate:g}-s{seed}"
+    run = Run(out / name, header)
     test = {"loss": 1.0, "correct": correct[-1], "examples": 100}
     for step, right in zip(STEPS, correct, strict=False):
         run.log({"step": step, "test": test | {"correct": right}})
@@ -124,6 +141,45 @@ def test_the_table_and_its_lines(made):
         "- BN-x5-Sigmoid reached infinity at step 13: gradient of kernel in conv1/conv."
     )
     assert waiting_text(summary) == "Training waited for images 1.0 % of its time at most."
+
+
+def test_steps_of_other_batches_are_counted_in_the_paper_s(made, tmp_path):
+    """256 examples are eight batches of 32: of 40 and of 15 ± 7 steps, 320 and 120 ± 57."""
+    assert "batches of 32" not in REPORT.arms_table(REPORT.summarize(made))
+    write_run(tmp_path, "inception", 0, [10, 30, 50, 60, 58])
+    write_run(tmp_path, "inception", 1, [10, 30, 50, 60, 62])
+    write_run(tmp_path, "bn_x5", 0, [10, 60, 61, 61, 61], batch=256)
+    write_run(tmp_path, "bn_x5", 1, [10, 61, 62, 64, 63], batch=256)
+    heads, _, plain, eightfold = REPORT.arms_table(REPORT.summarize(tmp_path)).splitlines()
+    assert "| steps in batches of 32 | the same to Inception's best | paper: " in heads
+    assert "| 40 | 35 ± 7 | 31.0e6 |" in plain
+    assert "| 320 | 120 ± 57 | 2.1e6 |" in eightfold
+
+
+def test_a_sweep_is_beside_the_comparison(made, tmp_path):
+    """Its runs are told apart by their rates, and are no runs of the comparison."""
+    assert "sweep" not in REPORT.summarize(made)
+    fault = {"step": 13, "layer": None, "leaf": None, "what": "loss"}
+    for rate, best in ((0.001, 40), (0.002, 60), (0.1, 20)):
+        write_run(tmp_path, "inception", 0, [10, 20, best, 15, 15], rate=rate)
+        write_run(tmp_path, "inception", 1, [10, 20, 15, 15, best + 2], rate=rate)
+    write_run(tmp_path, "bn_x5", 0, [10, 70], rate=0.1, diverged=fault)
+    summary = REPORT.summarize(tmp_path)
+    assert summary["arms"] == {}
+    assert REPORT.tables(tmp_path, summary)[0] == ""
+    assert REPORT.sweep_text(summary).splitlines() == [
+        "| learning rate | Inception (40 steps) | BN-x5 (40 steps) |",
+        "| ---: | ---: | ---: |",
+        "| 0.001 | 41.00 ± 1.41 |  |",
+        "| 0.002 | **61.00 ± 1.41** |  |",
+        "| 0.1 | 21.00 ± 1.41 | 70.00 (1 of 1 diverged) |",
+        "",
+        "- Inception (40 steps): 0.002 is best, inside the sweep.",
+        "- BN-x5 (40 steps): runs diverged at every rate; try smaller ones.",
+    ]
+    write_run(tmp_path, "inception", 0, [10, 20, 30, 40, 40])
+    assert REPORT.summarize(tmp_path)["arms"]["inception"]["runs"] == 1
+    assert REPORT.tables(tmp_path, REPORT.summarize(tmp_path))[3] == REPORT.sweep_text(summary)
 
 
 def test_what_a_run_held_is_said_from_its_second_evaluation_on():

@@ -8,7 +8,7 @@ from bnjax.data.views.augmentation import Augmentation
 from bnjax.normalization.settings import RunningVar, StatsAveraging
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, numbers, training, views
-from experiments.harness.bounds import check_fraction, check_positive, check_seeds
+from experiments.harness.bounds import check_fraction, check_positive, check_rates, check_seeds
 
 _MOST_BYTES = 1 << 36
 """Views of a batch may take so many."""
@@ -43,6 +43,9 @@ class ImageConfig:
     """Examples per step, over all devices."""
     learning_rate: float = numbers(0.01)
     """First step size, on the mean loss."""
+    rates: tuple[float, ...] = nothing(())
+    """A sweep in place of the comparison: values of `learning_rate` to train each arm and seed at,
+    in folders sweep/ARM-lrRATE-sSEED. It ends with the best accuracy at each, and which is best."""
     momentum: float = training(0.9)
     """Fraction of the momentum kept."""
     label_smoothing: float = training(0.0)
@@ -114,6 +117,7 @@ class ImageConfig:
         if not 0 < self.width <= _MOST_WIDTH:
             raise ValueError(f"width must be in (0, {_MOST_WIDTH}], got {self.width}.")
         check_seeds("seeds", self.seeds)
+        check_rates("rates", self.rates)
         if not 0 < self.centre <= 1:
             raise ValueError(f"centre must be in (0, 1], got {self.centre}.")
         Augmentation(self.image_size, self.crop)

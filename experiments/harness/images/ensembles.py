@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +13,12 @@ import numpy as np
 from bnjax.data import DataSet
 from bnjax.data.stream import evaluation_batches
 from bnjax.data.views.augmentation import evaluation_views
-from bnjax.data.views.inputs import to_unit_range
 from bnjax.progress import ProgressBar
 from bnjax.training.parallel import DataParallel
 from bnjax.training.predictions import Errors, count_errors, mean_prediction, predict
 from experiments.harness import affects
 from experiments.harness.experiment import Task
+from experiments.harness.images.programs import logits_of
 
 Tree = Any
 Crops = Literal[1, 10, 144]
@@ -170,7 +171,7 @@ class _Networks:
             key = _architecture(task)
             if key not in programs:
                 model = task.arm.model(task.config, classes=classes)
-                predictions = _predictions(model.apply, classes, size)
+                predictions = _predictions(model, classes, size)
                 programs[key] = parallel.compile_eval(predictions)
             variables = parallel.replicate(_variables(weights, statistics))
             positions[run, statistics] = len(self._members)
@@ -190,7 +191,7 @@ def _members(runs: Sequence[Trained], score: Score) -> list[tuple[int, Statistic
     return [(run, score.statistics if runs[run].normalized else None) for run in score.runs]
 
 
-def _predictions(apply: Callable[..., Any], classes: int, size: Plan) -> Callable[..., jax.Array]:
+def _predictions(model: nn.Module, classes: int, size: Plan) -> Callable[..., jax.Array]:
     """Predictions `[images, classes]` for the whole batch, of a device's part of it.
 
     Rows of other devices are zero, so that the sum over devices is what all of them predict.
@@ -198,11 +199,7 @@ def _predictions(apply: Callable[..., Any], classes: int, size: Plan) -> Callabl
 
     def predictions(variables: Tree, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         images, rows = batch
-
-        def logits_of(views: jax.Array) -> jax.Array:
-            return apply(variables, to_unit_range(views), train=False)
-
-        logs = predict(logits_of, images, at_once=size.at_once)
+        logs = predict(partial(logits_of, model, variables), images, at_once=size.at_once)
         return jnp.zeros((size.images, classes), jnp.float32).at[rows].set(logs)
 
     return predictions
@@ -229,4 +226,5 @@ def _variables(weights: dict[str, Tree], statistics: Statistics | None) -> dict[
 
 def _architecture(task: Task) -> str:
     """What tells the programs of two runs apart."""
-    return json.dumps([affects.values(part, "network") for part in (task.arm, task.config)])
+    settings = [affects.values(part, "network") for part in (task.arm, task.config)]
+    return json.dumps([type(task.arm).__name__, *settings])

@@ -1,6 +1,7 @@
 """An experiment on images: one run of each arm and seed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,8 @@ def image_experiment(
 def tasks(every: Sequence[ImageArm], config: ImageConfig, chosen: Sequence[ImageArm]) -> list[Task]:
     """Returns one run of each arm and seed: all arms of a seed, then those of the next.
 
+    If the configuration has `rates`, one of each arm, seed and rate, as a sweep.
+
     Args:
         every: all arms of the experiment.
         config: the configuration.
@@ -52,9 +55,16 @@ def tasks(every: Sequence[ImageArm], config: ImageConfig, chosen: Sequence[Image
     """
     _check_read(config, every)
     return [
-        Task(config, arm, (Member(seed),), config.schedule(arm.steps(config)))
+        Task(
+            config if rate is None else replace(config, learning_rate=rate),
+            arm,
+            (Member(seed, rate),),
+            config.schedule(arm.steps(config)),
+            sweep=rate is not None,
+        )
         for seed in range(config.seeds)
         for arm in chosen
+        for rate in config.rates or (None,)
     ]
 
 

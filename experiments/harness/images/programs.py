@@ -5,10 +5,12 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bnjax.data.views.inputs import to_unit_range
+from bnjax.models import Logits
 from bnjax.models.training_mode import apply_train
 from bnjax.recalibration import recalibrate
 from bnjax.training.accumulation import make_accumulating_step
@@ -72,6 +74,18 @@ def batch_layout(config: Any, steps: int) -> tuple[int, ...]:
     return (steps, *parts, part)
 
 
+def logits_of(model: nn.Module, variables: Tree, images: jax.Array) -> jax.Array:
+    """Returns a network's logits in inference; of one with side heads, the classifier's.
+
+    Args:
+        model: called with `(images, train=...)`.
+        variables: its parameters and statistics.
+        images: uint8 `[n, h, w, 3]`.
+    """
+    outputs: Any = model.apply(variables, to_unit_range(images), train=False)
+    return outputs.main if isinstance(outputs, Logits) else outputs
+
+
 def variables_of(state: State) -> dict[str, Tree]:
     """What is evaluated: the average where there is one, else what trains."""
     return _variables(state.train) if state.average is None else state.average.values
@@ -92,7 +106,7 @@ class Programs:
         model = arm.model(config, classes=classes)
 
         def evaluate(variables: Tree, batch: Any) -> Metrics:
-            logits: Any = model.apply(variables, to_unit_range(batch.images), train=False)
+            logits = logits_of(model, variables, batch.images)
             return classification_metrics(logits, batch.labels, batch.mask)
 
         self._model = model

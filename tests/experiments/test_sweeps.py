@@ -1,0 +1,72 @@
+"""A sweep over learning rates in words: its table, the best rate, the borders."""
+
+import pytest
+
+from experiments.harness.bounds import check_rates
+from experiments.harness.sweeps import best_rates_text, sweep_table
+
+
+def entry(rate, mean, *, steps=300, diverged=0):
+    best = {"mean": mean, "sd": 0.01}
+    return {
+        "learning_rate": rate,
+        "steps": steps,
+        "best": best,
+        "runs": 3,
+        "diverged": ["x"] * diverged,
+    }
+
+
+def column(*means, diverged=()):
+    """Rates 0.1, 0.2, ...; of the last ones so many runs diverged."""
+    faults = [0] * (len(means) - len(diverged)) + [*diverged]
+    pairs = enumerate(zip(means, faults, strict=True), start=1)
+    return [entry(i / 10, mean, diverged=fault) for i, (mean, fault) in pairs]
+
+
+def label(arm, entry):
+    return arm.upper()
+
+
+def test_the_table_by_hand():
+    """An arm lacks a rate; another has runs of two lengths, in two columns."""
+    sweep = {
+        "a": column(0.5, 0.7, 0.9, diverged=(1,)),
+        "b": [entry(0.1, 0.6), entry(0.3, 0.4, steps=20)],
+    }
+    assert sweep_table(sweep, label, "best").splitlines() == [
+        "| learning rate | A (300 steps) | B (20 steps) | B (300 steps) |",
+        "| ---: | ---: | ---: | ---: |",
+        "| 0.1 | 50.00 ± 1.00 |  | **60.00 ± 1.00** |",
+        "| 0.2 | **70.00 ± 1.00** |  |  |",
+        "| 0.3 | 90.00 ± 1.00 (1 of 3 diverged) | **40.00 ± 1.00** |  |",
+    ]
+    assert sweep_table({}, label, "best") == best_rates_text({}, label, "best") == ""
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (column(0.5, 0.7, 0.6), "0.2 is best, inside the sweep."),
+        (column(0.5, 0.7, 0.9, diverged=(2,)), "0.2 is best, inside the sweep."),
+        (column(0.8, 0.7, 0.6), "0.1 is best, on the border of the sweep; try smaller ones."),
+        (column(0.5, 0.7, 0.9), "0.3 is best, on the border of the sweep; try larger ones."),
+        (column(0.7, 0.7), "0.1 is best, on the border of the sweep; try smaller ones."),
+        (column(0.7), "0.1 is best, the only rate of the sweep; try others."),
+        (column(0.7, 0.8, diverged=(1, 3)), "runs diverged at every rate; try smaller ones."),
+    ],
+)
+def test_the_best_rate_and_the_borders(entries, said):
+    assert best_rates_text({"a": entries}, label, "best") == f"- A (300 steps): {said}"
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ((0.1, 0.10000001), r"rates must .* differ in their first six digits, got \(0.1, "),
+        ((0.1, 0.0), "rates must be > 0 and finite, got 0.0"),
+    ],
+)
+def test_rates_that_folders_would_not_tell_apart_are_refused(rates, words):
+    with pytest.raises(ValueError, match=words):
+        check_rates("rates", rates)
