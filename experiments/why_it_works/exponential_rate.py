@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
@@ -88,8 +89,8 @@ class ExponentialRate(Question):
     def _both(self, given: Problem) -> tuple[tuple[Weights, Any], tuple[Weights, Any]]:
         keep = 1 - self.rate * self.decay
         constant = jnp.full(self.steps, self.rate)
-        growing = self.rate * keep ** (-2.0 * jnp.arange(self.steps) - 1)
-        return _train(given, constant, keep), _train(given, growing, 1.0)
+        growing = self.rate * keep ** (-2.0 * np.arange(self.steps) - 1)
+        return _train(given, constant, keep), _train(given, jnp.asarray(growing), 1.0)
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws both losses: one lies on the other."""

@@ -95,8 +95,8 @@ class GradientGrowth(Question):
         shape = (self.depth, self.width, self.width)
         kernels = jnp.asarray(rng.normal(size=shape) / np.sqrt(self.width))
         x = jnp.asarray(rng.normal(size=(batch, self.width)))
-        last = jnp.asarray(rng.normal(size=(batch, self.width)))
-        return np.asarray(_gradients(kernels, x, last - last.mean(0), relu=relu))
+        last = rng.normal(size=(batch, self.width))
+        return np.asarray(_gradients(kernels, x, jnp.asarray(last - last.mean(0)), relu=relu))
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the growth for each batch, and what theory says."""
@@ -117,7 +117,7 @@ class GradientGrowth(Question):
 
 
 def _gradients(kernels: jax.Array, x: jax.Array, last: jax.Array, *, relu: bool) -> jax.Array:
-    depth, width, _ = kernels.shape
+    width = kernels.shape[-1]
     none = init_params(width, use_scale=False, use_bias=False)
     stats = init_stats(width, dtype=x.dtype)
 

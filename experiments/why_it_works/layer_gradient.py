@@ -53,16 +53,18 @@ class LayerGradient(Question):
         rng = np.random.default_rng(seed)
         shape = (self.examples, self.features)
         spread = np.exp(rng.normal(size=self.features))
-        x = jnp.asarray(rng.normal(size=shape) * spread + rng.normal(size=self.features))
-        # Gradients with a mean and a part along x, as those of a network have.
-        along = rng.normal(size=self.features) * np.asarray((x - x.mean(0)) / x.std(0))
-        g = jnp.asarray(rng.normal(size=shape) + rng.normal(size=self.features) + along)
-        scale = jnp.asarray(rng.normal(size=self.features))
-        params = {"scale": scale, "bias": jnp.asarray(rng.normal(size=self.features))}
-        stats = init_stats(self.features, dtype=x.dtype)
-        _, pull = jax.vjp(lambda x: normalize_batch(x, params, stats, epsilon=TINY)[0], x)
-        measured = np.sum(np.square(pull(g)[0]), 0)
-        xhat = np.asarray((x - x.mean(0)) / x.std(0))
+        x = rng.normal(size=shape) * spread + rng.normal(size=self.features)
+        xhat = (x - x.mean(0)) / x.std(0)
+        # Gradients with a mean and a part along xhat, as those of a network have.
+        along = rng.normal(size=self.features) * xhat
+        g = rng.normal(size=shape) + rng.normal(size=self.features) + along
+        scale, bias = rng.normal(size=(2, self.features))
+        params = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}
+        stats = init_stats(self.features, dtype=jnp.float64)
+        _, pull = jax.vjp(
+            lambda x: normalize_batch(x, params, stats, epsilon=TINY)[0], jnp.asarray(x)
+        )
+        measured = np.sum(np.square(pull(jnp.asarray(g))[0]), 0)
         whole = np.sum(np.square(g), 0)
         m = self.examples
         left = whole - np.square(np.sum(g, 0)) / m - np.square(np.sum(g * xhat, 0)) / m

@@ -2,8 +2,8 @@
 
 A normalized linear unit g w.x / sqrt(w.S w), S = E[x x'], with the best g, minimizes
 rho(w) = -(w.u)^2 / (w.S w), u = E[-y x], which is not convex. With the step size
-w.S w / (2 L |rho(w)|) its gap to the minimum falls by at least (1 - mu / L)^2 a step, mu and L being
-the least and the largest eigenvalue of S (Kohler et al. 2019, arXiv 1805.10694, Theorem 1).
+w.S w / (2 L |rho(w)|) its gap to the minimum is multiplied by at most (1 - mu / L)^2 a step, mu and
+L being the least and the largest eigenvalue of S (Kohler et al. 2019, arXiv 1805.10694, Theorem 1).
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class LeastSquares(Question):
     def _gaps(
         self, x: jax.Array, y: jax.Array, rng: np.random.Generator, most: float
     ) -> np.ndarray:
-        """rho(w) along the descent, through the layer itself: half the loss is no constant off."""
+        """rho(w) along the descent, through the layer itself."""
         none = init_params(1, use_scale=False, use_bias=False)
         stats = init_stats(1, dtype=x.dtype)
 

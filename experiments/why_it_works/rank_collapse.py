@@ -57,7 +57,9 @@ class RankCollapse(Question):
         stats = init_stats(self.width, dtype=x.dtype)
         ranks = {
             "without": _ranks(lambda h: h / jnp.sqrt(jnp.mean(h**2)), x, kernels),
-            "uncentred": _ranks(lambda h: h / jnp.sqrt(jnp.mean(h**2, 0)), x, kernels),
+            "uncentred": _ranks(
+                lambda h: h / jnp.sqrt(jnp.mean(h**2, 0, keepdims=True)), x, kernels
+            ),
             "normalized": _ranks(
                 lambda h: normalize_batch(h, none, stats, epsilon=TINY)[0], x, kernels
             ),

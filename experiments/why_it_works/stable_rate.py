@@ -7,6 +7,7 @@ without: its gradients are those of weights whose length does not matter.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import jax
@@ -90,7 +91,7 @@ class StableRate(Question):
         rng = np.random.default_rng(seed)
         kernels = [
             jnp.asarray(rng.normal(size=(before, after)) * np.sqrt(2 / before), jnp.float32)
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         ]
         params = init_params(self.width)
         layers = [params] * depth if normalized else []
@@ -116,8 +117,8 @@ class StableRate(Question):
 
             weights, _ = jax.lax.scan(step, (kernels, layers), jnp.asarray(order))
             # The test set is one batch: no running statistics to speak of after so few steps.
-            right = jnp.argmax(logits(weights, jnp.asarray(tests)), -1) == data.test.labels
-            return jnp.mean(right.astype(jnp.float32))
+            guess = jnp.argmax(logits(weights, jnp.asarray(tests)), -1).astype(jnp.int32)
+            return jnp.mean((guess == jnp.asarray(data.test.labels)).astype(jnp.float32))
 
         rates = jnp.asarray(self.rates, jnp.float32)
         trained = jax.jit(jax.vmap(train, in_axes=(0, None, None)))
