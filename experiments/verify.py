@@ -16,7 +16,7 @@ from experiments.harness import found
 from experiments.harness.command_line import ending
 from experiments.harness.differences import prediction_interval
 from experiments.harness.experiment import Experiment
-from experiments.harness.results import read_result, runs_below
+from experiments.harness.results import Result, read_result, runs_below
 from experiments.harness.runs import rerun, task_of
 
 CONFIDENCE = 0.95
@@ -31,8 +31,9 @@ class Arguments:
 
     On the same versions, backend and processor every number must be the same, bit by bit.
     Elsewhere rounding differs, which training can make as large as another seed would: there the
-    last accuracy must lie where the seeds of the same configuration, in the folders beside the
-    run, predict that of one more run.
+    last accuracy, or the effect that was measured, must lie where the seeds of the same
+    configuration, in the folders beside the run, predict that of one more run. What a theorem says
+    must hold within its bound again.
     """
 
     run: tyro.conf.Positional[Path]
@@ -103,7 +104,7 @@ def verify(
         last = min(steps or length, length)
         ended = fault is not None and fault["step"] <= last
     elsewhere = list(dict.fromkeys(lines))
-    logs = _logs_of_all_seeds(run, record) if elsewhere else []  # damaged ones are found first
+    seeds = _all_seeds(run, record) if elsewhere else []  # damaged ones are found first
     print(
         f"training {record['arm']}, seed {record['seed']}, again: "
         f"{last:,} of its {length:,} steps (see --steps).",
@@ -121,7 +122,11 @@ def verify(
     verdict = _bitwise(what, pairs, record["final"], final)
     if verdict.agrees or not elsewhere:
         return verdict
-    return _as_one_more_seed(what, pairs, logs, elsewhere)
+    if "test" in record["final"]:
+        logs = [{entry["step"]: entry["test"] for entry in other.log} for other in seeds]
+        return _as_one_more_seed(what, pairs, logs, elsewhere)
+    assert final is not None  # a measurement has no steps to stop at
+    return _as_one_more_answer(what, final, [other.record["final"] for other in seeds], elsewhere)
 
 
 def _experiment(run: Path, name: str) -> Experiment:
@@ -163,14 +168,14 @@ def _bitwise(
     return Verdict(False, True, [f"{what}: DIFFERENT.", *changed[:10], *more])
 
 
-def _logs_of_all_seeds(run: Path, record: dict[str, Any]) -> list[dict[int, Any]]:
-    """Test metrics by step, of the finished runs beside one that differ by their seeds alone."""
+def _all_seeds(run: Path, record: dict[str, Any]) -> list[Result]:
+    """The finished runs beside one that differ by their seeds alone, itself among them."""
 
     def without_seed(record: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in record["identity"].items() if name != "seed"}
 
     return [
-        {entry["step"]: entry["test"] for entry in read_result(folder).log}
+        read_result(folder)
         for folder, other in runs_below(run.resolve().parent)
         if other["finished"] and without_seed(other) == without_seed(record)
     ]
@@ -198,6 +203,32 @@ def _as_one_more_seed(
             f"predict of one more run: {100 * accuracy(last['test']):.2f} % after step "
             f"{last['step']:,}, of {100 * low:.2f} to {100 * high:.2f} % with "
             f"{100 * CONFIDENCE:g} % confidence; {said}.",
+            *because,
+        ],
+    )
+
+
+def _as_one_more_answer(
+    what: str, final: dict[str, Any], finals: list[dict[str, Any]], elsewhere: list[str]
+) -> Verdict:
+    """Judges what was measured by the theorems' bounds, or by the spread of the seeds."""
+    because = ["Not bitwise equal, in another environment:", *elsewhere]
+    if final["checks"]:
+        broken = [check["what"] for check in final["checks"] if check["deviation"] > check["bound"]]
+        said = f"breaks the bounds of {', '.join(broken)}" if broken else "holds within its bounds"
+        return Verdict(not broken, False, [f"{what}: {said}.", *because])
+    effects = [other["effect"] for other in finals]
+    if len(effects) < 2:
+        return Verdict(None, False, [f"{what}: NOT JUDGED; measure other seeds too.", *because])
+    low, high = prediction_interval(effects, None, confidence=CONFIDENCE)
+    agrees = bool(low <= final["effect"] <= high)
+    return Verdict(
+        agrees,
+        False,
+        [
+            f"{what}: {'agrees with' if agrees else 'DIFFERS from'} what {len(effects)} seeds "
+            f"predict of one more: {final['effect']:.4g}, of {low:.4g} to {high:.4g} with "
+            f"{100 * CONFIDENCE:g} % confidence.",
             *because,
         ],
     )

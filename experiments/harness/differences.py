@@ -40,22 +40,23 @@ def difference_line(first: str, second: str, difference: Mapping[str, Any]) -> s
 
 
 def prediction_interval(
-    accuracies: Sequence[float], examples: int, *, confidence: float
+    values: Sequence[float], examples: int | None, *, confidence: float
 ) -> tuple[float, float]:
-    """Returns where the accuracy of one more run lies, with so much confidence.
+    """Returns where the number that one more run comes to lies, with so much confidence.
 
     By Student's t for a normal distribution whose mean and spread are those of the runs
-    (mean ± t sd sqrt(1 + 1/n)). Few runs may by chance be nearly alike: the standard deviation
-    counts as no less than the standard error of an accuracy on a test set of this size.
+    (mean ± t sd sqrt(1 + 1/n)). Few runs may by chance be nearly alike: the standard deviation of
+    accuracies counts as no less than the standard error of one on a test set of this size.
 
     Args:
-        accuracies: fractions, of runs that differ by their seeds alone; two or more.
-        examples: size of the test set.
+        values: of runs that differ by their seeds alone; two or more.
+        examples: size of the test set whose accuracies, as fractions, they are; None for others.
         confidence: for example 0.99.
     """
-    values = np.asarray(accuracies, float)
-    n, mean = len(values), values.mean()
-    share = np.clip(mean, 1 / examples, 1 - 1 / examples)
-    sd = max(values.std(ddof=1), np.sqrt(share * (1 - share) / examples))
+    array = np.asarray(values, float)
+    n, mean, sd = len(array), array.mean(), array.std(ddof=1)
+    if examples is not None:
+        share = np.clip(mean, 1 / examples, 1 - 1 / examples)
+        sd = max(sd, np.sqrt(share * (1 - share) / examples))
     half = stats.t.ppf((1 + confidence) / 2, n - 1) * sd * np.sqrt(1 + 1 / n)
     return float(mean - half), float(mean + half)

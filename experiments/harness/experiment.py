@@ -56,10 +56,11 @@ class Outcome(NamedTuple):
     """What a run came to.
 
     Attributes:
-        final: JSON values, which a repetition must give again: metrics on the whole test set by
-            running statistics (`test`) and by Algorithm 2 (`test_population`, None without
-            normalization or after a divergence), digests of what was evaluated, and `diverged`:
-            None, or where and how.
+        final: JSON values, which a repetition must give again. Of training: metrics on the whole
+            test set by running statistics (`test`) and by Algorithm 2 (`test_population`, None
+            without normalization or after a divergence), digests of what was evaluated, and
+            `diverged`: None, or where and how. Of a measurement: `checks`, deviations with their
+            bounds, or an `effect`, a number that seeds scatter.
         cost: JSON values that differ from run to run: seconds, bytes.
         weights: arrays to be written beside the record, or None.
     """

@@ -194,9 +194,9 @@ def read_log(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     with making_sense(path):
         for entry in log:
-            _check_metrics(entry["test"], least=1)
-            if "train" in entry:
-                _check_metrics(entry["train"], least=0)
+            for name, least in (("test", 1), ("train", 0)):
+                if name in entry:
+                    _check_metrics(entry[name], least)
     with making_sense(folder / "record.json"):
         schedule = Schedule(**record["identity"]["schedule"])
         schedule.check()
@@ -204,9 +204,9 @@ def read_log(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
         if not record["finished"]:
             last = min(last, log[-1]["step"]) if log else -1
         else:
-            _check_metrics(record["final"]["test"], least=1)
-            if record["final"]["test_population"] is not None:
-                _check_metrics(record["final"]["test_population"], least=1)
+            for name in ("test", "test_population"):
+                if record["final"].get(name) is not None:
+                    _check_metrics(record["final"][name], least=1)
         expected = [*islice(schedule.evaluations(last), len(log) + 1)]
     steps = [entry["step"] for entry in log]
     if steps != expected:

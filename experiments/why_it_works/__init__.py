@@ -1,0 +1,1 @@
+"""Explanations of batch normalization given since 2015, each measured in small."""

@@ -1,0 +1,129 @@
+"""What is made of the answers: a table of explanations with verdicts, and a figure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bnjax.evidence.figures import save
+from bnjax.evidence.records import check_log_digest
+from bnjax.evidence.tables import table
+from experiments.harness.results import runs_below
+from experiments.why_it_works.question import Question
+
+_COLUMNS = 4
+FIGURE = "answers.png"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The report of an experiment whose arms are questions."""
+
+    questions: Sequence[Question]
+
+    def load(self, out: Path) -> dict[str, list[dict[str, Any]]]:
+        """Reads what finished runs below a folder came to, by question, in order of seeds."""
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for folder, record in runs_below(out):
+            if record["finished"]:
+                check_log_digest(folder, record)
+                found.setdefault(record["arm"], {})[record["seed"]] = record["final"]
+        names = [question.name for question in self.questions]
+        return {
+            name: [found[name][s] for s in sorted(found[name])] for name in names if name in found
+        }
+
+    def summarize(self, out: Path) -> dict[str, Any]:
+        """Returns the largest deviations and the mean effects, JSON values."""
+        exact = {question.name: question.exact for question in self.questions}
+        found = self.load(out)
+        return {"questions": {name: _summary(found[name], exact[name]) for name in found}}
+
+    def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
+        """Returns what the command prints."""
+        return [self.table(summary), self.deviations(summary), self.numbers(summary)]
+
+    def blocks(self, results: Path) -> dict[str, str]:
+        """Returns what the page holds."""
+        parts = self.tables(results, self.summarize(results))
+        return dict(zip(("answers", "deviations", "numbers"), parts, strict=True))
+
+    def table(self, summary: dict[str, Any]) -> str:
+        """Returns a line for each explanation, with its verdict."""
+        rows = []
+        for question, found in self._found(summary):
+            rows.append([question.claim, question.source, str(found["seeds"]), found["verdict"]])
+        return table(["explanation", "source", "seeds", "here"], rows)
+
+    def deviations(self, summary: dict[str, Any]) -> str:
+        """Returns the largest deviation of each identity over seeds, and its bound."""
+        rows = []
+        for question, found in self._found(summary):
+            for check in found["checks"]:
+                deviation, bound = (f"{check[name]:.1e}" for name in ("deviation", "bound"))
+                rows.append([question.label, check["what"], deviation, bound])
+        return table(["of", "held against what is said", "largest deviation", "bound"], rows)
+
+    def numbers(self, summary: dict[str, Any]) -> str:
+        """Returns what else was measured: means over seeds, and effects with their intervals."""
+        lines = []
+        for question, found in self._found(summary):
+            parts = [f"{name} {value:.4g}" for name, value in found["numbers"].items()]
+            if "effect" in found:
+                effect = f"effect {found['effect']:.3g}"
+                if "confidence_95" in found:
+                    low, high = found["confidence_95"]
+                    effect += f", 95 % confidence interval {low:.3g} to {high:.3g}"
+                parts.insert(0, effect)
+            if parts:
+                lines.append(f"- {question.label}: {'; '.join(parts)}.")
+        return "\n".join(lines)
+
+    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+        """Draws a panel for each question that was answered."""
+        from matplotlib.figure import Figure
+
+        found = self.load(out)
+        shown = [question for question in self.questions if question.name in found]
+        if not shown:
+            return []
+        rows = -(-len(shown) // _COLUMNS)
+        figure = Figure(figsize=(3.1 * min(_COLUMNS, len(shown)), 2.7 * rows), layout="constrained")
+        for position, question in enumerate(shown, start=1):
+            axes = figure.add_subplot(rows, min(_COLUMNS, len(shown)), position)
+            axes.spines[["top", "right"]].set_visible(False)
+            question.draw(axes, found[question.name])
+            axes.set_title(question.label, fontsize=10)
+        return [save(figure, (to or out) / FIGURE)]
+
+    def _found(self, summary: dict[str, Any]) -> list[tuple[Question, dict[str, Any]]]:
+        found = summary["questions"]
+        return [(each, found[each.name]) for each in self.questions if each.name in found]
+
+
+def _summary(finals: Sequence[dict[str, Any]], exact: bool) -> dict[str, Any]:
+    checks = [
+        {**same[0], "deviation": max(check["deviation"] for check in same)}
+        for same in zip(*(final["checks"] for final in finals), strict=True)
+    ]
+    numbers = {
+        name: float(f"{np.mean([final['numbers'][name] for final in finals]):.6g}")
+        for name in finals[0]["numbers"]
+    }
+    summary: dict[str, Any] = {"seeds": len(finals), "checks": checks, "numbers": numbers}
+    if checks:
+        holds = all(check["deviation"] <= check["bound"] for check in checks)
+        yes = "holds exactly" if exact else "holds in small"
+        return summary | {"verdict": yes if holds else "contradicted"}
+    effects = np.array([final["effect"] for final in finals])
+    summary["effect"] = round(float(effects.mean()), 6)
+    if len(effects) == 1:
+        return summary | {"verdict": "one seed: no verdict"}
+    half = stats.t.ppf(0.975, len(effects) - 1) * effects.std(ddof=1) / np.sqrt(len(effects))
+    low, high = effects.mean() - half, effects.mean() + half
+    summary["confidence_95"] = [round(float(low), 6), round(float(high), 6)]
+    verdict = "holds in small" if low > 0 else "contradicted" if high < 0 else "not seen"
+    return summary | {"verdict": verdict}

@@ -1,0 +1,124 @@
+"""Explanations of batch normalization given since 2015: which of them hold, in small."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from bnjax.data import DataSet
+from bnjax.training.loop import Schedule
+from experiments.harness.affects import nothing
+from experiments.harness.bounds import check_seeds
+from experiments.harness.compute import Compute
+from experiments.harness.experiment import Experiment, Member, Outcome, RunLog, Task
+from experiments.harness.page import Page
+from experiments.why_it_works.answers import Answers
+from experiments.why_it_works.dropout_before import DropoutBefore
+from experiments.why_it_works.edge_of_stability import EdgeOfStability
+from experiments.why_it_works.equilibrium import Equilibrium
+from experiments.why_it_works.exponential_rate import ExponentialRate
+from experiments.why_it_works.gradient_growth import GradientGrowth
+from experiments.why_it_works.layer_gradient import LayerGradient
+from experiments.why_it_works.least_squares import LeastSquares
+from experiments.why_it_works.question import Question, float64
+from experiments.why_it_works.rank_collapse import RankCollapse
+from experiments.why_it_works.residual_stream import ResidualStream
+from experiments.why_it_works.stable_rate import StableRate
+
+QUESTIONS: tuple[Question, ...] = (
+    LayerGradient(name="layer_gradient", label="gradient of a layer"),
+    GradientGrowth(name="gradient_growth", label="growth of gradients"),
+    ResidualStream(name="residual_stream", label="residual streams"),
+    ExponentialRate(name="exponential_rate", label="exponential rate"),
+    Equilibrium(name="equilibrium", label="equilibrium of the weights"),
+    DropoutBefore(name="dropout_before", label="dropout before"),
+    LeastSquares(name="least_squares", label="least squares"),
+    RankCollapse(name="rank_collapse", label="rank by depth"),
+    EdgeOfStability(name="edge_of_stability", label="edge of stability"),
+    StableRate(name="stable_rate", label="largest stable rate"),
+)
+_AT_ONCE = Schedule(
+    steps=1,
+    steps_per_dispatch=1,
+    eval_every=1,
+    dense_until=1,
+    sparse_eval_every=1,
+    checkpoint_every=0,
+)
+"""A measurement is a run of one step."""
+_NAMES = tuple(question.name for question in QUESTIONS)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Explanations of why batch normalization works, each measured in small.
+
+    What is exact is computed in float64, and held to the rounding, or to the width or the number
+    of draws, that the measurement has.
+    """
+
+    data: str = nothing("mnist5k")
+    """Digits to train on, where a question trains: mnist5k (packaged), mnist, fashion_mnist."""
+    arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(_NAMES)}}} ...")] = (
+        nothing(_NAMES)
+    )
+    """Questions to ask."""
+    seeds: int = nothing(1)
+    """Measurements of each, with seeds 0, 1, ...; a seed sets weights, data and their order."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be >= 1, got {self.seeds}.")
+        check_seeds("seeds", self.seeds)
+
+
+def tasks(config: Config, questions: Sequence[Question]) -> list[Task]:
+    """Returns one measurement of each question and seed: all questions of a seed, then the next."""
+    return [
+        Task(config, question, (Member(seed),), _AT_ONCE)
+        for seed in range(config.seeds)
+        for question in questions
+    ]
+
+
+def check(task: Task, data: DataSet, compute: Compute) -> None:
+    """Raises ValueError for images that are no digits."""
+    shape = data.train.images.shape[1:]
+    if shape != (28, 28, 1):
+        raise ValueError(
+            f"data: the questions train on 28x28 gray images, {data.name} has {shape}."
+        )
+
+
+def train(
+    task: Task, data: DataSet, compute: Compute, log: RunLog, *, checkpoints: Any, description: str
+) -> list[Outcome]:
+    """Measures; a question is answered whole or not at all."""
+    log.begin(0, [0])
+    log.log(0, {"step": 0})
+    with float64():
+        answer = task.arm.answer(task.seed, data)
+    log.log(0, {"step": 1})
+    checks = [check._asdict() for check in answer.checks]
+    return [Outcome(answer._asdict() | {"checks": checks}, {})]
+
+
+_ANSWERS = Answers(QUESTIONS)
+
+EXPERIMENT = Experiment(
+    name="why_it_works",
+    config=Config,
+    presets={
+        "quick": Config(arms=tuple(name for name in _NAMES if name != "stable_rate")),
+        "full": Config(seeds=5),
+    },
+    presets_help="quick: one seed, without what takes a minute and more; two minutes on 2 cores. "
+    "full: all, five seeds.",
+    arms=QUESTIONS,
+    tasks=tasks,
+    in_memory=True,
+    check=check,
+    train=train,
+    page=Page(_ANSWERS, more=_ANSWERS.blocks),
+)

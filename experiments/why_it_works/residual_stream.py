@@ -1,0 +1,101 @@
+"""In a residual network normalized on the branches, the signal grows linearly with depth.
+
+x <- x + W max(norm(x), 0), with W of variance 2 / width: a branch adds a second moment of one, so
+that the l-th stream has 1 + l. Without normalization each block doubles it, 2^l, so that the
+branches of deep networks drown the identity (De & Smith 2020, arXiv 2002.10444).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.axes import Axes
+
+from bnjax import init_params, init_stats, normalize_batch
+from bnjax.data import DataSet
+from experiments.harness.affects import numbers
+from experiments.why_it_works.question import (
+    NORMALIZED,
+    PLAIN,
+    THEORY,
+    Answer,
+    Check,
+    Question,
+    deviation,
+    rounded,
+)
+from experiments.why_it_works.scale_invariant import TINY
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualStream(Question):
+    """Measures the second moment along a residual network that was only drawn.
+
+    Attributes:
+        depth: blocks.
+        width: units.
+        examples: in the batch.
+    """
+
+    claim: ClassVar[str] = (
+        "Normalization on the branches of a residual network lets its signal grow linearly with "
+        "depth instead of exponentially."
+    )
+    source: ClassVar[str] = "De & Smith 2020, arXiv 2002.10444"
+
+    depth: int = numbers(32)
+    width: int = numbers(1_000)
+    examples: int = numbers(500)
+
+    def answer(self, seed: int, data: DataSet) -> Answer:
+        """Returns the deviations from 1 + l and 2^l."""
+        rng = np.random.default_rng(seed)
+        shape = (self.depth, self.width, self.width)
+        kernels = jnp.asarray(rng.normal(size=shape) * np.sqrt(2 / self.width))
+        x = jnp.asarray(rng.normal(size=(self.examples, self.width)))
+        none = init_params(self.width, use_scale=False, use_bias=False)
+        stats = init_stats(self.width, dtype=x.dtype)
+
+        def normalized(x: jax.Array) -> jax.Array:
+            return normalize_batch(x, none, stats, epsilon=TINY)[0]
+
+        with_norm = _moments(normalized, x, kernels)
+        without = _moments(lambda x: x, x, kernels)
+        blocks = np.arange(self.depth + 1)
+        checks = (  # of a finite width: a block's moment deviates by about 1 / sqrt(width)
+            Check("second moment, normalized", _relative(with_norm, 1 + blocks), 0.03),
+            Check("logarithm of it, without", deviation(np.log2(without), blocks), 0.03),
+        )
+        curves = {"with": rounded(with_norm), "without": rounded(without)}
+        return Answer(checks, curves=curves, numbers={"last moment, without": float(without[-1])})
+
+    def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
+        """Draws both growths, and what theory says."""
+        curves = answers[0]["curves"]
+        blocks = np.arange(len(curves["with"]))
+        axes.plot(blocks, curves["without"], PLAIN, label="without")
+        axes.plot(blocks, curves["with"], NORMALIZED, label="normalized branches")
+        axes.plot(blocks, 1 + blocks, THEORY, lw=0.5)
+        axes.plot(blocks, 2.0**blocks, THEORY, lw=0.5)
+        axes.set(xlabel="block", ylabel="second moment", yscale="log", ylim=(0.5, 1e4))
+        axes.legend(frameon=False)
+
+
+def _moments(norm: Any, x: jax.Array, kernels: jax.Array) -> np.ndarray:
+    """The second moments of the stream, before the first block and after each."""
+
+    def block(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = x + jax.nn.relu(norm(x)) @ kernel
+        return x, jnp.mean(x**2)
+
+    def run(x: jax.Array, kernels: jax.Array) -> jax.Array:
+        return jnp.append(jnp.mean(x**2), jax.lax.scan(block, x, kernels)[1])
+
+    return np.asarray(jax.jit(run)(x, kernels))
+
+
+def _relative(measured: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.max(np.abs(measured / expected - 1)))
