@@ -23,7 +23,12 @@ def more(results: Path) -> dict[str, str]:
 
     narrow, wide = load(""), load("wide")
     controls = [
-        (narrow["bn_x5"], load(folder)["inception"]) for folder in ("recipe_x5", "inception_x5")
+        (narrow[arm], load(folder)["inception"])
+        for arm, folder in (
+            ("bn_x5", "recipe_x5"),
+            ("bn_x30", "recipe_x30"),
+            ("bn_x5", "inception_x5"),
+        )
     ]
     wide_controls = [
         (wide[f"bn_{rate}"], load(f"wide/inception_{rate}")["inception"]) for rate in ("x5", "x30")
@@ -57,7 +62,10 @@ def _json(path: Path) -> Any:
 
 PAGE = Page(
     REPORT,
-    folders=("", "recipe_x5", "inception_x5", "wide", "wide/inception_x5", "wide/inception_x30"),
+    folders=(
+        *("", "recipe_x1", "recipe_x5", "recipe_x30", "inception_x5"),
+        *("wide", "wide/inception_x5", "wide/inception_x30"),
+    ),
     drawn=("", "wide"),
     more=more,
 )
