@@ -66,10 +66,10 @@ def test_every_norm_fits_into_every_network(network, kind):
     model, x = make(norm=NORMS[kind]), jnp.zeros(shape)
 
     def run():
-        variables = model.init(KEY, x, train=False)
-        return variables, [logits_of(model, variables, x, train=train) for train in (True, False)]
+        outputs, variables = model.init_with_output(KEY, x, train=False)
+        return variables, jax.tree.leaves(outputs)[0], logits_of(model, variables, x, train=True)
 
-    variables, logits = jax.eval_shape(run)
+    variables, *logits = jax.eval_shape(run)
     assert [leaf.shape for leaf in logits] == [(4, 10), (4, 10)]
     assert ("batch_stats" in variables) == (kind in STATISTICS)
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
