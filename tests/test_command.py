@@ -9,8 +9,14 @@ import pytest
 from bnjax.command import BROKEN_PIPE
 
 ROOT = Path(__file__).parents[1]
-LONG = """
-import sys
+ALONE = f"""
+import sys, types
+sys.modules["bnjax"] = types.ModuleType("bnjax")
+sys.modules["bnjax"].__path__ = [{str(ROOT / "bnjax")!r}]
+"""
+"""The package without what it imports: JAX takes each process a second."""
+
+LONG = f"""{ALONE}
 from bnjax.command import command
 with command():
     print("first", file=sys.STREAM, flush=True)
@@ -22,7 +28,7 @@ with command():
 
 def run(code, redirections="", **environ):
     return subprocess.run(
-        ["bash", "-c", f'"$0" -c "$1" {redirections}', sys.executable, code],
+        ["bash", "-c", f'"$0" -c "$1" {redirections}', sys.executable, ALONE + code],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environ},
         capture_output=True,

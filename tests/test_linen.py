@@ -6,6 +6,7 @@ elsewhere it is known to be wrong, and `tests/normalization` compares with float
 
 import inspect
 import itertools
+from functools import partial
 
 import flax.errors
 import flax.linen as nn
@@ -72,6 +73,16 @@ def step(layer, variables, x, **call):
 step = jax.jit(step, static_argnums=0)
 
 
+@partial(jax.jit, static_argnums=0)
+def init(layer, x):
+    return layer.init(KEY, x, False)
+
+
+@partial(jax.jit, static_argnums=0)
+def infer(layer, variables, x):
+    return layer.apply(variables, x, True)
+
+
 def described(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
@@ -128,7 +139,7 @@ def test_initial_values_are_flaxs():
         "scale_init": nn.initializers.normal(1.0),
         "bias_init": nn.initializers.uniform(2.0),
     }
-    ours, theirs = (layer.init(KEY, jnp.ones((4, 5)), False) for layer in pair(**initializers))
+    ours, theirs = (init(layer, jnp.ones((4, 5))) for layer in pair(**initializers))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -152,7 +163,7 @@ def test_training_and_inference_are_flaxs(setting):
     """Output, gradients and statistics over three steps, then inference."""
     shape, settings = SETTINGS[setting]
     ours, theirs = pair(**settings)
-    our_variables = their_variables = theirs.init(KEY, jnp.ones(shape), False)
+    our_variables = their_variables = init(theirs, jnp.ones(shape))
     for x in inputs(shape):
         y, grads, our_variables = step(ours, our_variables, x)
         expected, expected_grads, their_variables = step(theirs, their_variables, x)
@@ -161,8 +172,7 @@ def test_training_and_inference_are_flaxs(setting):
     assert_trees_close(our_variables, their_variables, CLOSE)
     assert np.abs(our_variables["batch_stats"]["mean"]).max() > 0.01
     x = inputs(shape)[0]
-    y = ours.apply(our_variables, x, use_running_average=True)
-    assert_trees_close(y, theirs.apply(their_variables, x, use_running_average=True), CLOSE)
+    assert_trees_close(infer(ours, our_variables, x), infer(theirs, their_variables, x), CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +225,7 @@ def test_finite_masks_are_flaxs(mask_shape):
     x = inputs((16, 5))[0]
     mask = jnp.asarray(np.random.default_rng(0).random(mask_shape) < 0.6)
     ours, theirs = pair()
-    variables = theirs.init(KEY, x, False)
+    variables = init(theirs, x)
     y, grads, after = step(ours, variables, x, mask=mask)
     expected, expected_grads, expected_after = step(theirs, variables, x, mask=mask)
     assert_trees_close(y, expected, CLOSE)
@@ -228,7 +238,7 @@ def test_a_masked_nan_does_not_leak():
     x = inputs((16, 5))[0].at[3].set(jnp.nan)
     mask = jnp.ones((16, 1), bool).at[3].set(False)
     layer = BatchNorm()
-    y, grads, after = step(layer, layer.init(KEY, x, False), x, mask=mask)
+    y, grads, after = step(layer, init(layer, x), x, mask=mask)
     kept = np.delete(np.float64(x), 3, 0)
     assert_close(np.delete(y, 3, 0), reference.forward(kept, None, None).y, CLOSE)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, grads, after)))
@@ -350,7 +360,7 @@ def test_flaxs_default_variance_is_biased():
     """`bnjax.normalize_batch` defaults to the paper's unbiased one; this module to Flax's."""
     x = jnp.array([[0.0], [1.0], [2.0], [5.0]])
     layer = BatchNorm(momentum=0.9)
-    _, _, variables = step(layer, layer.init(KEY, x, False), x)
+    _, _, variables = step(layer, init(layer, x), x)
     assert_close(variables["batch_stats"]["var"], [1.25], CLOSE)
 
 

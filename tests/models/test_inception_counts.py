@@ -4,6 +4,8 @@ Parameters and multiply-adds as public implementations and the papers give them,
 the tables.
 """
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,10 +157,15 @@ NETWORKS = {  # network, image side, parameters, those of side heads, statistics
 }
 
 
+@cache  # tracing a network takes a second
+def summary_of(model, side):
+    return summarize(model, (side, side, 3))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network_has_the_published_size(name):
     model, side, parameters, heads, statistics, multiply_adds = NETWORKS[name]
-    summary = summarize(model, (side, side, 3))
+    summary = summary_of(model, side)
     assert summary.network.parameters == parameters
     assert summary.network.statistics == statistics
     if heads is not None:
@@ -264,7 +271,7 @@ def kernels(tree):
 
 def outputs(model, side):
     """Grid and channels of each submodule that has positions."""
-    layers = summarize(model, (side, side, 3)).layers
+    layers = summary_of(model, side).layers
     return {layer.name: layer.output[1:] for layer in layers if len(layer.output) == 3}
 
 
@@ -379,7 +386,7 @@ def test_resolutions_of_inception_v3_lead_to_the_same_grids(stem, side, stride, 
     model = InceptionV3(stem_stride=stride, stem=stem)
     seen = outputs(model, side)
     assert tuple(seen[name][0] for name in ("mixed_5b", "mixed_6a", "mixed_7a")) == grids
-    summary = summarize(model, (side, side, 3))
+    summary = summary_of(model, side)
     assert summary.network.multiply_adds / 5_713_216_096 == pytest.approx(cost, abs=5e-5)
     if side == 151 and stem == "7x7":
         return  # the side head's kernel is of its grid

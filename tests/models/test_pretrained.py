@@ -5,7 +5,7 @@ That networks compute the same with them is in tests/parity/test_inception_torch
 
 import sys
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -46,6 +46,7 @@ def structure(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
 
 
+@cache
 def needed(model, size=224):
     images = jnp.zeros((1, size, size, 3))
     return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))

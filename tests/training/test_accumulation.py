@@ -1,6 +1,6 @@
 """Gradient accumulation against one big batch: in groups it is the same, as a whole it is not."""
 
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -64,12 +64,14 @@ def draw():
 
 def variables_of(averaging="ema"):
     network = Network(averaging=averaging)
-    variables = network.init(jax.random.key(0), jnp.zeros((2, 5)), train=False)
+    variables = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), jnp.zeros((2, 5)), train=False)
+    )
     rng = np.random.default_rng(1)
 
     def value(leaf):
         if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return leaf + 2
+            return jnp.full(leaf.shape, 2, leaf.dtype)
         return jnp.asarray(rng.uniform(0.5, 2, leaf.shape), leaf.dtype)
 
     return jax.tree.map(value, variables)
@@ -87,11 +89,15 @@ def big_batch(batch, averaging="ema"):
     return jax.jit(jax.grad(mean, has_aux=True))(variables["params"])
 
 
-def accumulated(batches=None, *, statistics="once", averaging="ema", loss=None):
+@cache
+def compiled(statistics, averaging):
+    return jax.jit(partial(accumulate, loss_of(averaging=averaging)[0], statistics=statistics))
+
+
+def accumulated(batches=None, *, statistics="once", averaging="ema"):
     variables = variables_of(averaging)
-    loss = loss or loss_of(averaging=averaging)[0]
     batches = split_batch(draw(), MICRO) if batches is None else batches
-    run = jax.jit(partial(accumulate, loss, statistics=statistics))
+    run = compiled(statistics, averaging)
     return run(variables["params"], variables["batch_stats"], batches)
 
 
@@ -129,14 +135,14 @@ def test_it_is_not_one_batch_normalized_as_a_whole():
 def test_metrics_are_sums():
     loss, _ = loss_of(batch=EXAMPLES)
     variables = variables_of()
-    _, (_, metrics) = loss(variables["params"], variables["batch_stats"], draw())
+    _, (_, metrics) = jax.jit(loss)(variables["params"], variables["batch_stats"], draw())
     assert_trees_close(accumulated().metrics, metrics)
 
 
 def test_statistics_may_move_with_each_micro_batch():
     """As in as many steps that leave the parameters alone; the gradient is the same."""
     once, each = accumulated(), accumulated(statistics="each")
-    variables, (loss, _) = variables_of(), loss_of()
+    variables, loss = variables_of(), jax.jit(loss_of()[0])
     stats = variables["batch_stats"]
     for batch in zip(*split_batch(draw(), MICRO), strict=True):
         _, (stats, _) = loss(variables["params"], stats, batch)
@@ -164,7 +170,8 @@ def accumulate_linear(mask, dtype=jnp.float32, old=8.0):
         def loss(params, stats, batch):
             return linear_loss({"w": params["w"].astype(jnp.float32)}, stats, batch)
 
-    return accumulate(loss, params, stats, (x, jnp.asarray(mask)), statistics="once")
+    run = jax.jit(partial(accumulate, loss, statistics="once"))
+    return run(params, stats, (x, jnp.asarray(mask)))
 
 
 def test_micro_batches_count_by_their_examples():
@@ -190,7 +197,8 @@ def test_bfloat16_gradients_are_summed_in_float32():
     def loss(params, stats, batch):
         return linear_loss({"w": params["w"].astype(jnp.float32)}, stats, batch)
 
-    result = accumulate(loss, params, stats, (x, jnp.ones((5, 1), bool)), statistics="once")
+    run = jax.jit(partial(accumulate, loss, statistics="once"))
+    result = run(params, stats, (x, np.ones((5, 1), bool)))
     assert result.gradient["w"].dtype == jnp.bfloat16
     assert result.gradient["w"] == 52  # 260 / 5; 256 / 5 rounds to 51.25
 
@@ -237,20 +245,21 @@ def test_keys_among_the_batches_are_one_for_each_micro_batch():
         total = params["w"] * jax.random.normal(batch["key"])
         return total, (stats, Metrics(total, jnp.int32(0), jnp.int32(1)))
 
-    result = accumulate(loss, {"w": jnp.float32(1)}, {}, {"key": seen}, statistics="each")
-    expected = np.mean([jax.random.normal(key) for key in seen])
+    run = jax.jit(partial(accumulate, loss, statistics="each"))
+    result = run({"w": jnp.float32(1)}, {}, {"key": seen})
+    expected = np.mean(jax.vmap(jax.random.normal)(seen))
     np.testing.assert_allclose(result.gradient["w"], expected, rtol=1e-5)
 
 
 def test_a_mask_and_another_objective_reach_the_loss():
     """`make_loss`: the third array of a batch is what counts."""
-    images, labels = draw()
-    mask = jnp.arange(len(labels)) % 3 > 0
+    images, labels = map(np.asarray, draw())
+    mask = np.arange(len(labels)) % 3 > 0
     objective = classification_objective(label_smoothing=0.1)
     logits = images[:, :CLASSES]
     loss = make_loss(lambda variables, images: (images[:, :CLASSES], {}), objective)
-    total, (_, metrics) = loss({}, {}, (images, labels, mask))
-    expected, _ = objective(logits[mask], labels[mask])
+    total, (_, metrics) = jax.jit(loss)({}, {}, (images, labels, mask))
+    expected, _ = jax.jit(objective)(logits[mask], labels[mask])
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     assert metrics.examples == mask.sum()
 

@@ -1,5 +1,7 @@
 """Losses and counts against NumPy float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,8 @@ from bnjax.training.objectives import (
 )
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # float32 sums of a few terms of size one
+
+compiled_metrics = jax.jit(classification_metrics)
 
 
 def cross_entropy(logits, labels):
@@ -34,7 +38,7 @@ def test_sums_equal_float64(dtype):
     """Red for a mean in the place of a sum, or a loss computed in bfloat16."""
     logits, labels = draw()
     logits = jnp.asarray(logits, dtype)
-    metrics = jax.jit(classification_metrics)(logits, jnp.asarray(labels))
+    metrics = compiled_metrics(logits, labels)
     assert (metrics.loss.dtype, metrics.correct.dtype, metrics.examples.dtype) == (
         jnp.float32,
         jnp.int32,
@@ -52,7 +56,7 @@ def test_what_is_masked_does_not_count():
     logits, labels = draw()
     mask = np.array([True, False] * 4 + [True])
     bad = np.where(mask[:, None], logits, np.array([np.nan, np.inf, -np.inf, 0], np.float32))
-    metrics = classification_metrics(*map(jnp.asarray, (bad, labels, mask)))
+    metrics = compiled_metrics(bad, labels, mask)
     losses = cross_entropy(logits[mask], labels[mask])
     np.testing.assert_allclose(metrics.loss, losses.sum(), **CLOSE)
     assert metrics.correct == (logits[mask].argmax(1) == labels[mask]).sum()
@@ -60,33 +64,29 @@ def test_what_is_masked_does_not_count():
 
 
 def test_an_empty_mask_gives_zero():
-    logits, labels = map(jnp.asarray, draw())
-    metrics = classification_metrics(logits, labels, jnp.zeros(9, bool))
+    metrics = compiled_metrics(*draw(), np.zeros(9, bool))
     assert tuple(map(float, metrics)) == (0, 0, 0)
 
 
 def test_extreme_logits():
     """Red without the shift by the largest logit: exp(1e4) is infinite."""
-    logits = jnp.array([[1e4, 0, -1e4], [1e4, 0, -1e4], [-1e4, -1e4, -1e4]], jnp.float32)
-    labels = jnp.array([0, 2, 1], jnp.int32)
-    metrics = classification_metrics(logits, labels)
+    logits = np.array([[1e4, 0, -1e4], [1e4, 0, -1e4], [-1e4, -1e4, -1e4]], np.float32)
+    labels = np.array([0, 2, 1], np.int32)
+    metrics = compiled_metrics(logits, labels)
     np.testing.assert_allclose(metrics.loss, 0 + 2e4 + np.log(3), rtol=1e-6)
     assert metrics.correct == 1  # of equal logits the first counts as the largest
 
 
 def test_gradient_is_softmax_minus_one_hot():
     logits, labels = draw()
-    gradient = jax.grad(lambda logits: classification_metrics(logits, jnp.asarray(labels)).loss)(
-        jnp.asarray(logits)
-    )
+    gradient = jax.jit(jax.grad(lambda logits: classification_metrics(logits, labels).loss))(logits)
     exp = np.exp(logits.astype(np.float64))
     expected = exp / exp.sum(1, keepdims=True) - np.eye(4)[labels]
     np.testing.assert_allclose(gradient, expected, **CLOSE)
 
 
 def test_zero_is_the_sum_over_nothing():
-    logits, labels = map(jnp.asarray, draw())
-    metrics = classification_metrics(logits, labels)
+    metrics = compiled_metrics(*draw())
     total = jax.tree.map(jnp.add, Metrics.zero(), metrics)
     for after, before in zip(total, metrics, strict=True):
         assert after == before
@@ -157,7 +157,7 @@ def smoothed(logits, labels, smoothing):
 def test_smoothing_equals_float64(smoothing):
     """Red for the mass spread over the other classes alone, or a mean over examples."""
     logits, labels = draw()
-    loss = smoothed_cross_entropy(*map(jnp.asarray, (logits, labels)), smoothing=smoothing)
+    loss = jax.jit(partial(smoothed_cross_entropy, smoothing=smoothing))(logits, labels)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, smoothed(logits, labels, smoothing).sum(), **CLOSE)
 
@@ -167,11 +167,8 @@ def test_smoothed_gradient_is_p_minus_q():
     logits, labels = draw()
     mask = np.array([True, False] * 4 + [True])
     bad = np.where(mask[:, None], logits, np.float32(np.nan))
-    gradient = jax.grad(
-        lambda logits: smoothed_cross_entropy(
-            logits, jnp.asarray(labels), jnp.asarray(mask), smoothing=0.1
-        )
-    )(jnp.asarray(bad))
+    loss = partial(smoothed_cross_entropy, smoothing=0.1)
+    gradient = jax.jit(jax.grad(loss))(bad, labels, mask)
     p = np.exp(logits.astype(np.float64))
     p /= p.sum(1, keepdims=True)
     expected = np.where(mask[:, None], p - (0.9 * np.eye(4)[labels] + 0.1 / 4), 0)
@@ -180,7 +177,7 @@ def test_smoothed_gradient_is_p_minus_q():
 
 def test_smoothing_at_extreme_logits_and_in_bfloat16():
     logits = jnp.array([[1e4, 0, -1e4]], jnp.bfloat16)
-    loss = smoothed_cross_entropy(logits, jnp.array([0], jnp.int32), smoothing=0.3)
+    loss = jax.jit(partial(smoothed_cross_entropy, smoothing=0.3))(logits, np.zeros(1, np.int32))
     np.testing.assert_allclose(loss, 0.1 * 3e4, rtol=1e-2)  # 1e4 is 9984 in bfloat16
 
 
@@ -189,21 +186,20 @@ def test_side_heads_are_added_with_their_weights():
     main, labels = draw()
     heads = (main * 2, main[:, ::-1])
     objective = classification_objective(label_smoothing=0.1, auxiliary_weights=(0.3, 0.4))
-    outputs = (jnp.asarray(main), tuple(map(jnp.asarray, heads)))
-    loss, metrics = objective(outputs, jnp.asarray(labels))
+    loss, metrics = jax.jit(objective)((main, heads), labels)
     expected = sum(
         weight * smoothed(logits, labels, 0.1).sum()
         for weight, logits in zip((1, 0.3, 0.4), (main, *heads), strict=True)
     )
     np.testing.assert_allclose(loss, expected, **CLOSE)
-    plain = classification_metrics(*map(jnp.asarray, (main, labels)))
+    plain = compiled_metrics(main, labels)
     assert tuple(map(float, metrics)) == tuple(map(float, plain))
 
 
 def test_an_objective_takes_logits_alone_and_a_mask():
     logits, labels = draw()
     mask = np.arange(9) % 2 == 0
-    loss, metrics = classification_objective()(*map(jnp.asarray, (logits, labels, mask)))
+    loss, metrics = jax.jit(classification_objective())(logits, labels, mask)
     np.testing.assert_allclose(loss, cross_entropy(logits[mask], labels[mask]).sum(), **CLOSE)
     assert metrics.examples == 5
 

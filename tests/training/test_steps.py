@@ -218,11 +218,11 @@ def test_evaluation_sums_over_batches_and_skips_padding():
 def test_any_optax_transformation_serves():
     """Parameters reach the optimizer: weight decay alone moves them by their own size."""
     tx = optax.chain(optax.add_decayed_weights(0.1), optax.scale(-1.0))
-    zero = jnp.zeros((2, 3))
+    zero = np.zeros((2, 3), np.float32)
     step = make_train_step(lambda variables, images: (images * 0 + zero, {}), tx)
     params = {"w": jnp.array([2.0, -4.0])}
     state = TrainState(jnp.int32(0), params, {}, tx.init(params))
-    state, _ = step(state, (zero, jnp.zeros(2, jnp.int32)))
+    state, _ = jax.jit(step)(state, (zero, jnp.zeros(2, jnp.int32)))
     np.testing.assert_allclose(state.params["w"], [1.8, -3.6], rtol=1e-6)
 
 
@@ -238,10 +238,10 @@ def test_a_batch_of_which_nothing_counts_moves_nothing(axis_name):
 
     params = {"w": jnp.ones((2, 3))}
     state = TrainState(jnp.int32(0), params, {}, sgd(RATE).init(params))
-    batch = (jnp.ones((4, 2)), jnp.zeros(4, jnp.int32), jnp.zeros(4, bool))
+    batch = (np.ones((4, 2), np.float32), np.zeros(4, np.int32), np.zeros(4, bool))
     if axis_name is not None:
         step = jax.vmap(step, in_axes=(None, 0), axis_name=axis_name)
         batch = jax.tree.map(lambda leaf: leaf[None], batch)
-    new, metrics = step(state, batch)
+    new, metrics = jax.jit(step)(state, batch)
     np.testing.assert_array_equal(new.params["w"].reshape(2, 3), params["w"])
     assert metrics.examples.sum() == 0
