@@ -216,6 +216,7 @@ def test_activation_reaches_every_layer(network):
         ),
     ],
 )
+@pytest.mark.slow
 def test_linear_factors_are_the_first_of_two(network, firsts):
     """In all modules that have some, and with the parameters of the others."""
     model = network(**SMALL, norm=BatchNorm, linear_factors=True)
