@@ -141,7 +141,7 @@ def _prepare(experiment: Experiment, arguments: Any, out: Path) -> tuple[Any, li
         folder_of_runs(out, resume=arguments.resume)
         require_commit(out, experiment.results)
     compute.check()
-    data = experiment.open_data(config.data, arguments.data_dir)
+    data = experiment.open_data(config, arguments.data_dir)
     tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)

@@ -119,7 +119,7 @@ def complete_all(
     It is the experiment's command without its tables and figures, on one host.
     """
     compute = compute or experiment.compute()
-    data = experiment.open_data(config.data, data_dir)
+    data = experiment.open_data(config, data_dir)
     tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)
@@ -281,7 +281,7 @@ def rerun(
         RecordError: if the data at hand is not that of the record.
     """
     task = task_of(experiment, record)
-    opened = experiment.open_data(data, data_dir)
+    opened = experiment.open_data(task.config, data_dir, name=data)
     check_data(record, opened.name, opened.sha256)
     compute = experiment.compute.of_record(record)
     experiment.check(task, opened, compute)

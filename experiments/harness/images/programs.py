@@ -1,14 +1,16 @@
 """The functions of a run, and the same compiled; runs that differ in numbers alone share them."""
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from bnjax.data.views.augmentation import Augmentation
 from bnjax.data.views.inputs import to_unit_range
+from bnjax.data.views.on_device import evaluation_views, training_views, view_keys
 from bnjax.models.training_mode import apply_train
 from bnjax.recalibration import recalibrate
 from bnjax.training.accumulation import make_accumulating_step
@@ -17,7 +19,7 @@ from bnjax.training.divergence import start_watch
 from bnjax.training.objectives import Metrics, classification_metrics
 from bnjax.training.parallel import DataParallel
 from bnjax.training.state import TrainState
-from bnjax.training.steps import make_loss, make_train_step, scan_steps
+from bnjax.training.steps import make_eval_step, make_loss, make_train_step, scan_steps
 from experiments.harness import affects
 from experiments.harness.images.arm import ImageArm
 
@@ -36,33 +38,82 @@ class State(NamedTuple):
     average: Average | None
 
 
+class Views(NamedTuple):
+    """How programs make views of images that lie on the devices.
+
+    Attributes:
+        image: height, width and channels of a stored image.
+        augmentation: of training views.
+        centre: part of the shorter side that evaluation sees.
+    """
+
+    image: tuple[int, int, int]
+    augmentation: Augmentation
+    centre: float
+
+
+class Chosen(NamedTuple):
+    """Training examples, chosen from those on the devices; all leaves have one shape.
+
+    Attributes:
+        indices: int32, which examples.
+        positions: uint32, where each stands in the order, see `bnjax.data.order`.
+    """
+
+    indices: Any
+    positions: Any
+
+
+class Resident(NamedTuple):
+    """What lies on every device, and what a dispatch makes of it.
+
+    Attributes:
+        images: uint8 `[n, height * width * channels]`: rows, of which a TPU gathers some without
+            laying out all of them anew.
+        labels: int32 `[n]`.
+        seed: of the views, uint32.
+        count: steps of the dispatch, int32; None for all that are chosen.
+    """
+
+    images: Any
+    labels: Any
+    seed: Any
+    count: Any = None
+
+
 class TrainingProgram(NamedTuple):
     """The functions that train, before they are compiled, and what they are compiled for.
 
     Attributes:
         init: `(seed, learning_rate) -> State`, of an int32 and a float32 scalar.
         step: `(State, batch) -> (State, Metrics)`, of `steps_per_dispatch` steps; metrics summed.
+            Of data on the devices `(State, Chosen, Resident) -> (State, Metrics)`.
         batch_shapes: images and labels of the global batches of a dispatch, `[steps, n, ...]`, or
-            `[steps, micro_batches, n, ...]`.
+            `[steps, micro_batches, n, ...]`; or a `Chosen`.
         axis: of the examples in them, as `DataParallel.split` and `compile_train` take it.
     """
 
     init: Callable[[jax.Array, jax.Array], State]
-    step: Callable[[State, Any], tuple[State, Metrics]]
+    step: Callable[..., tuple[State, Metrics]]
     batch_shapes: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
     axis: int
 
 
 def training_program(
-    config: Any, arm: ImageArm, parallel: DataParallel, *, classes: int = 1000
+    config: Any,
+    arm: ImageArm,
+    parallel: DataParallel,
+    *,
+    classes: int = 1000,
+    views: Views | None = None,
 ) -> TrainingProgram:
-    """Returns what trains an arm.
+    """Returns what trains an arm, with `views` from images on the devices.
 
     Raises:
         ValueError: if the devices cannot share the batch.
     """
     seen = SimpleNamespace(**affects.programs(config))
-    return _training_program(seen, _arm(type(arm), affects.programs(arm)), parallel, classes)
+    return _training_program(seen, _arm(type(arm), affects.programs(arm)), parallel, classes, views)
 
 
 def batch_layout(config: Any, steps: int) -> tuple[int, ...]:
@@ -83,23 +134,43 @@ class Programs:
     Attributes:
         axis: of the examples in a dispatch's arrays.
         init: `(seed, learning_rate) -> State` on the devices.
-        train: `(State, batch) -> (State, Metrics)`; gives up the old state's buffers.
-        evaluate: `(variables, Batch) -> Metrics`, by the running statistics.
+        train: `(State, batch) -> (State, Metrics)`; gives up the old state's buffers. Of data on
+            the devices `(State, Chosen, Resident) -> (State, Metrics)`.
+        evaluate: `(variables, Batch) -> Metrics`, by the running statistics. Of data on the devices
+            an `EvalBatches` with rows of pixels.
+        views: `(Resident, Chosen) -> images`, training views of data on the devices.
     """
 
-    def __init__(self, config: Any, arm: ImageArm, classes: int, parallel: DataParallel) -> None:
-        program = _training_program(config, arm, parallel, classes)
+    def __init__(
+        self,
+        config: Any,
+        arm: ImageArm,
+        classes: int,
+        parallel: DataParallel,
+        views: Views | None = None,
+    ) -> None:
+        program = _training_program(config, arm, parallel, classes, views)
         model = arm.model(config, classes=classes)
 
+        def logits(variables: Tree, images: jax.Array) -> jax.Array:
+            return model.apply(variables, to_unit_range(images), train=False)
+
         def evaluate(variables: Tree, batch: Any) -> Metrics:
-            logits: Any = model.apply(variables, to_unit_range(batch.images), train=False)
-            return classification_metrics(logits, batch.labels, batch.mask)
+            return classification_metrics(
+                logits(variables, batch.images), batch.labels, batch.mask
+            )
 
         self._model = model
         self.axis = program.axis
         self.init = parallel.compile_init(program.init)
         self.train = parallel.compile_train(program.step, axis=program.axis)
-        self.evaluate = parallel.compile_eval(evaluate)
+        if views is None:
+            self.evaluate = parallel.compile_eval(evaluate)
+        else:
+            prepare = partial(_evaluation_views, views)
+            self.evaluate = parallel.compile_eval(make_eval_step(logits, prepare), axis=1)
+            whole = DataParallel("jit", devices=parallel.devices)  # recalibrate is jitted
+            self.views = whole.compile_map(partial(_training_views, views))
 
     def population(
         self, variables: Tree, batches: Iterable[jax.Array], key: jax.Array
@@ -109,10 +180,17 @@ class Programs:
         return recalibrate(self._model, variables, images, train=True, rngs={"dropout": key})
 
 
-def programs_of(config: Any, arm: ImageArm, parallel: DataParallel, *, classes: int) -> Programs:
+def programs_of(
+    config: Any,
+    arm: ImageArm,
+    parallel: DataParallel,
+    *,
+    classes: int,
+    views: Views | None = None,
+) -> Programs:
     """Returns an arm's compiled programs, those of an earlier call where only numbers differ."""
     kind: Any = type(arm)
-    return _programs(_items(config), kind, _items(arm), parallel, classes)
+    return _programs(_items(config), kind, _items(arm), parallel, classes, views)
 
 
 def _items(record: Any) -> tuple[tuple[str, Any], ...]:
@@ -126,8 +204,10 @@ def _programs(
     settings: tuple[tuple[str, Any], ...],
     parallel: DataParallel,
     classes: int,
+    views: Views | None,
 ) -> Programs:
-    return Programs(SimpleNamespace(**dict(config)), _arm(kind, dict(settings)), classes, parallel)
+    seen, arm = SimpleNamespace(**dict(config)), _arm(kind, dict(settings))
+    return Programs(seen, arm, classes, parallel, views)
 
 
 def _arm(kind: type[ImageArm], settings: dict[str, Any]) -> ImageArm:
@@ -138,7 +218,7 @@ def _arm(kind: type[ImageArm], settings: dict[str, Any]) -> ImageArm:
 
 
 def _training_program(
-    config: Any, arm: ImageArm, parallel: DataParallel, classes: int
+    config: Any, arm: ImageArm, parallel: DataParallel, classes: int, views: Views | None
 ) -> TrainingProgram:
     parallel.check_batch(config.batch_size // config.micro_batches)
     axis_name = parallel.axis_name
@@ -179,11 +259,32 @@ def _training_program(
             )
         return State(train, average), metrics
 
-    shapes = (
-        jax.ShapeDtypeStruct((*layout, *image), jnp.uint8),
-        jax.ShapeDtypeStruct(layout, jnp.int32),
-    )
-    return TrainingProgram(init, scan_steps(step), shapes, len(layout) - 1)
+    def steps_on_chosen(state: State, chosen: Chosen, data: Resident) -> tuple[State, Metrics]:
+        def on_chosen(state: State, chosen: Chosen) -> tuple[State, Metrics]:
+            images = _training_views(views, data, chosen)
+            return step(state, (images, data.labels[chosen.indices]))
+
+        return scan_steps(on_chosen)(state, chosen, data.count)
+
+    axis, labels = len(layout) - 1, jax.ShapeDtypeStruct(layout, jnp.int32)
+    if views is not None:
+        chosen = Chosen(labels, jax.ShapeDtypeStruct(layout, jnp.uint32))
+        return TrainingProgram(init, steps_on_chosen, chosen, axis)
+    images = jax.ShapeDtypeStruct((*layout, *image), jnp.uint8)
+    return TrainingProgram(init, scan_steps(step), (images, labels), axis)
+
+
+def _training_views(views: Views, data: Resident, chosen: Chosen) -> jax.Array:
+    """Views `[..., size, size, 3]` of examples `[...]`."""
+    indices, positions = (leaf.ravel() for leaf in chosen)
+    images = data.images[indices].reshape(-1, *views.image)
+    made = training_views(images, view_keys(data.seed, positions), views.augmentation)
+    return made.reshape(*chosen.indices.shape, *made.shape[1:])
+
+
+def _evaluation_views(views: Views, rows: jax.Array) -> jax.Array:
+    images = rows.reshape(-1, *views.image)
+    return evaluation_views(images, views.augmentation.image_size, fraction=views.centre)
 
 
 def _variables(train: TrainState) -> dict[str, Tree]:
