@@ -21,6 +21,7 @@ from bnjax.data.views.crops import (
     Window,
     central_window,
     five_windows,
+    padded_rest,
     sample_window,
     scaled_size,
     squares,
@@ -104,6 +105,13 @@ class Augmentation:
         if not 0 <= self.reduced <= 1:
             raise ValueError(f"reduced must be in [0, 1], got {self.reduced}.")
 
+    @property
+    def ranges(self) -> Distortion | None:
+        """Ranges of the distortions that `photometric` means; None for none."""
+        if self.photometric == "none":
+            return None
+        return self.distortion.scaled(1.0 if self.photometric == "full" else self.reduced)
+
 
 def training_view(image: Image, rng: np.random.Generator, augmentation: Augmentation) -> np.ndarray:
     """Draws a random view of an image: crop, mirror, distortion of colours, in this order.
@@ -130,10 +138,8 @@ def training_view(image: Image, rng: np.random.Generator, augmentation: Augmenta
         view = _whole(picture, augmentation.image_size, _draw_interpolation(augmentation, rng))
     if augmentation.mirror and rng.random() < 0.5:
         view = view[:, ::-1]
-    if augmentation.photometric == "none":
-        return np.ascontiguousarray(view)
-    factor = 1.0 if augmentation.photometric == "full" else augmentation.reduced
-    return distort(view, augmentation.distortion.scaled(factor), rng)
+    ranges = augmentation.ranges
+    return np.ascontiguousarray(view) if ranges is None else distort(view, ranges, rng)
 
 
 def evaluation_view(
@@ -160,7 +166,7 @@ def evaluation_view(
         DamagedImageError: the image cannot be decoded.
         ValueError: an argument is out of its range.
     """
-    _check_view(image_size, fraction)
+    check_view(image_size, fraction)
     if shape not in ("square", "image"):
         raise ValueError(f"shape must be 'square' or 'image', got {shape!r}.")
     picture = open_image(image)
@@ -202,7 +208,7 @@ def evaluation_views(
         return evaluation_view(image, image_size, fraction=fraction)[None]
     if crops not in (10, 144):
         raise ValueError(f"crops must be 1, 10 or 144, got {crops}.")
-    _check_view(image_size, fraction)
+    check_view(image_size, fraction)
     pixels = open_image(image).pixels()
     views = _ten(pixels, image_size, fraction) if crops == 10 else _googlenet(pixels, image_size)
     return np.stack([turned for view in views for turned in (view, view[:, ::-1])])
@@ -228,14 +234,8 @@ def _padded_crop(
     picture: Picture, augmentation: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
     size, padding = augmentation.image_size, augmentation.padding
-    rest = [side + 2 * padding - size for side in (picture.height, picture.width)]
-    if min(rest) < 0:
-        raise DataError(
-            f"an image of {picture.width} x {picture.height} pixels with padding={padding} is "
-            f"smaller than image_size={size}: choose crop='inception', a smaller image_size or "
-            "more padding."
-        )
-    top, left = (int(rng.integers(most + 1)) - padding for most in rest)
+    across, down = padded_rest(picture.width, picture.height, size, padding)
+    top, left = (int(rng.integers(most + 1)) - padding for most in (down, across))
     bottom, right = max(top + size, 0), max(left + size, 0)
     part = picture.pixels()[max(top, 0) : bottom, max(left, 0) : right]
     view = np.zeros((size, size, 3), np.uint8)
@@ -289,7 +289,8 @@ def _cut(picture: Picture, window: Window) -> np.ndarray:
     return picture.pixels()[top:bottom, left:right]
 
 
-def _check_view(image_size: int, fraction: float) -> None:
+def check_view(image_size: int, fraction: float) -> None:
+    """Refuses, with a ValueError, what no evaluation can use."""
     _check_size(image_size)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}.")

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from bnjax.data.data_set import DataError
+
 AREA = (0.08, 1.0)
 """Part of the image's area that a training crop covers (Szegedy et al. 2014, section 6)."""
 ASPECT = (3 / 4, 4 / 3)
@@ -79,10 +81,30 @@ def sample_window(
         if across <= width and down <= height:
             left = int(rng.integers(width - across + 1))
             return Window(left, int(rng.integers(height - down + 1)), across, down)
+    return largest_window(width, height, aspect)
+
+
+def largest_window(width: int, height: int, aspect: tuple[float, float]) -> Window:
+    """Returns the largest window in the middle whose width over height is allowed."""
     ratio = min(max(width / height, aspect[0]), aspect[1])
     across = min(width, max(1, round(height * ratio)))
     down = min(height, max(1, round(width / ratio)))
     return Window((width - across) // 2, (height - down) // 2, across, down)
+
+
+def padded_rest(width: int, height: int, size: int, padding: int) -> tuple[int, int]:
+    """Returns how far a crop can move to the right and down in an image with padding, pixels.
+
+    Raises:
+        DataError: the crop is larger.
+    """
+    rest = width + 2 * padding - size, height + 2 * padding - size
+    if min(rest) < 0:
+        raise DataError(
+            f"an image of {width} x {height} pixels with padding={padding} is smaller than "
+            f"image_size={size}: choose crop='inception', a smaller image_size or more padding."
+        )
+    return rest
 
 
 def whole(width: int, height: int) -> Window:

@@ -1,0 +1,160 @@
+"""Windows drawn and cut on the device: the distributions of `crops`, the pixels of `resizing`.
+
+A window is an array [4], left, top, width and height, in pixels. All functions are for one image;
+`jax.vmap` makes them for many.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bnjax.data.views.crops import AREA, ASPECT, ATTEMPTS, largest_window
+from bnjax.data.views.resizing import Interpolation
+
+
+def draw_window(
+    key: Array,
+    width: int,
+    height: int,
+    *,
+    area: tuple[float, float] = AREA,
+    aspect: tuple[float, float] = ASPECT,
+    spacing: Literal["uniform", "log_uniform"] = "uniform",
+    attempts: int = ATTEMPTS,
+) -> Array:
+    """Draws a window as `crops.sample_window` does: all attempts at once, the first that fits.
+
+    Args:
+        key: of this window alone.
+        width: of the image.
+        height: of the image.
+        area: least and largest part of the image's area.
+        aspect: least and largest width over height.
+        spacing: how the aspect ratio is drawn.
+        attempts: draws before the fall-back, `crops.largest_window`.
+
+    Returns:
+        int32 [4], within the image.
+    """
+    area_key, aspect_key, left_key, top_key = jax.random.split(key, 4)
+    targets = _uniform(area_key, *area, attempts) * (width * height)
+    if spacing == "uniform":
+        ratios = _uniform(aspect_key, *aspect, attempts)
+    else:
+        ratios = jnp.exp(_uniform(aspect_key, math.log(aspect[0]), math.log(aspect[1]), attempts))
+    across = jnp.maximum(1, jnp.round(jnp.sqrt(targets * ratios)).astype(jnp.int32))
+    down = jnp.maximum(1, jnp.round(jnp.sqrt(targets / ratios)).astype(jnp.int32))
+    fits = (across <= width) & (down <= height)
+    first = jnp.argmax(fits)
+    across, down = across[first], down[first]
+    left = draw_below(left_key, width - across + 1)
+    top = draw_below(top_key, height - down + 1)
+    fallback = jnp.array(largest_window(width, height, aspect), jnp.int32)
+    return jnp.where(fits[first], jnp.stack([left, top, across, down]), fallback)
+
+
+def draw_below(key: Array, end: Array | int) -> Array:
+    """Draws an int32 evenly from 0 .. end - 1."""
+    return jax.random.randint(key, (), 0, end, jnp.int32)
+
+
+def cut_padded(image: Array, window: Array, size: int, padding: int) -> Array:
+    """Cuts size x size pixels out of an image with black ones around it.
+
+    Args:
+        image: uint8 [height, width, channels].
+        window: int32 [4]; its left and top are from -padding on.
+        size: pixels.
+        padding: pixels on each side.
+
+    Returns:
+        uint8 [size, size, channels].
+    """
+    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    left, top = window[0] + padding, window[1] + padding
+    return jax.lax.dynamic_slice(
+        padded, (top, left, jnp.zeros_like(top)), (size, size, image.shape[-1])
+    )
+
+
+def resize(image: Array, window: Array, size: int, interpolation: Interpolation) -> Array:
+    """Resizes a window to size x size pixels, as Pillow does; pixels outside do not count.
+
+    Pillow computes in integers of 32 bits, this in float32: they round apart by one level of 255
+    in few pixels. Columns come before rows, with a rounding after each.
+
+    Args:
+        image: uint8 [height, width, channels].
+        window: int32 or float32 [4], within the image.
+        size: pixels.
+        interpolation: how.
+
+    Returns:
+        uint8 [size, size, channels].
+    """
+    left, top, width, height = window
+    columns = axis_weights(left, width, image.shape[1], size, interpolation)
+    rows = axis_weights(top, height, image.shape[0], size, interpolation)
+    pixels = image.astype(jnp.float32)
+    exactly = jax.lax.Precision.HIGHEST
+    pixels = _levels(jnp.einsum("ow,hwc->hoc", columns, pixels, precision=exactly))
+    pixels = _levels(jnp.einsum("oh,hwc->owc", rows, pixels, precision=exactly))
+    return pixels.astype(jnp.uint8)
+
+
+def axis_weights(
+    start: Array, length: Array, side: int, size: int, interpolation: Interpolation
+) -> Array:
+    """Returns each input pixel's weight in each output pixel, along one axis: Pillow's filters.
+
+    Args:
+        start: of the window, int32 or float32, in pixels. Integers give exact distances, so that
+            pixels on the edge of a filter are in or out everywhere alike.
+        length: of the window, of the same dtype.
+        side: of the image, pixels.
+        size: of the output, pixels.
+        interpolation: the filter.
+
+    Returns:
+        float32 [size, side]; rows sum to 1.
+    """
+    # Lengths are counted in parts of which an output pixel's step has 2 * length and an input
+    # pixel has 2 * size. `unit` is what the filter is scaled by: the longer of the two.
+    places = jnp.arange(side, dtype=start.dtype)[None]
+    centres = jnp.arange(size, dtype=start.dtype)[:, None]
+    away = (2 * places + 1 - 2 * start) * size - (2 * centres + 1) * length
+    unit = 2 * (
+        jnp.full_like(length, size) if interpolation == "nearest" else _longer(length, size)
+    )
+    if interpolation == "bilinear":
+        weights = jnp.maximum(unit - jnp.abs(away), 0).astype(jnp.float32)
+    elif interpolation == "bicubic":
+        weights = _cubic(away.astype(jnp.float32) / unit.astype(jnp.float32))
+    else:
+        weights = ((-unit < 2 * away) & (2 * away <= unit)).astype(jnp.float32)
+    weights = jnp.where((places > start - 1) & (places < start + length), weights, 0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _longer(length: Array, size: int) -> Array:
+    return jnp.maximum(length, jnp.asarray(size, length.dtype))
+
+
+def _cubic(x: Array) -> Array:
+    """Keys' cubic filter with a = -1/2."""
+    x = jnp.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
+
+
+def _levels(pixels: Array) -> Array:
+    """Rounds to whole levels, halves up, as Pillow does."""
+    return jnp.clip(jnp.floor(pixels + 0.5), 0, 255)
+
+
+def _uniform(key: Array, low: float, high: float, draws: int) -> Array:
+    return jax.random.uniform(key, (draws,), jnp.float32, low, high)
