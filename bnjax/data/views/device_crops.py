@@ -83,8 +83,9 @@ def cut_padded(image: Array, window: Array, size: int, padding: int) -> Array:
 def resize(image: Array, window: Array, size: int, interpolation: Interpolation) -> Array:
     """Resizes a window to size x size pixels, as Pillow does; pixels outside do not count.
 
-    Pillow computes in integers of 32 bits, this in float32: they round apart by one level of 255
-    in few pixels. Columns come before rows, with a rounding after each.
+    Pillow also rounds between columns and rows, and which come first depends on its version; here
+    only the result is rounded. So pixels differ by one level of 255 at most, but where "bicubic"
+    leaves 0 .. 255 between the two.
 
     Args:
         image: uint8 [height, width, channels].
@@ -98,11 +99,11 @@ def resize(image: Array, window: Array, size: int, interpolation: Interpolation)
     left, top, width, height = window
     columns = axis_weights(left, width, image.shape[1], size, interpolation)
     rows = axis_weights(top, height, image.shape[0], size, interpolation)
-    pixels = image.astype(jnp.float32)
     exactly = jax.lax.Precision.HIGHEST
-    pixels = _levels(jnp.einsum("ow,hwc->hoc", columns, pixels, precision=exactly))
-    pixels = _levels(jnp.einsum("oh,hwc->owc", rows, pixels, precision=exactly))
-    return pixels.astype(jnp.uint8)
+    pixels = jnp.einsum(
+        "yh,xw,hwc->yxc", rows, columns, image.astype(jnp.float32), precision=exactly
+    )
+    return jnp.clip(jnp.floor(pixels + 0.5), 0, 255).astype(jnp.uint8)  # halves up, as Pillow
 
 
 def axis_weights(
@@ -149,11 +150,6 @@ def _cubic(x: Array) -> Array:
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
-
-
-def _levels(pixels: Array) -> Array:
-    """Rounds to whole levels, halves up, as Pillow does."""
-    return jnp.clip(jnp.floor(pixels + 0.5), 0, 255)
 
 
 def _uniform(key: Array, low: float, high: float, draws: int) -> Array:
