@@ -151,9 +151,7 @@ class DataParallel:
         """
         return self._replicated, NamedSharding(self._mesh, self._spec(axis))
 
-    def compile_train(
-        self, step: Callable[..., tuple[Tree, Tree]], *, axis: int = 0
-    ) -> "Compiled":
+    def compile_train(self, step: Callable[..., tuple[Tree, Tree]], *, axis: int = 0) -> "Compiled":
         """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are given up.
 
         Args:

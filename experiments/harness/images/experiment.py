@@ -8,10 +8,10 @@ from bnjax.data import DataSet
 from experiments.harness import affects
 from experiments.harness.bounds import check_population
 from experiments.harness.experiment import Experiment, Member, Task
+from experiments.harness.images import resident
 from experiments.harness.images.arm import ImageArm
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.config import ImageConfig
-from experiments.harness.images.resident import check_fits, decode
 from experiments.harness.images.train import train
 from experiments.harness.page import Page
 
@@ -34,7 +34,7 @@ def image_experiment(
         arms=arms,
         compute=ImageCompute,
         tasks=partial(tasks, arms),
-        decode=decode,
+        decode=resident.decode,
         check=check,
         train=train,
         page=page,
@@ -61,15 +61,10 @@ def tasks(every: Sequence[ImageArm], config: ImageConfig, chosen: Sequence[Image
 
 
 def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
-    """Raises ValueError if the batches do not fit the data or the devices, or data the devices."""
+    """Raises ValueError if the batches or the data do not fit the devices, or one another."""
     config: Any = task.config
     if config.pipeline == "resident":
-        check_fits(data, compute.devices)
-        if compute.workers:
-            raise ValueError(
-                f"workers={compute.workers} would do nothing: with pipeline=resident the devices "
-                "make views. Leave it out, or give --pipeline streamed."
-            )
+        resident.check(task, data, compute)
     if config.batch_size > len(data.train):
         raise ValueError(
             f"batch_size must be at most the {len(data.train):,} training images of {data.name}, "

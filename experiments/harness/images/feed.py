@@ -25,6 +25,7 @@ class Feed:
     """The batches of one run, on its devices; this host's share of each is made here.
 
     Attributes:
+        schedule: of the run.
         waited: seconds that training waited for views.
     """
 
@@ -34,6 +35,7 @@ class Feed:
         self._config, self._arm = task.config, task.arm
         self._seed, self._data = task.seed, data
         self._parallel, self._axis, self._workers = parallel, axis, workers
+        self.schedule = task.schedule
         self._stream: Stream | None = None
         self._kept: list[Batch] | None = None
         self.waited = 0.0

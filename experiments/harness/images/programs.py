@@ -1,7 +1,7 @@
 """The functions of a run, and the same compiled; runs that differ in numbers alone share them."""
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -38,20 +38,6 @@ class State(NamedTuple):
     average: Average | None
 
 
-class Views(NamedTuple):
-    """How programs make views of images that lie on the devices.
-
-    Attributes:
-        image: height, width and channels of a stored image.
-        augmentation: of training views.
-        centre: part of the shorter side that evaluation sees.
-    """
-
-    image: tuple[int, int, int]
-    augmentation: Augmentation
-    centre: float
-
-
 class Chosen(NamedTuple):
     """Training examples, chosen from those on the devices; all leaves have one shape.
 
@@ -81,6 +67,32 @@ class Resident(NamedTuple):
     count: Any = None
 
 
+class Views(NamedTuple):
+    """How programs make views of images that lie on the devices.
+
+    Attributes:
+        image: height, width and channels of a stored image.
+        augmentation: of training views.
+        centre: part of the shorter side that evaluation sees.
+    """
+
+    image: tuple[int, int, int]
+    augmentation: Augmentation
+    centre: float
+
+    def training(self, data: Resident, chosen: Chosen) -> jax.Array:
+        """Views `[..., size, size, 3]` of examples `[...]`."""
+        indices, positions = (leaf.ravel() for leaf in chosen)
+        images = data.images[indices].reshape(-1, *self.image)
+        views = training_views(images, view_keys(data.seed, positions), self.augmentation)
+        return views.reshape(*chosen.indices.shape, *views.shape[1:])
+
+    def evaluation(self, rows: jax.Array) -> jax.Array:
+        """Views `[n, size, size, 3]` of rows of pixels."""
+        images = rows.reshape(-1, *self.image)
+        return evaluation_views(images, self.augmentation.image_size, fraction=self.centre)
+
+
 class TrainingProgram(NamedTuple):
     """The functions that train, before they are compiled, and what they are compiled for.
 
@@ -95,7 +107,7 @@ class TrainingProgram(NamedTuple):
 
     init: Callable[[jax.Array, jax.Array], State]
     step: Callable[..., tuple[State, Metrics]]
-    batch_shapes: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
+    batch_shapes: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct] | Chosen
     axis: int
 
 
@@ -156,9 +168,7 @@ class Programs:
             return model.apply(variables, to_unit_range(images), train=False)
 
         def evaluate(variables: Tree, batch: Any) -> Metrics:
-            return classification_metrics(
-                logits(variables, batch.images), batch.labels, batch.mask
-            )
+            return classification_metrics(logits(variables, batch.images), batch.labels, batch.mask)
 
         self._model = model
         self.axis = program.axis
@@ -167,10 +177,10 @@ class Programs:
         if views is None:
             self.evaluate = parallel.compile_eval(evaluate)
         else:
-            prepare = partial(_evaluation_views, views)
-            self.evaluate = parallel.compile_eval(make_eval_step(logits, prepare), axis=1)
+            of_batches = make_eval_step(logits, views.evaluation)
+            self.evaluate = parallel.compile_eval(of_batches, axis=1)
             whole = DataParallel("jit", devices=parallel.devices)  # recalibrate is jitted
-            self.views = whole.compile_map(partial(_training_views, views))
+            self.views = whole.compile_map(views.training)
 
     def population(
         self, variables: Tree, batches: Iterable[jax.Array], key: jax.Array
@@ -259,32 +269,19 @@ def _training_program(
             )
         return State(train, average), metrics
 
-    def steps_on_chosen(state: State, chosen: Chosen, data: Resident) -> tuple[State, Metrics]:
-        def on_chosen(state: State, chosen: Chosen) -> tuple[State, Metrics]:
-            images = _training_views(views, data, chosen)
-            return step(state, (images, data.labels[chosen.indices]))
+    axis, integers = len(layout) - 1, jax.ShapeDtypeStruct(layout, jnp.int32)
+    if views is None:
+        images = jax.ShapeDtypeStruct((*layout, *image), jnp.uint8)
+        return TrainingProgram(init, scan_steps(step), (images, integers), axis)
 
-        return scan_steps(on_chosen)(state, chosen, data.count)
+    def resident_steps(state: State, chosen: Chosen, data: Resident) -> tuple[State, Metrics]:
+        def resident_step(state: State, chosen: Chosen) -> tuple[State, Metrics]:
+            return step(state, (views.training(data, chosen), data.labels[chosen.indices]))
 
-    axis, labels = len(layout) - 1, jax.ShapeDtypeStruct(layout, jnp.int32)
-    if views is not None:
-        chosen = Chosen(labels, jax.ShapeDtypeStruct(layout, jnp.uint32))
-        return TrainingProgram(init, steps_on_chosen, chosen, axis)
-    images = jax.ShapeDtypeStruct((*layout, *image), jnp.uint8)
-    return TrainingProgram(init, scan_steps(step), (images, labels), axis)
+        return scan_steps(resident_step)(state, chosen, data.count)
 
-
-def _training_views(views: Views, data: Resident, chosen: Chosen) -> jax.Array:
-    """Views `[..., size, size, 3]` of examples `[...]`."""
-    indices, positions = (leaf.ravel() for leaf in chosen)
-    images = data.images[indices].reshape(-1, *views.image)
-    made = training_views(images, view_keys(data.seed, positions), views.augmentation)
-    return made.reshape(*chosen.indices.shape, *made.shape[1:])
-
-
-def _evaluation_views(views: Views, rows: jax.Array) -> jax.Array:
-    images = rows.reshape(-1, *views.image)
-    return evaluation_views(images, views.augmentation.image_size, fraction=views.centre)
+    positions = jax.ShapeDtypeStruct(layout, jnp.uint32)
+    return TrainingProgram(init, resident_steps, Chosen(integers, positions), axis)
 
 
 def _variables(train: TrainState) -> dict[str, Tree]:

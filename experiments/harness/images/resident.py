@@ -1,5 +1,6 @@
 """Training with the data on the devices: what a run reads are indices, and programs make views."""
 
+import math
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -9,10 +10,11 @@ import jax
 import numpy as np
 
 from bnjax.data import DataError, DataSet, in_memory
-from bnjax.data.arrays import EvalBatches, eval_batches
+from bnjax.data.arrays import ArraySplit, EvalBatches, eval_batches
 from bnjax.data.order import Order
 from bnjax.training.parallel import DataParallel
 from experiments.harness.experiment import Task
+from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import POPULATION_SEED
 from experiments.harness.images.programs import (
     Chosen,
@@ -30,16 +32,14 @@ class Placed(NamedTuple):
     """A data set on the devices.
 
     Attributes:
-        image: height, width and channels of its images.
-        shard_sizes: of the training examples, see `bnjax.data.order`.
+        data: the same in memory.
         train: rows of pixels uint8 `[n, height * width * channels]` and labels int32 `[n]`, on
             each device.
         test: the test images in equal batches of such rows, each split over the devices:
             all in one `EvalBatches`, or one in each.
     """
 
-    image: tuple[int, int, int]
-    shard_sizes: tuple[int, ...]
+    data: DataSet[ArraySplit]
     train: tuple[jax.Array, jax.Array]
     test: list[EvalBatches]
 
@@ -50,7 +50,7 @@ def loops(parallel: DataParallel) -> bool:
 
 
 def decode(config: Any, data: DataSet) -> DataSet:
-    """Returns the data in memory, if a configuration has it on the devices; else as it is.
+    """Returns the data in memory if a configuration has it on the devices; else as it is.
 
     Raises:
         DataError: it is too large, or its images are of many sizes.
@@ -61,6 +61,36 @@ def decode(config: Any, data: DataSet) -> DataSet:
         return in_memory(data)
     except DataError as error:
         raise DataError(f"{error}. Or give --pipeline streamed") from error
+
+
+def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
+    """Refuses what cannot be trained with the data on the devices, before any compute.
+
+    Raises:
+        ValueError: if the data is larger than the memory of a device that says what it has, or if
+            there are workers, who would have nothing to do.
+        DataError: if the images are smaller than their views.
+    """
+    held = in_memory(data)
+    size = sum(split.images.nbytes + split.labels.nbytes for split in (held.train, held.test))
+    for device in compute.devices.devices:
+        if device.process_index == jax.process_index():
+            limit = (device.memory_stats() or {}).get("bytes_limit", size)
+            if size > limit:
+                raise ValueError(
+                    f"pipeline=resident: {data.name} takes {size:,} bytes, a {device.device_kind} "
+                    f"has {limit:,}. Give --pipeline streamed."
+                )
+    if compute.workers:
+        raise ValueError(
+            f"workers={compute.workers} would do nothing: with pipeline=resident the devices make "
+            "views. Leave it out, or give --pipeline streamed."
+        )
+    views = views_of(task, held)
+    one = Chosen(*(jax.ShapeDtypeStruct((1,), dtype) for dtype in (np.int32, np.uint32)))
+    pixels = jax.ShapeDtypeStruct((1, math.prod(views.image)), np.uint8)
+    seed = jax.ShapeDtypeStruct((), np.uint32)
+    jax.eval_shape(views.training, Resident(pixels, one.indices, seed), one)
 
 
 def place(data: DataSet, parallel: DataParallel, eval_batch: int) -> Placed:
@@ -74,25 +104,11 @@ def place(data: DataSet, parallel: DataParallel, eval_batch: int) -> Placed:
     return _place(in_memory(data), parallel, eval_batch)
 
 
-def check_fits(data: DataSet, parallel: DataParallel) -> None:
-    """Raises ValueError if the data is larger than the memory of a device that says what it has."""
-    held = in_memory(data)
-    size = sum(split.images.nbytes + split.labels.nbytes for split in (held.train, held.test))
-    for device in jax.local_devices():
-        if device not in parallel.devices:
-            continue
-        limit = (device.memory_stats() or {}).get("bytes_limit", size)
-        if size > limit:
-            raise ValueError(
-                f"pipeline=resident: {data.name} takes {size:,} bytes, {device.device_kind} has "
-                f"{limit:,}. Give --pipeline streamed."
-            )
-
-
 class ResidentFeed:
     """What one run reads of a data set on its devices; `Feed` has the same methods.
 
     Attributes:
+        schedule: of the run; where there are loops, a dispatch ends at the next event.
         waited: seconds in which the next indices were made.
     """
 
@@ -101,6 +117,9 @@ class ResidentFeed:
     ) -> None:
         self._task, self._placed = task, placed
         self._parallel, self._programs = parallel, programs
+        self.schedule = task.schedule
+        if loops(parallel):
+            self.schedule = task.schedule._replace(steps_per_dispatch=None)
         self.waited = 0.0
 
     def __enter__(self) -> Self:
@@ -114,7 +133,7 @@ class ResidentFeed:
         started = time.perf_counter()
         length, count = steps, None
         if loops(self._parallel):
-            length, count = self._task.schedule.longest_dispatch, np.int32(steps)
+            length, count = self.schedule.longest_dispatch, np.int32(steps)
         chosen = self._chosen(self._task.seed, first_step, steps)
         layout = batch_layout(self._task.config, steps)
         layout = (*layout[:-1], layout[-1] // jax.process_count())
@@ -146,7 +165,7 @@ class ResidentFeed:
         size = self._task.config.batch_size
         share = size // jax.process_count()
         own = slice(share * jax.process_index(), share * (jax.process_index() + 1))
-        order = Order(seed, self._placed.shard_sizes, self._task.arm.order())
+        order = Order(seed, self._placed.data.train.shard_sizes, self._task.arm.order())
         first, count = first_step * size, steps * size
         indices = order.indices(first, count).astype(np.int32)
         positions = np.arange(first, first + count).astype(np.uint32)
@@ -167,8 +186,7 @@ def _place(data: DataSet, parallel: DataParallel, eval_batch: int) -> Placed:
     count = len(test.labels)
     parts = [slice(0, count)] if loops(parallel) else [slice(i, i + 1) for i in range(count)]
     return Placed(
-        image=data.train.images.shape[1:],
-        shard_sizes=data.train.shard_sizes,
+        data=data,
         train=parallel.replicate((rows, data.train.labels)),
         test=[
             parallel.split(jax.tree.map(lambda leaf, part=part: leaf[part, own], test), axis=1)
@@ -177,6 +195,7 @@ def _place(data: DataSet, parallel: DataParallel, eval_batch: int) -> Placed:
     )
 
 
-def views_of(task: Task, placed: Placed) -> Views:
+def views_of(task: Task, data: DataSet[ArraySplit]) -> Views:
     """Returns how the programs of a run make views of the data."""
-    return Views(placed.image, task.arm.augmentation(task.config), task.config.centre)
+    image = data.train.images.shape[1:]
+    return Views(image, task.arm.augmentation(task.config), task.config.centre)

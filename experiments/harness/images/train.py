@@ -21,7 +21,7 @@ from experiments.harness.experiment import Outcome, RunLog, Task
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.programs import Programs, State, programs_of, variables_of
-from experiments.harness.images.resident import ResidentFeed, loops, place, views_of
+from experiments.harness.images.resident import ResidentFeed, place, views_of
 from experiments.harness.weights import digests
 
 
@@ -58,9 +58,6 @@ def train(
     config, parallel = task.config, compute.devices
     parallel.check_batch(config.eval_batch)
     programs, feed = _programs_and_feed(task, data, compute)
-    schedule = task.schedule
-    if config.pipeline == "resident" and loops(parallel):
-        schedule = schedule._replace(steps_per_dispatch=None)
     progress, first_step = _start(task, programs, parallel, checkpoints)
     log.begin(first_step, [first_step])
     clock = _Clock(feed)
@@ -96,7 +93,7 @@ def train(
                 last = fit(
                     functions,
                     progress,
-                    schedule,
+                    feed.schedule,
                     first_step=first_step,
                     record=record,
                     checkpoints=checkpoints,
@@ -130,7 +127,7 @@ def _programs_and_feed(
         programs = find()
         return programs, Feed(task, data, parallel, axis=programs.axis, workers=compute.workers)
     placed = place(data, parallel, config.eval_batch)
-    programs = find(views=views_of(task, placed))
+    programs = find(views=views_of(task, placed.data))
     return programs, ResidentFeed(task, placed, parallel, programs)
 
 
