@@ -85,7 +85,8 @@ class Schedule(NamedTuple):
 
     def saves_at(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` steps."""
-        return self.checkpoint_every > 0 and step % self.checkpoint_every == 0 or step == self.steps
+        every = self.checkpoint_every or self.steps
+        return step % every == 0 or step == self.steps
 
     def evaluations(self, step: int) -> Iterator[int]:
         """Yields the steps of all evaluations up to and including `step`."""

@@ -114,6 +114,7 @@ class Experiment:
         tasks: the runs of a configuration with the arms that it names, in their order.
         decode: `(config, opened data) -> data` as `train` takes it, for example in memory.
         check: raises ValueError for a task that cannot run, before any compute.
+        compile_ahead: `(tasks, data, compute) -> None`, before the first of these tasks.
         train: trains a task.
         page: the tables and figures of runs, and its committed results.
         together: whether the members of a task train together; otherwise each task has one.
@@ -127,6 +128,7 @@ class Experiment:
     compute: type[Compute] = Compute
     tasks: Callable[[Any, Sequence[Any]], list[Task]]
     decode: Callable[[Any, DataSet], DataSet] = lambda config, data: data
+    compile_ahead: Callable[[Sequence[Task], Any, Any], None] = lambda tasks, data, compute: None
     check: Callable[[Task, Any, Any], None]
     train: Train
     page: Page

@@ -12,7 +12,6 @@ import tyro
 
 from bnjax.command import command
 from bnjax.evidence.environment import require_commit
-from bnjax.evidence.records import is_finished
 from bnjax.paths import local_path
 from bnjax.training.parallel import all_hosts_agree, all_succeed, is_first
 from experiments.harness import found
@@ -25,7 +24,7 @@ from experiments.harness.command_line import (
 )
 from experiments.harness.experiment import Experiment, Task
 from experiments.harness.found import RENAME
-from experiments.harness.runs import check, complete, run_name
+from experiments.harness.runs import check, complete, is_complete
 
 
 def run_command(
@@ -128,6 +127,8 @@ def run(experiment: Experiment, arguments: Any) -> None:
     all_hosts_agree(asdict(arguments.config) | compute.shared(), "the configuration")
     data, tasks = all_succeed(lambda: _prepare(experiment, arguments, out))
     all_hosts_agree(data.sha256, "the data's SHA-256")
+    left = [task for task in tasks if not is_complete(task, out)]
+    experiment.compile_ahead(left, data, compute)
     for task in tasks:
         complete(experiment, task, data, compute, out, tensorboard=compute.tensorboard)
     if is_first():
@@ -145,8 +146,7 @@ def _prepare(experiment: Experiment, arguments: Any, out: Path) -> tuple[Any, li
     tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)
-    runs = [out / run_name(task, member) for task in tasks for member in task.members]
-    if is_first() and not all(map(is_finished, runs)):
+    if is_first() and not all(is_complete(task, out) for task in tasks):
         output_folder(out)
     return data, tasks
 

@@ -34,6 +34,11 @@ def run_name(task: Task, member: Member) -> str:
     return f"{task.arm.name}-s{member.seed}"
 
 
+def is_complete(task: Task, out: Path) -> bool:
+    """Whether `out` holds all runs of a task whole."""
+    return all(is_finished(out / run_name(task, member)) for member in task.members)
+
+
 def checkpoint_folder(experiment: Experiment, task: Task, data: Any, out: Path) -> Path:
     """Returns where the members of a task have their checkpoints.
 
@@ -94,8 +99,7 @@ def complete(
 
     def whole() -> bool:
         _check_identities(task, data, out)
-        folders = [out / run_name(task, member) for member in task.members]
-        return is_first() and all(map(is_finished, folders))
+        return is_first() and is_complete(task, out)
 
     if gather_json(all_succeed(whole))[0]:
         return

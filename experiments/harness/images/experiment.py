@@ -35,6 +35,7 @@ def image_experiment(
         compute=ImageCompute,
         tasks=partial(tasks, arms),
         decode=resident.decode,
+        compile_ahead=resident.compile_ahead,
         check=check,
         train=train,
         page=page,

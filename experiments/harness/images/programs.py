@@ -1,13 +1,15 @@
 """The functions of a run, and the same compiled; runs that differ in numbers alone share them."""
 
+import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
+from bnjax.compilers.cost import abstract
 from bnjax.data.views.augmentation import Augmentation
 from bnjax.data.views.inputs import to_unit_range
 from bnjax.data.views.on_device import evaluation_views, training_views, view_keys
@@ -65,6 +67,15 @@ class Resident(NamedTuple):
     labels: Any
     seed: Any
     count: Any = None
+
+    @classmethod
+    def abstract(cls, examples: int, image: tuple[int, int, int]) -> Self:
+        """Returns the shapes of so many images, for a dispatch of all that are chosen."""
+        return cls(
+            jax.ShapeDtypeStruct((examples, math.prod(image)), jnp.uint8),
+            jax.ShapeDtypeStruct((examples,), jnp.int32),
+            jax.ShapeDtypeStruct((), jnp.uint32),
+        )
 
 
 class Views(NamedTuple):
@@ -170,7 +181,8 @@ class Programs:
         def evaluate(variables: Tree, batch: Any) -> Metrics:
             return classification_metrics(logits(variables, batch.images), batch.labels, batch.mask)
 
-        self._model = model
+        self._model, self._init = model, program.init
+        self._replicated, _ = parallel.shardings()
         self.axis = program.axis
         self.init = parallel.compile_init(program.init)
         self.train = parallel.compile_train(program.step, axis=program.axis)
@@ -181,6 +193,13 @@ class Programs:
             self.evaluate = parallel.compile_eval(of_batches, axis=1)
             whole = DataParallel("jit", devices=parallel.devices)  # recalibrate is jitted
             self.views = whole.compile_map(views.training)
+
+    def compile(self, arguments: tuple[Any, ...], test: Any) -> None:
+        """Compiles what trains and evaluates, for the arguments after the first; runs nothing."""
+        scalars = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32))
+        state = abstract(jax.eval_shape(self._init, *scalars), self._replicated)
+        self.train.lower(state, *arguments).compile()
+        self.evaluate.lower(variables_of(state), test).compile()
 
     def population(
         self, variables: Tree, batches: Iterable[jax.Array], key: jax.Array

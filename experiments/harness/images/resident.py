@@ -1,8 +1,9 @@
 """Training with the data on the devices: what a run reads are indices, and programs make views."""
 
-import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -12,6 +13,7 @@ import numpy as np
 from bnjax.data import DataError, DataSet, in_memory
 from bnjax.data.arrays import ArraySplit, EvalBatches, eval_batches
 from bnjax.data.order import Order
+from bnjax.progress import ProgressBar
 from bnjax.training.parallel import DataParallel
 from experiments.harness.experiment import Task
 from experiments.harness.images.compute import ImageCompute
@@ -22,6 +24,7 @@ from experiments.harness.images.programs import (
     Resident,
     Views,
     batch_layout,
+    programs_of,
 )
 
 _POPULATION_VIEWS = 2**31
@@ -86,22 +89,9 @@ def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
             f"workers={compute.workers} would do nothing: with pipeline=resident the devices make "
             "views. Leave it out, or give --pipeline streamed."
         )
-    views = views_of(task, held)
+    views = _views(task, held)
     one = Chosen(*(jax.ShapeDtypeStruct((1,), dtype) for dtype in (np.int32, np.uint32)))
-    pixels = jax.ShapeDtypeStruct((1, math.prod(views.image)), np.uint8)
-    seed = jax.ShapeDtypeStruct((), np.uint32)
-    jax.eval_shape(views.training, Resident(pixels, one.indices, seed), one)
-
-
-def place(data: DataSet, parallel: DataParallel, eval_batch: int) -> Placed:
-    """Puts a data set on the devices, once for all arms and seeds.
-
-    Args:
-        data: decoded here if it is not in memory yet.
-        parallel: the devices.
-        eval_batch: test images of a batch, over all devices.
-    """
-    return _place(in_memory(data), parallel, eval_batch)
+    jax.eval_shape(views.training, Resident.abstract(1, views.image), one)
 
 
 class ResidentFeed:
@@ -147,6 +137,11 @@ class ResidentFeed:
         self.waited += time.perf_counter() - started
         return batch, data
 
+    def compile(self) -> None:
+        """Compiles what trains and evaluates, without running it."""
+        arguments = self.training(0, self.schedule.dispatch(0))
+        self._programs.compile(arguments, self._placed.test[0])
+
     def validation(self) -> Iterator[EvalBatches]:
         """Every test image once, in batches on the devices."""
         yield from self._placed.test
@@ -176,6 +171,35 @@ class ResidentFeed:
         return Resident(*self._placed.train, *scalars)
 
 
+def open_resident(
+    task: Task, data: DataSet, parallel: DataParallel
+) -> tuple[Programs, ResidentFeed]:
+    """Returns a run's programs, and what it reads of the data; puts that on the devices once."""
+    placed = _place(in_memory(data), parallel, task.config.eval_batch)
+    views = _views(task, placed.data)
+    programs = programs_of(task.config, task.arm, parallel, classes=data.classes, views=views)
+    return programs, ResidentFeed(task, placed, parallel, programs)
+
+
+def compile_ahead(tasks: Sequence[Task], data: DataSet, compute: ImageCompute) -> None:
+    """Compiles the programs of runs with the data on the devices in threads, one for each core.
+
+    XLA takes minutes for a network, and one core. What trains then finds its program compiled; but
+    under `pmap`, where JAX would compile it again, and on several hosts nothing is done.
+    """
+    parallel = compute.devices
+    if parallel.how == "pmap" or jax.process_count() > 1:
+        return
+    resident = (task for task in tasks if task.config.pipeline == "resident")
+    feeds = dict(open_resident(task, data, parallel) for task in resident)  # by program
+    if len(feeds) < 2:
+        return
+    bar = ProgressBar(len(feeds), description="compiling", unit="network")
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(ResidentFeed.compile, feeds.values()):
+            bar.update(1)
+
+
 @lru_cache(maxsize=1)
 def _place(data: DataSet, parallel: DataParallel, eval_batch: int) -> Placed:
     splits = (data.train, data.test)
@@ -195,7 +219,6 @@ def _place(data: DataSet, parallel: DataParallel, eval_batch: int) -> Placed:
     )
 
 
-def views_of(task: Task, data: DataSet[ArraySplit]) -> Views:
-    """Returns how the programs of a run make views of the data."""
+def _views(task: Task, data: DataSet[ArraySplit]) -> Views:
     image = data.train.images.shape[1:]
     return Views(image, task.arm.augmentation(task.config), task.config.centre)

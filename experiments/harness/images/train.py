@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from experiments.harness.experiment import Outcome, RunLog, Task
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.programs import Programs, State, programs_of, variables_of
-from experiments.harness.images.resident import ResidentFeed, place, views_of
+from experiments.harness.images.resident import ResidentFeed, open_resident
 from experiments.harness.weights import digests
 
 
@@ -57,7 +56,12 @@ def train(
     """
     config, parallel = task.config, compute.devices
     parallel.check_batch(config.eval_batch)
-    programs, feed = _programs_and_feed(task, data, compute)
+    feed: Feed | ResidentFeed
+    if config.pipeline == "resident":
+        programs, feed = open_resident(task, data, parallel)
+    else:
+        programs = programs_of(config, task.arm, parallel, classes=data.classes)
+        feed = Feed(task, data, parallel, axis=programs.axis, workers=compute.workers)
     progress, first_step = _start(task, programs, parallel, checkpoints)
     log.begin(first_step, [first_step])
     clock = _Clock(feed)
@@ -116,19 +120,6 @@ def train(
             "arrays": [moment.arrays for moment in memory],
         }
         return [Outcome(final, {"timing": timing, "memory": series}, weights)]
-
-
-def _programs_and_feed(
-    task: Task, data: DataSet, compute: ImageCompute
-) -> tuple[Programs, Feed | ResidentFeed]:
-    config, parallel = task.config, compute.devices
-    find = partial(programs_of, config, task.arm, parallel, classes=data.classes)
-    if config.pipeline == "streamed":
-        programs = find()
-        return programs, Feed(task, data, parallel, axis=programs.axis, workers=compute.workers)
-    placed = place(data, parallel, config.eval_batch)
-    programs = find(views=views_of(task, placed.data))
-    return programs, ResidentFeed(task, placed, parallel, programs)
 
 
 def _start(
