@@ -1,7 +1,9 @@
 """Training with the data on the devices: the numbers are those of streamed views."""
 
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -73,10 +75,16 @@ def data():
     return open_data("mnist5k")
 
 
+@lru_cache
+def compute(how, devices):
+    """The same devices, so that programs are shared."""
+    return ImageCompute(how, device_count=devices)
+
+
 def outcome(data, how="jit", devices=1, seed=0, **changes):
     log = Entries()
     task = inception_task(replace(CONFIG, **changes), "bn_baseline", seed)
-    (reached,) = train(task, data, ImageCompute(how, device_count=devices), log)
+    (reached,) = train(task, data, compute(how, devices), log)
     return log.entries, reached.final, reached.weights
 
 
@@ -114,6 +122,7 @@ def test_loops_train_the_same(data, in_loops):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["jit", "shard_map", "pmap"])
 def test_eight_devices_train_as_one(data, in_loops, how):
     """Red if a device takes another's keys or examples, or sums its own alone."""
@@ -121,45 +130,51 @@ def test_eight_devices_train_as_one(data, in_loops, how):
     assert_close(outcome(data, how, 8, pipeline="resident", **VIEWS), alone)
 
 
-@pytest.mark.parametrize("stop_at", [2, 4])
 @pytest.mark.parametrize("looped", [False, True])
-def test_a_run_that_is_interrupted_goes_on_bitwise(data, tmp_path, monkeypatch, stop_at, looped):
+def test_a_run_that_is_interrupted_goes_on_bitwise(data, tmp_path, monkeypatch, looped):
     """Red if sums, order or views start anew."""
     monkeypatch.setattr(resident, "loops", lambda parallel: looped)
     config = replace(CONFIG, pipeline="resident", **VIEWS)
-    task, compute = inception_task(config, "bn_baseline"), ImageCompute(device_count=1)
+    task, one = inception_task(config, "bn_baseline"), compute("jit", 1)
     indices = ResidentFeed.training
 
     def interrupting(self, first_step, steps):
-        if first_step == stop_at:
+        if first_step == 2:
             signal.raise_signal(signal.SIGTERM)
         return indices(self, first_step, steps)
 
     with monkeypatch.context() as patch:
         patch.setattr(ResidentFeed, "training", interrupting)
         with pytest.raises(Interrupted) as stop:
-            complete(EXPERIMENT, task, data, compute, tmp_path / "stopped")
-    assert stop.value.step == stop_at
+            complete(EXPERIMENT, task, data, one, tmp_path / "stopped")
+    assert stop.value.step == 2
     for out in ("stopped", "whole"):
-        complete(EXPERIMENT, task, data, compute, tmp_path / out)
+        complete(EXPERIMENT, task, data, one, tmp_path / out)
     assert_same_runs(tmp_path / "stopped", tmp_path / "whole", ["bn_baseline-s0"])
 
 
-def test_runs_that_differ_in_numbers_compile_once(data, in_loops):
-    """Red if seed, rate, order, length of a dispatch or the data were constants of a program."""
+@contextmanager
+def counted():
+    """Yields a list that gets an entry for each program that XLA compiles meanwhile."""
     compiled = []
 
     def listen(event, seconds, **_):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    first = outcome(data, pipeline="resident")
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        changed = {"steps": 9, "learning_rate": 0.1, "learning_rate_factor": 2.0}
-        other = outcome(data, seed=1, pipeline="resident", **changed)
+        yield compiled
     finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+        jax.monitoring.clear_event_listeners()
+
+
+def test_runs_that_differ_in_numbers_compile_once(data, in_loops):
+    """Red if seed, rate, order, length of a dispatch or the data were constants of a program."""
+    first = outcome(data, pipeline="resident")
+    changed = {"steps": 9, "learning_rate": 0.1, "learning_rate_factor": 2.0}
+    with counted() as compiled:
+        other = outcome(data, seed=1, pipeline="resident", **changed)
     assert first[1]["state_sha256"] != other[1]["state_sha256"]
     assert not compiled
 
@@ -169,8 +184,7 @@ def test_each_host_takes_its_share(data, monkeypatch):
     task = inception_task(replace(CONFIG, pipeline="resident", micro_batches=2), "bn_baseline")
     parallel = DataParallel(devices=jax.devices()[:1])
     monkeypatch.setattr(DataParallel, "split", lambda self, batch, axis=0: batch)
-    placed = resident.place(data, parallel, 160)
-    feed = ResidentFeed(task, placed, parallel, SimpleNamespace(axis=2))
+    _, feed = resident.open_resident(task, data, parallel)
     whole = feed.training(3, 2)[0]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     parts = []
@@ -212,16 +226,31 @@ MEMORY = {"bytes_limit": 1_000_000}
 
 
 @pytest.mark.parametrize(
-    ("compute", "changes", "words"),
+    ("how", "changes", "words"),
     [
         ({"workers": 2}, {}, "workers=2 would do nothing: .* give --pipeline streamed"),
         ({}, {"image_size": 37, "crop": "pad"}, "smaller than image_size=37"),
         ({"devices": SmallChip()}, {}, "mnist5k takes 3,940,000 bytes, a T4 has 1,000,000. Give"),
     ],
 )
-def test_what_cannot_be_is_said_before_any_compute(data, compute, changes, words):
+def test_what_cannot_be_is_said_before_any_compute(data, how, changes, words):
     task = inception_task(replace(CONFIG, pipeline="resident", **changes), "bn_baseline")
     with pytest.raises((ValueError, DataError), match=words):
         resident.check(
-            task, data, SimpleNamespace(**{"workers": 0, "devices": DataParallel()} | compute)
+            task, data, SimpleNamespace(**{"workers": 0, "devices": DataParallel()} | how)
         )
+
+
+def test_programs_are_compiled_ahead_once(data, in_loops):
+    """Red if a run compiles what a thread has compiled, as JAX does for arguments without a place."""
+    config = replace(CONFIG, pipeline="resident", momentum=0.8)
+    tasks = [inception_task(config, arm) for arm in ("bn_baseline", "bn_x5_sigmoid")]
+    resident.compile_ahead(tasks, data, compute("jit", 1))
+    for task in tasks:
+        own, feed = resident.open_resident(task, data, compute("jit", 1).devices)
+        state = own.init(np.int32(0), np.float32(0.1))
+        arguments = feed.training(0, 2)
+        with counted() as compiled:
+            state, _ = own.train(state, *arguments)
+            own.evaluate(programs.variables_of(state), *feed.validation())
+        assert not compiled
