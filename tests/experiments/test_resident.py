@@ -242,7 +242,7 @@ def test_what_cannot_be_is_said_before_any_compute(data, how, changes, words):
 
 
 def test_programs_are_compiled_ahead_once(data, in_loops):
-    """Red if a run compiles what a thread has compiled, as JAX does for arguments without a place."""
+    """Red if a run compiles what a thread has: as JAX does if arguments had no place."""
     config = replace(CONFIG, pipeline="resident", momentum=0.8)
     tasks = [inception_task(config, arm) for arm in ("bn_baseline", "bn_x5_sigmoid")]
     resident.compile_ahead(tasks, data, compute("jit", 1))

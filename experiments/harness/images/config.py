@@ -36,7 +36,8 @@ class ImageConfig:
     pipeline: Literal["streamed", "resident"] = views("streamed")
     """Where views are made. "streamed": on the host, image by image. "resident": on the devices,
     each of which holds the decoded data; images must have one size. The views of a seed differ. On
-    accelerators all steps up to an evaluation are then one call, on CPUs `steps_per_dispatch`."""
+    accelerators all steps up to an evaluation or checkpoint are then one call, on CPUs
+    `steps_per_dispatch`."""
     arms: tuple[str, ...] = nothing(())
     """Arms to train."""
     seeds: int = nothing(1)

@@ -48,7 +48,11 @@ class Placed(NamedTuple):
 
 
 def loops(parallel: DataParallel) -> bool:
-    """Whether all steps up to an evaluation, and all its batches, are one loop on the devices."""
+    """Whether all steps up to an evaluation, and all its batches, are one loop on the devices.
+
+    Not on CPUs, whose convolutions are slow inside XLA's loops: bn_x5 of the quick preset makes 452
+    images a second on two cores in dispatches of one step, 170 in a loop.
+    """
     return parallel.devices[0].platform != "cpu"
 
 
