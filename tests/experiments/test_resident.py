@@ -254,3 +254,11 @@ def test_programs_are_compiled_ahead_once(data, in_loops):
             state, _ = own.train(state, *arguments)
             own.evaluate(programs.variables_of(state), *feed.validation())
         assert not compiled
+
+
+def test_decoded_data_keeps_its_shards():
+    """Red if they are equal parts: the order of examples would be another than streamed."""
+    data = of_sizes(8, 8)
+    data.train.shard_sizes = (1, 1)
+    decoded = EXPERIMENT.decode(replace(CONFIG, pipeline="resident"), data)
+    assert decoded.train.shard_sizes == (1, 1)
