@@ -11,54 +11,51 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bnjax.data.views.crops import AREA, ASPECT, ATTEMPTS, largest_window
+from bnjax.data.views.crops import AREA, ASPECT, largest_window
 from bnjax.data.views.resizing import Interpolation
 
 
 def draw_window(
-    key: Array,
+    uniforms: Array,
     width: int,
     height: int,
     *,
     area: tuple[float, float] = AREA,
     aspect: tuple[float, float] = ASPECT,
     spacing: Literal["uniform", "log_uniform"] = "uniform",
-    attempts: int = ATTEMPTS,
 ) -> Array:
     """Draws a window as `crops.sample_window` does: all attempts at once, the first that fits.
 
     Args:
-        key: of this window alone.
+        uniforms: float32 [1 + attempts, 2], drawn from [0, 1): place, then areas and ratios.
         width: of the image.
         height: of the image.
         area: least and largest part of the image's area.
         aspect: least and largest width over height.
         spacing: how the aspect ratio is drawn.
-        attempts: draws before the fall-back, `crops.largest_window`.
 
     Returns:
-        int32 [4], within the image.
+        int32 [4], within the image; `crops.largest_window` where no attempt fits.
     """
-    area_key, aspect_key, left_key, top_key = jax.random.split(key, 4)
-    targets = _uniform(area_key, *area, attempts) * (width * height)
+    targets = _between(uniforms[1:, 0], *area) * (width * height)
     if spacing == "uniform":
-        ratios = _uniform(aspect_key, *aspect, attempts)
+        ratios = _between(uniforms[1:, 1], *aspect)
     else:
-        ratios = jnp.exp(_uniform(aspect_key, math.log(aspect[0]), math.log(aspect[1]), attempts))
+        ratios = jnp.exp(_between(uniforms[1:, 1], math.log(aspect[0]), math.log(aspect[1])))
     across = jnp.maximum(1, jnp.round(jnp.sqrt(targets * ratios)).astype(jnp.int32))
     down = jnp.maximum(1, jnp.round(jnp.sqrt(targets / ratios)).astype(jnp.int32))
     fits = (across <= width) & (down <= height)
     first = jnp.argmax(fits)
     across, down = across[first], down[first]
-    left = draw_below(left_key, width - across + 1)
-    top = draw_below(top_key, height - down + 1)
+    left = draw_below(uniforms[0, 0], width - across + 1)
+    top = draw_below(uniforms[0, 1], height - down + 1)
     fallback = jnp.array(largest_window(width, height, aspect), jnp.int32)
     return jnp.where(fits[first], jnp.stack([left, top, across, down]), fallback)
 
 
-def draw_below(key: Array, end: Array | int) -> Array:
-    """Draws an int32 evenly from 0 .. end - 1."""
-    return jax.random.randint(key, (), 0, end, jnp.int32)
+def draw_below(uniform: Array, end: Array | int) -> Array:
+    """Makes an int32 of 0 .. end - 1 from a number drawn from [0, 1)."""
+    return jnp.floor(uniform * jnp.asarray(end, jnp.float32)).astype(jnp.int32)
 
 
 def cut_padded(image: Array, window: Array, size: int, padding: int) -> Array:
@@ -99,10 +96,8 @@ def resize(image: Array, window: Array, size: int, interpolation: Interpolation)
     left, top, width, height = window
     columns = axis_weights(left, width, image.shape[1], size, interpolation)
     rows = axis_weights(top, height, image.shape[0], size, interpolation)
-    exactly = jax.lax.Precision.HIGHEST
-    pixels = jnp.einsum(
-        "yh,xw,hwc->yxc", rows, columns, image.astype(jnp.float32), precision=exactly
-    )
+    pixels = image.astype(jnp.float32)
+    pixels = jnp.einsum("yh,xw,hwc->yxc", rows, columns, pixels, precision="highest")
     return jnp.clip(jnp.floor(pixels + 0.5), 0, 255).astype(jnp.uint8)  # halves up, as Pillow
 
 
@@ -122,14 +117,13 @@ def axis_weights(
     Returns:
         float32 [size, side]; rows sum to 1.
     """
-    # Lengths are counted in parts of which an output pixel's step has 2 * length and an input
-    # pixel has 2 * size. `unit` is what the filter is scaled by: the longer of the two.
+    # Distances are counted in parts of which an input pixel has 2 * size and an output pixel
+    # 2 * length. A filter is scaled to the longer of the two, `unit`, so that there are no aliases.
     places = jnp.arange(side, dtype=start.dtype)[None]
     centres = jnp.arange(size, dtype=start.dtype)[:, None]
     away = (2 * places + 1 - 2 * start) * size - (2 * centres + 1) * length
-    unit = 2 * (
-        jnp.full_like(length, size) if interpolation == "nearest" else _longer(length, size)
-    )
+    pixel = jnp.full_like(length, size)
+    unit = 2 * (pixel if interpolation == "nearest" else jnp.maximum(length, pixel))
     if interpolation == "bilinear":
         weights = jnp.maximum(unit - jnp.abs(away), 0).astype(jnp.float32)
     elif interpolation == "bicubic":
@@ -140,10 +134,6 @@ def axis_weights(
     return weights / weights.sum(1, keepdims=True)
 
 
-def _longer(length: Array, size: int) -> Array:
-    return jnp.maximum(length, jnp.asarray(size, length.dtype))
-
-
 def _cubic(x: Array) -> Array:
     """Keys' cubic filter with a = -1/2."""
     x = jnp.abs(x)
@@ -152,5 +142,5 @@ def _cubic(x: Array) -> Array:
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
 
 
-def _uniform(key: Array, low: float, high: float, draws: int) -> Array:
-    return jax.random.uniform(key, (draws,), jnp.float32, low, high)
+def _between(uniform: Array, low: float, high: float) -> Array:
+    return low + (high - low) * uniform

@@ -5,7 +5,6 @@ All functions are for one image; `jax.vmap` makes them for many.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -30,17 +29,21 @@ class Changes(NamedTuple):
     turn: Array
 
 
-def draw_changes(key: Array, distortion: Distortion) -> Changes:
-    """Draws changes evenly from their ranges, and one of both orders."""
-    order_key, changes_key = jax.random.split(key)
-    added, contrast, saturation, turn = jax.random.uniform(
-        changes_key, (4,), jnp.float32, -1, 1
-    ) * jnp.array(
-        [distortion.brightness, distortion.contrast, distortion.saturation, distortion.hue],
-        jnp.float32,
+def draw_changes(uniforms: Array, distortion: Distortion) -> Changes:
+    """Draws changes evenly from their ranges, and one of both orders.
+
+    Args:
+        uniforms: float32 [5], drawn from [0, 1): the order, then the changes.
+        distortion: the ranges.
+    """
+    brightness, contrast, saturation, turn = 2 * uniforms[1:] - 1
+    return Changes(
+        contrast_first=uniforms[0] < 0.5,
+        added=brightness * distortion.brightness,
+        contrast=1 + contrast * distortion.contrast,
+        saturation=1 + saturation * distortion.saturation,
+        turn=turn * distortion.hue,
     )
-    contrast_first = jax.random.uniform(order_key, (), jnp.float32) < 0.5
-    return Changes(contrast_first, added, 1 + contrast, 1 + saturation, turn)
 
 
 def distort(image: Array, changes: Changes) -> Array:
@@ -75,10 +78,11 @@ def _turn_colours(pixels: Array, turn: Array, factor: Array) -> Array:
     chroma = value - pixels.min(-1)
     # Where the hue is, in sixths of the circle: 0 is red, 2 green, 4 blue. Gray has none.
     divisor = jnp.maximum(chroma, jnp.finfo(jnp.float32).tiny)
+    # Compilers may compute a channel twice, rounded otherwise: so none is asked if it is `value`.
     hue = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / divisor,
-        jnp.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+        jnp.where(green >= blue, (blue - red) / divisor + 2, (red - green) / divisor + 4),
     )
     hue += 6 * turn
     chroma = jnp.minimum(chroma * factor, value)

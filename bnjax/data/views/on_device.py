@@ -1,7 +1,7 @@
 """Views of images that lie on the device: pure functions of JAX, to be compiled with a step.
 
 The distributions and pixels are those of `augmentation`; the generator is JAX's. A view is a
-function of the image, the seed and the position: `jit`, `lax.scan` and sharding change nothing.
+function of the image, the seed and the position: neither the batch nor its devices matter.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ from bnjax.data.views.resizing import Interpolation
 
 _INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 _PURPOSE = 0x76696577
-"""Makes the views' keys others than what else is drawn with the same seed."""
+"""Folded into the seed's key: other keys are made of the same seed."""
 
 
 class Draws(NamedTuple):
@@ -46,7 +46,7 @@ def view_keys(seed: Array | int, positions: Array) -> Array:
         positions: uint32 [n], of the examples over the whole training: step * batch + i.
 
     Returns:
-        Typed keys [n], of Threefry whatever JAX's default is: others depend on the batch.
+        Typed keys [n], of Threefry: what other generators draw under `vmap` depends on the batch.
 
     Raises:
         ValueError: for other positions.
@@ -88,36 +88,34 @@ def training_views(images: Array, keys: Array, augmentation: Augmentation) -> Ar
 def draw(key: Array, width: int, height: int, augmentation: Augmentation) -> Draws:
     """Draws one view of an image of that size.
 
-    Each choice has a key of its own, so that views differ in what augmentations differ in.
+    Each choice has numbers of its own: augmentations that differ in one differ in nothing else.
     """
-    crop_key, interpolation_key, mirror_key, colours_key = jax.random.split(key, 4)
+    pairs = {"inception": 1 + augmentation.attempts, "pad": 1, "none": 0}[augmentation.crop]
+    uniforms = jax.random.uniform(key, (7 + 2 * pairs,), jnp.float32)
+    places = uniforms[7:].reshape(pairs, 2)
     if augmentation.crop == "inception":
         window = draw_window(
-            crop_key,
+            places,
             width,
             height,
             area=augmentation.area,
             aspect=augmentation.aspect,
             spacing=augmentation.aspect_spacing,
-            attempts=augmentation.attempts,
         )
     elif augmentation.crop == "pad":
         size, padding = augmentation.image_size, augmentation.padding
-        rest = padded_rest(width, height, size, padding)
-        left, top = (
-            draw_below(key, most + 1) - padding
-            for key, most in zip(jax.random.split(crop_key), rest, strict=True)
-        )
-        window = jnp.stack([left, top, *jnp.full(2, size, jnp.int32)])
+        ends = jnp.array(padded_rest(width, height, size, padding), jnp.int32) + 1
+        corner = draw_below(places[0], ends) - padding
+        window = jnp.concatenate([corner, jnp.full(2, size, jnp.int32)])
     else:
         window = jnp.array(whole(width, height), jnp.int32)
     interpolation = mirrored = None
     if augmentation.interpolation == "random":
-        interpolation = draw_below(interpolation_key, len(_INTERPOLATIONS))
+        interpolation = draw_below(uniforms[6], len(_INTERPOLATIONS))
     if augmentation.mirror:
-        mirrored = jax.random.uniform(mirror_key, (), jnp.float32) < 0.5
+        mirrored = uniforms[5] < 0.5
     ranges = augmentation.ranges
-    changes = None if ranges is None else draw_changes(colours_key, ranges)
+    changes = None if ranges is None else draw_changes(uniforms[:5], ranges)
     return Draws(window, interpolation, mirrored, changes)
 
 
