@@ -28,16 +28,18 @@ class ArraySplit:
         images: uint8 `[n, height, width, 1 or 3]`.
         labels: int32 `[n]`.
         name: of the split, for messages.
+        shards: sizes of the shards of the data that was decoded; None for equal ones.
     """
 
     images: np.ndarray
     labels: np.ndarray
     name: str = "split"
+    shards: tuple[int, ...] | None = None
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
-        """Sizes of equal parts."""
-        return split_shards((len(self.labels),))
+        """Sizes of its shards, whose examples follow one another."""
+        return self.shards or split_shards((len(self.labels),))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +56,7 @@ def in_memory(data: DataSet[Split], *, most_bytes: int = MOST_BYTES) -> DataSet[
         most_bytes: refuse a data set whose pixels take more.
 
     Returns:
-        The same name, digest and order of examples, with `images` uint8
+        The same name, digest, shards and order of examples, with `images` uint8
         `[n, height, width, channels]` and `labels` int32 `[n]` in both splits.
 
     Raises:
@@ -101,7 +103,7 @@ def _decode(split: Split, name: str, shape: tuple[int, int, int], classes: int) 
             )
         images[index] = pixels[..., : shape[-1]]  # the channels of a grayscale image are equal
         labels[index] = example.label
-    return ArraySplit(images, labels, name)
+    return ArraySplit(images, labels, name, tuple(split.shard_sizes))
 
 
 def _read(split: Split) -> Iterator[Example]:

@@ -38,7 +38,8 @@ class Schedule(NamedTuple):
 
     Attributes:
         steps: length of the run.
-        steps_per_dispatch: steps in one call of the compiled functions.
+        steps_per_dispatch: steps in one call of the compiled functions; None for all up to the
+            next evaluation or checkpoint.
         eval_every: steps between evaluations; one comes before the first step, one after the last.
         dense_until: step after which `sparse_eval_every` takes the place of `eval_every`.
         sparse_eval_every: steps between evaluations from then on.
@@ -46,7 +47,7 @@ class Schedule(NamedTuple):
     """
 
     steps: int
-    steps_per_dispatch: int
+    steps_per_dispatch: int | None
     eval_every: int
     dense_until: int
     sparse_eval_every: int
@@ -54,21 +55,42 @@ class Schedule(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError unless all events fall between two dispatches."""
-        for name in ("steps", "steps_per_dispatch", "eval_every", "sparse_eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}.")
+        together = 1 if self.steps_per_dispatch is None else self.steps_per_dispatch
+        for name, value in (self._asdict() | {"steps_per_dispatch": together}).items():
+            if value < 1 and name not in ("dense_until", "checkpoint_every"):
+                raise ValueError(f"{name} must be >= 1, got {value}.")
         if self.checkpoint_every < 0:
             raise ValueError(f"checkpoint_every must be >= 0, got {self.checkpoint_every}.")
         for name in ("eval_every", "sparse_eval_every", "checkpoint_every"):
-            if getattr(self, name) % self.steps_per_dispatch:
+            if getattr(self, name) % together:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be a multiple of "
                     f"steps_per_dispatch={self.steps_per_dispatch}."
                 )
 
+    def dispatch(self, step: int) -> int:
+        """Returns how many steps one call takes from `step` on, a step before the last."""
+        if self.steps_per_dispatch is not None:
+            return min(self.steps_per_dispatch, self.steps - step)
+        after = range(step + 1, self.steps + 1)
+        return next(n for n in after if self.evaluates_at(n) or self.saves_at(n)) - step
+
+    @property
+    def longest_dispatch(self) -> int:
+        """A number of steps that no call exceeds, the same for runs of any length."""
+        if self.steps_per_dispatch is not None:
+            return self.steps_per_dispatch
+        longest = max(self.eval_every, self.sparse_eval_every)
+        return min(longest, self.checkpoint_every or longest)
+
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation is due after `step` steps."""
         return self._is_regular(step) or step == self.steps
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` steps."""
+        every = self.checkpoint_every or self.steps
+        return step % every == 0 or step == self.steps
 
     def evaluations(self, step: int) -> Iterator[int]:
         """Yields the steps of all evaluations up to and including `step`."""
@@ -158,13 +180,12 @@ def fit(
     state, sums = progress
     step = first_step
 
-    def dispatch() -> int:
-        return min(schedule.steps_per_dispatch, schedule.steps - step)
-
     def next_inputs() -> tuple[Tree, Exception | None]:
         """Returns the next dispatch's, or the error, to be raised after a checkpoint."""
         try:
-            return functions.inputs(step, dispatch()) if step < schedule.steps else None, None
+            if step == schedule.steps:
+                return None, None
+            return functions.inputs(step, schedule.dispatch(step)), None
         except Exception as error:
             return None, error
 
@@ -184,7 +205,7 @@ def fit(
         inputs, error = next_inputs()
         raise_on_all(error)
         while step < schedule.steps:
-            steps = dispatch()
+            steps = schedule.dispatch(step)
             state, new = functions.train(state, inputs)
             step += steps
             inputs, error = next_inputs()  # while the device computes; what follows waits for it
@@ -201,12 +222,11 @@ def fit(
                 record(step, sums, functions.evaluate(state))
                 sums = jax.tree.map(np.zeros_like, sums)
                 started += time.perf_counter() - paused
-            due = schedule.checkpoint_every and step % schedule.checkpoint_every == 0
             signum, failed, late = agree_to_stop(
                 max(received, default=0), error is not None, out_of_time()
             )
-            stops = signum or failed or late or step == schedule.steps
-            if checkpoints is not None and (due or stops):
+            stops = signum or failed or late
+            if checkpoints is not None and (schedule.saves_at(step) or stops):
                 checkpoints.save(step, Progress(functions.snapshot(state), sums))
             if failed:
                 raise_on_all(error)

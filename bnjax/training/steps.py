@@ -97,7 +97,7 @@ def make_loss(apply: TrainApply, objective: Objective = cross_entropy) -> Loss:
 
 def scan_steps(
     step: Callable[[State, Tree], tuple[State, Metrics]],
-) -> Callable[[State, Tree], tuple[State, Metrics]]:
+) -> Callable[..., tuple[State, Metrics]]:
     """Makes one dispatch of many steps.
 
     Args:
@@ -106,19 +106,26 @@ def scan_steps(
     Returns:
         `run(state, inputs) -> (state, metrics)`, with inputs of leaves `[steps, ...]`, for example
         batches, or indices of examples that lie on the device; the metrics are summed over steps.
+        `run(state, inputs, count)` takes the first `count` of them, int32: one program for
+        dispatches of any length up to `steps`.
     """
 
-    def run(state: State, inputs: Tree) -> tuple[State, Metrics]:
-        if len(jax.tree.leaves(inputs)[0]) == 1:  # XLA's CPU backend convolves slowly in a loop
-            return step(state, jax.tree.map(lambda leaf: leaf[0], inputs))
+    def run(state: State, inputs: Tree, count: jax.Array | None = None) -> tuple[State, Metrics]:
+        def at(i: int | jax.Array) -> Tree:
+            return jax.tree.map(lambda leaf: leaf[i], inputs)
+
+        if count is None and len(jax.tree.leaves(inputs)[0]) == 1:
+            return step(state, at(0))  # XLA's CPU backend convolves slowly in a loop
 
         def body(carry: tuple[State, Metrics], own: Tree) -> tuple[tuple[State, Metrics], None]:
             state, sums = carry
             state, metrics = step(state, own)
             return (state, jax.tree.map(jnp.add, sums, metrics)), None
 
-        carry, _ = lax.scan(body, (state, Metrics.zero()), inputs)
-        return carry
+        start = state, Metrics.zero()
+        if count is None:
+            return lax.scan(body, start, inputs)[0]
+        return lax.fori_loop(0, count, lambda i, carry: body(carry, at(i))[0], start)
 
     return run
 

@@ -24,7 +24,7 @@ from experiments.compiled.tables import dry_run_table
 from experiments.harness.arm import by_name
 from experiments.harness.bounds import check_several
 from experiments.harness.command_line import ending, preset_in
-from experiments.harness.images.programs import training_program
+from experiments.harness.images.programs import Resident, Views, training_program
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.config import PRESETS, Config
 
@@ -40,11 +40,12 @@ class Arguments:
     """Compiles the training step for TPUs, GPUs or CPU devices that need not be here.
 
     Prints, for each arm and topology, memory, FLOPs, bytes, collectives and the least time of a
-    step. One step a dispatch is compiled, whatever steps_per_dispatch says. --arm is --arms.
+    step. One step a dispatch is compiled, whatever steps_per_dispatch says. --arm is --arms. With
+    --pipeline resident each chip holds all training images, of the network's size.
     """
 
     config: Config
-    preset: Literal["quick", "cifar", "paper"] = "paper"
+    preset: Literal["quick", "cifar", "cifar_resident", "tiny", "paper"] = "paper"
     """Starting values of all fields; here with bn_x5 alone."""
     topology: tuple[str, ...] = ("v5e:2x4",)
     """What to compile for, one or several: v5e:1x1 to v5e:16x16, v4:2x2x2, v5p:4x4x4, v6e:2x4 (TPU
@@ -130,10 +131,15 @@ def arm_step(config: Config, arm: str, parallel: DataParallel, classes: int) -> 
         ValueError: for a batch that the devices cannot share.
     """
     chosen = by_name(ARMS, arm).changed_by(config)
-    program = training_program(config, chosen, parallel, classes=classes)
+    views, shared = None, ()
+    if config.pipeline == "resident":
+        image, count = (config.image_size, config.image_size, 3), FACTS[config.data].train
+        views = Views(image, chosen.augmentation(config), config.centre)
+        shared = (Resident.abstract(count, image),)
+    program = training_program(config, chosen, parallel, classes=classes, views=views)
     scalars = (jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32))
     state = jax.eval_shape(program.init, *scalars)
-    return AbstractStep(program.step, state, program.batch_shapes, program.axis)
+    return AbstractStep(program.step, state, program.batch_shapes, program.axis, shared=shared)
 
 
 def _classes(data: str) -> int:

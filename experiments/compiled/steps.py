@@ -26,6 +26,7 @@ class AbstractStep(NamedTuple):
         batch: the same, of the whole batch, which is split over the chips.
         axis: of the examples in `batch`.
         donate: whether results may take the place of `replicated`.
+        shared: further arguments as `replicated`, whose place no result takes.
     """
 
     function: Callable[[Any, Any], Any]
@@ -33,6 +34,7 @@ class AbstractStep(NamedTuple):
     batch: Any
     axis: int = 0
     donate: bool = True
+    shared: tuple[Any, ...] = ()
 
 
 def compile_step(step: AbstractStep, topology: Topology, parallel: DataParallel) -> ProgramCost:
@@ -53,6 +55,7 @@ def compile_step(step: AbstractStep, topology: Topology, parallel: DataParallel)
         topology,
         abstract(step.replicated, everywhere),
         abstract(step.batch, by_example),
+        *abstract(step.shared, everywhere),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from bnjax.data import DataSet, in_memory, open_data
+from bnjax.data import DataSet, open_data
 from bnjax.training.loop import Schedule
 from bnjax.training.parallel import HostCheckpoints
 from experiments.harness import affects
@@ -114,8 +114,9 @@ class Experiment:
         arms: what it compares, in the order of tables.
         compute: flags of how it is computed, a dataclass.
         tasks: the runs of a configuration with the arms that it names, in their order.
-        in_memory: whether it takes its data decoded, as arrays.
+        decode: `(config, opened data) -> data` as `train` takes it, for example in memory.
         check: raises ValueError for a task that cannot run, before any compute.
+        compile_ahead: `(tasks, data, compute) -> None`, before the first of these tasks.
         train: trains a task.
         page: the tables and figures of runs, and its committed results.
         together: whether the members of a task train together; otherwise each task has one.
@@ -128,7 +129,8 @@ class Experiment:
     arms: tuple[Arm, ...]
     compute: type[Compute] = Compute
     tasks: Callable[[Any, Sequence[Any]], list[Task]]
-    in_memory: bool = False
+    decode: Callable[[Any, DataSet], DataSet] = lambda config, data: data
+    compile_ahead: Callable[[Sequence[Task], Any, Any], None] = lambda tasks, data, compute: None
     check: Callable[[Task, Any, Any], None]
     train: Train
     page: Page
@@ -154,10 +156,15 @@ class Experiment:
         """Where its committed results are."""
         return ROOT / "experiments" / self.name / "results"
 
-    def open_data(self, name: str, data_dir: Path | None) -> Any:
-        """Opens a data set; `data_dir` is where prepared ones are."""
-        data = open_data(name, data_dir=data_dir)
-        return in_memory(data) if self.in_memory else data
+    def open_data(self, config: Any, data_dir: Path | None, *, name: str | None = None) -> Any:
+        """Opens the data of a configuration, or another of a `name`.
+
+        Args:
+            config: the configuration.
+            data_dir: where prepared data sets are.
+            name: of the data set, in the place of the configuration's.
+        """
+        return self.decode(config, open_data(name or config.data, data_dir=data_dir))
 
     def tasks_of(self, config: Any) -> list[Task]:
         """Returns the runs of a configuration, in their order.

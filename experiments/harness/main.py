@@ -26,7 +26,7 @@ from experiments.harness.command_line import (
 )
 from experiments.harness.experiment import Experiment, Task
 from experiments.harness.found import RENAME
-from experiments.harness.runs import check, complete, run_name
+from experiments.harness.runs import check, complete, is_complete, run_name
 
 
 def run_command(
@@ -130,6 +130,8 @@ def run(experiment: Experiment, arguments: Any) -> None:
     all_hosts_agree(asdict(arguments.config) | compute.shared(), "the configuration")
     data, tasks = all_succeed(lambda: _prepare(experiment, arguments, out))
     all_hosts_agree(data.sha256, "the data's SHA-256")
+    left = [task for task in tasks if not is_complete(task, out)]
+    experiment.compile_ahead(left, data, compute)
     try:
         for task in tasks:
             complete(experiment, task, data, compute, out, tensorboard=compute.tensorboard)
@@ -148,7 +150,7 @@ def _prepare(experiment: Experiment, arguments: Any, out: Path) -> tuple[Any, li
         folder_of_runs(out, resume=arguments.resume)
         require_commit(out, experiment.results)
     compute.check()
-    data = experiment.open_data(config.data, arguments.data_dir)
+    data = experiment.open_data(config, arguments.data_dir)
     tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)

@@ -34,6 +34,11 @@ def run_name(task: Task, member: Member) -> str:
     return f"{task.arm.name}-s{member.seed}"
 
 
+def is_complete(task: Task, out: Path) -> bool:
+    """Whether `out` holds all runs of a task whole."""
+    return all(is_finished(out / run_name(task, member)) for member in task.members)
+
+
 def checkpoint_folder(experiment: Experiment, task: Task, data: Any, out: Path) -> Path:
     """Returns where the members of a task have their checkpoints.
 
@@ -95,8 +100,7 @@ def complete(
 
     def whole() -> bool:
         _check_identities(task, data, out)
-        folders = [out / run_name(task, member) for member in task.members]
-        return is_first() and all(map(is_finished, folders))
+        return is_first() and is_complete(task, out)
 
     if gather_json(all_succeed(whole))[0]:
         return
@@ -122,7 +126,7 @@ def complete_all(
     It is the experiment's command without its tables and figures, on one host.
     """
     compute = compute or experiment.compute()
-    data = experiment.open_data(config.data, data_dir)
+    data = experiment.open_data(config, data_dir)
     tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)
@@ -284,7 +288,7 @@ def rerun(
         RecordError: if the data at hand is not that of the record.
     """
     task = task_of(experiment, record)
-    opened = experiment.open_data(data, data_dir)
+    opened = experiment.open_data(task.config, data_dir, name=data)
     check_data(record, opened.name, opened.sha256)
     compute = experiment.compute.of_record(record)
     experiment.check(task, opened, compute)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from bnjax.data import DataSet
+from bnjax.data import DataSet, open_data
 from bnjax.data.stream import check_workers
 from bnjax.data.views.crops import CENTRE
 from bnjax.evidence.environment import environment, require_commit
@@ -233,7 +233,7 @@ def _check_seeds(paths: list[Path], records: list[dict[str, Any]]) -> None:
 
 def _open(arguments: Arguments, record: dict[str, Any]) -> DataSet:
     recorded = record["data"]
-    data = EXPERIMENT.open_data(arguments.data or recorded["name"], arguments.data_dir)
+    data = open_data(arguments.data or recorded["name"], data_dir=arguments.data_dir)
     if data.sha256 != recorded["sha256"]:
         raise RecordError(
             f"the data set {data.name} at hand has SHA-256 {data.sha256}, the records "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bnjax.data import DataSet
+from bnjax.data import DataSet, in_memory
 from bnjax.training.parallel import one_cpu_device_per_core
 from experiments.harness.arm import by_name
 from experiments.harness.bounds import check_population
@@ -81,7 +81,7 @@ EXPERIMENT = Experiment(
     arms=ARMS,
     compute=OneCPUDevicePerCore,
     tasks=tasks,
-    in_memory=True,
+    decode=lambda config, data: in_memory(data),
     check=check,
     train=train,
     page=PAGE,

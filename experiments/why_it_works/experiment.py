@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from bnjax.data import DataSet
+from bnjax.data import DataSet, in_memory
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import nothing
 from experiments.harness.bounds import check_seeds
@@ -117,7 +117,7 @@ EXPERIMENT = Experiment(
     "full: all, five seeds.",
     arms=QUESTIONS,
     tasks=tasks,
-    in_memory=True,
+    decode=lambda config, data: in_memory(data),
     check=check,
     train=train,
     page=Page(_ANSWERS, more=_ANSWERS.blocks),

@@ -29,7 +29,7 @@ CONFIG = replace(
 PIXELS = 9 * 9 * 3
 
 
-def small_program(config, arm, parallel, *, classes):
+def small_program(config, arm, parallel, *, classes, views=None):
     """A linear classifier in place of the network, with the same shapes around it."""
     assert config.steps_per_dispatch == 1
 

@@ -18,7 +18,7 @@ from bnjax.data.views.augmentation import evaluation_views
 from bnjax.evidence.records import RecordError, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models import load_safetensors, save_safetensors
-from experiments.harness.experiment import Experiment, Outcome
+from experiments.harness.experiment import Outcome
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.ensembles import plan
 from experiments.harness.runs import complete
@@ -123,9 +123,7 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(InceptionArm, "model", small_model)
-    monkeypatch.setattr(
-        Experiment, "open_data", lambda _, *args: few_images(args[0], data_dir=args[1])
-    )
+    monkeypatch.setattr(command, "open_data", few_images)
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +315,7 @@ def test_a_diverged_run_has_running_statistics_alone(small, folders, tmp_path):
 
 def test_other_data_is_refused(monkeypatch, folders):
     other = open_data("mnist5k")._replace(sha256="f" * 64)
-    monkeypatch.setattr(Experiment, "open_data", lambda *args: other)
+    monkeypatch.setattr(command, "open_data", lambda *args, **options: other)
     with pytest.raises(RecordError, match=r"has SHA-256 ffff.*point --data-dir or --data"):
         evaluate(Arguments((folders[0],)))
 

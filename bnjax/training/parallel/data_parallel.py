@@ -135,14 +135,13 @@ class DataParallel:
         """
         return self._replicated, NamedSharding(self._mesh, self._spec(axis))
 
-    def compile_train(
-        self, step: Callable[[Tree, Tree], tuple[Tree, Tree]], *, axis: int = 0
-    ) -> "Compiled":
+    def compile_train(self, step: Callable[..., tuple[Tree, Tree]], *, axis: int = 0) -> "Compiled":
         """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are given up.
 
         Args:
             step: both results must be the same on all devices, as those of
-                `bnjax.training.steps.make_train_step` with this `axis_name` are.
+                `bnjax.training.steps.make_train_step` with this `axis_name` are. A third argument
+                is a tree that `replicate` has placed, and stays: data that the batch chooses from.
             axis: axis of the examples in `batch`, as in `split`.
         """
         return Compiled(self, step, axis, donate=True)
@@ -161,6 +160,15 @@ class DataParallel:
 
         return Compiled(self, of_all, axis, donate=False)
 
+    def compile_map(self, function: Callable[[Tree, Tree], Tree], *, axis: int = 0) -> "Compiled":
+        """Compiles `function(replicated, batch) -> batch`, split by example as the first one is.
+
+        Args:
+            function: of the examples that it is given; its results keep their order.
+            axis: axis of the examples in both, as in `split`.
+        """
+        return Compiled(self, function, axis, donate=False, split=True)
+
     def compile_init(self, init: Callable[..., Tree]) -> Callable[..., Tree]:
         """Compiles `init(*args) -> replicated state`; `args` are host arrays, the same on all."""
         compiled = jax.jit(init, out_shardings=self._replicated)
@@ -171,61 +179,71 @@ class DataParallel:
 
 
 class Compiled:
-    """A compiled function of something replicated and a batch, for a `DataParallel`'s devices."""
+    """A compiled function of something replicated and a batch, for a `DataParallel`'s devices.
+
+    A third argument, of what `replicate` has placed, reaches the function as it is.
+    """
 
     def __init__(
         self,
         parallel: DataParallel,
-        function: Callable[[Tree, Tree], Tree],
+        function: Callable[..., Tree],
         axis: int,
         *,
         donate: bool,
+        split: bool = False,
     ) -> None:
         self._mesh, self._how, self._axis = parallel._mesh, parallel.how, axis
         whole, rows = P(), parallel._spec(axis)
         given = (0,) if donate else ()
+
+        def on_device(replicated: Tree, batch: Tree, shared: tuple[Tree, ...]) -> Tree:
+            return function(replicated, batch, *shared)
+
         if self._how == "pmap":
             self._compiled: Any = jax.pmap(
-                function,
+                on_device,
                 axis_name=_AXIS,
-                in_axes=(None, axis),
-                out_axes=None,
+                in_axes=(None, axis, None),
+                out_axes=axis if split else None,
                 devices=list(self._mesh.devices),
                 donate_argnums=given,
             )
             return
+        specs, result = (whole, rows, whole), rows if split else whole
         if self._how == "shard_map":
             # Without types of varying axes: they would sum each parameter's gradient by itself.
-            function = jax.shard_map(
-                function, mesh=self._mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False
+            on_device = jax.shard_map(
+                on_device, mesh=self._mesh, in_specs=specs, out_specs=result, check_vma=False
             )
         self._compiled = jax.jit(
-            function,
-            in_shardings=tuple(NamedSharding(self._mesh, spec) for spec in (whole, rows)),
-            out_shardings=NamedSharding(self._mesh, whole),
+            on_device,
+            in_shardings=tuple(NamedSharding(self._mesh, spec) for spec in specs),
+            out_shardings=NamedSharding(self._mesh, result),
             donate_argnums=given,
         )
 
-    def __call__(self, replicated: Tree, batch: Tree) -> Tree:
+    def __call__(self, replicated: Tree, batch: Tree, *shared: Tree) -> Tree:
         """Runs it on results of `replicate`, or of an earlier call, and of `split`."""
         if self._how != "jit":
-            return self._compiled(replicated, batch)
+            return self._compiled(replicated, batch, shared)
         with jax.set_mesh(self._mesh):  # layers divide their sums by it, see bnjax.normalize_batch
-            return self._compiled(replicated, batch)
+            return self._compiled(replicated, batch, shared)
 
-    def lower(self, replicated: Tree, batch: Tree) -> jax.stages.Lowered:
+    def lower(self, replicated: Tree, batch: Tree, *shared: Tree) -> jax.stages.Lowered:
         """Lowers it, without data or devices.
 
         Args:
             replicated: tree of `jax.ShapeDtypeStruct` or arrays.
             batch: the same, for the whole batches of all hosts, without an axis of devices.
+            shared: as `replicated`.
         """
         if self._how == "pmap":
             batch = jax.tree.map(self._with_devices, batch)
         if self._how != "jit":
-            return self._compiled.lower(replicated, batch)
+            return self._compiled.lower(replicated, batch, shared)
         with jax.set_mesh(self._mesh):
-            return self._compiled.lower(replicated, batch)
+            return self._compiled.lower(replicated, batch, shared)
 
     def _with_devices(self, leaf: Any) -> jax.ShapeDtypeStruct:
         axis, devices = self._axis, self._mesh.size

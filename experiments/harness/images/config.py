@@ -33,6 +33,11 @@ class ImageConfig:
     """Mirror every other training view."""
     centre: float = views(1.0)
     """Part of the shorter side that evaluation sees."""
+    pipeline: Literal["streamed", "resident"] = views("streamed")
+    """Where views are made. "streamed": on the host, image by image. "resident": on the devices,
+    each of which holds the decoded data; images must have one size. The views of a seed differ. On
+    accelerators all steps up to an evaluation or checkpoint are then one call, on CPUs
+    `steps_per_dispatch`."""
     arms: tuple[str, ...] = nothing(())
     """Arms to train."""
     seeds: int = nothing(1)

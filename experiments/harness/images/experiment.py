@@ -9,6 +9,7 @@ from bnjax.data import DataSet
 from experiments.harness import affects
 from experiments.harness.bounds import check_population
 from experiments.harness.experiment import Experiment, Member, Task
+from experiments.harness.images import resident
 from experiments.harness.images.arm import ImageArm
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.config import ImageConfig
@@ -34,6 +35,8 @@ def image_experiment(
         arms=arms,
         compute=ImageCompute,
         tasks=partial(tasks, arms),
+        decode=resident.decode,
+        compile_ahead=resident.compile_ahead,
         check=check,
         train=train,
         page=page,
@@ -69,8 +72,10 @@ def tasks(every: Sequence[ImageArm], config: ImageConfig, chosen: Sequence[Image
 
 
 def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
-    """Raises ValueError if the batches do not fit the data or the devices."""
+    """Raises ValueError if the batches or the data do not fit the devices, or one another."""
     config: Any = task.config
+    if config.pipeline == "resident":
+        resident.check(task, data, compute)
     if config.batch_size > len(data.train):
         raise ValueError(
             f"batch_size must be at most the {len(data.train):,} training images of {data.name}, "

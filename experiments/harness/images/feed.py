@@ -17,7 +17,7 @@ from experiments.harness.images.programs import batch_layout
 
 KEPT_BYTES = 256 * 2**20
 """Validation views are kept in memory if they are no more than this."""
-_POPULATION_SEED = 2**32
+POPULATION_SEED = 2**32
 """Added to a run's seed for the order and views of Algorithm 2's batches."""
 
 
@@ -25,6 +25,7 @@ class Feed:
     """The batches of one run, on its devices; this host's share of each is made here.
 
     Attributes:
+        schedule: of the run.
         waited: seconds that training waited for views.
     """
 
@@ -34,6 +35,7 @@ class Feed:
         self._config, self._arm = task.config, task.arm
         self._seed, self._data = task.seed, data
         self._parallel, self._axis, self._workers = parallel, axis, workers
+        self.schedule = task.schedule
         self._stream: Stream | None = None
         self._kept: list[Batch] | None = None
         self.waited = 0.0
@@ -45,7 +47,7 @@ class Feed:
         if self._stream is not None:
             self._stream.close()
 
-    def training(self, first_step: int, steps: int) -> Any:
+    def training(self, first_step: int, steps: int) -> tuple[Any, ...]:
         """Images and labels of the next steps; calls follow one another without a gap."""
         if self._stream is None:
             self._stream = self._training_stream(first_step, self._seed)
@@ -59,7 +61,7 @@ class Feed:
             return np.stack(arrays).reshape(*layout[:-1], local, *arrays[0].shape[1:])
 
         arrays = (stack([b.images for b in batches]), stack([b.labels for b in batches]))
-        return self._parallel.split(arrays, axis=self._axis)
+        return (self._parallel.split(arrays, axis=self._axis),)
 
     def validation(self) -> Iterator[Any]:
         """Every validation image once, in batches on the devices."""
@@ -92,7 +94,7 @@ class Feed:
 
     def _population(self) -> Iterator[jax.Array]:
         whole = DataParallel("jit", devices=self._parallel.devices)  # recalibrate is jitted
-        with self._training_stream(0, self._seed + _POPULATION_SEED) as stream:
+        with self._training_stream(0, self._seed + POPULATION_SEED) as stream:
             for _ in range(self._config.population_batches):
                 yield whole.split(next(stream).images)
 

@@ -20,6 +20,7 @@ from experiments.harness.experiment import Outcome, RunLog, Task
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.programs import Programs, State, programs_of, variables_of
+from experiments.harness.images.resident import ResidentFeed, open_resident
 from experiments.harness.weights import digests
 
 
@@ -56,10 +57,14 @@ def train(
     """
     config, parallel = task.config, compute.devices
     parallel.check_batch(config.eval_batch)
-    programs = programs_of(config, task.arm, parallel, classes=data.classes)
+    feed: Feed | ResidentFeed
+    if config.pipeline == "resident":
+        programs, feed = open_resident(task, data, parallel)
+    else:
+        programs = programs_of(config, task.arm, parallel, classes=data.classes)
+        feed = Feed(task, data, parallel, axis=programs.axis, workers=compute.workers)
     progress, first_step = _start(task, programs, parallel, checkpoints)
     log.begin(first_step, [first_step])
-    feed = Feed(task, data, parallel, axis=programs.axis, workers=compute.workers)
     clock = _Clock(feed)
     memory: list[Held] = []
     last = progress.state
@@ -73,7 +78,7 @@ def train(
         nonlocal last
         last = state  # of a run that diverges, the last finite one
         raise_if_diverged(state.train)
-        clock.tick()
+        clock.tick(int(parallel.fetch(state.train.step)))
 
     def record(step: int, sums: Metrics, test: Metrics) -> None:
         log.log(0, {"step": step, "train": _json(sums), "test": _json(test)})
@@ -84,7 +89,7 @@ def train(
         try:
             with profiled(programs.train, compute.profile) as step:
                 functions = RunFunctions(
-                    train=step,
+                    train=lambda state, inputs: step(state, *inputs),
                     evaluate=lambda state: evaluate(variables_of(state)),
                     inputs=feed.training,
                     snapshot=parallel.fetch,
@@ -93,7 +98,7 @@ def train(
                 last = fit(
                     functions,
                     progress,
-                    task.schedule,
+                    feed.schedule,
                     first_step=first_step,
                     record=record,
                     checkpoints=checkpoints,
@@ -102,7 +107,7 @@ def train(
                 )
         except Diverged as error:
             diverged = error.facts()
-        timing = clock.timing(config.batch_size * config.steps_per_dispatch)
+        timing = clock.timing(config.batch_size)
         variables = variables_of(last)
         weights = dict(parallel.fetch(variables))
         final: dict[str, Any] = {"test": _json(evaluate(variables)), "test_population": None}
@@ -137,18 +142,18 @@ def _start(
 class _Clock:
     """Measures training from its first dispatch's end on, without evaluations."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed | ResidentFeed) -> None:
         self._feed = feed
         self._started: float | None = None
-        self._dispatches = 0
+        self._first = self._last = 0
         self._paused = 0.0
 
-    def tick(self) -> None:
-        """Says that a dispatch has ended."""
+    def tick(self, step: int) -> None:
+        """Says that a dispatch has ended, after so many steps of the run."""
+        self._last = step
         if self._started is None:  # compiling is over
+            self._first = step
             self._started, self._paused, self._feed.waited = time.perf_counter(), 0.0, 0.0
-            return
-        self._dispatches += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -158,14 +163,14 @@ class _Clock:
         self._paused += time.perf_counter() - started
 
     def timing(self, images: int) -> dict[str, float] | None:
-        """What `train` says of it, with the images of a dispatch; None for less than two."""
-        if self._started is None or not self._dispatches:
+        """What `train` says of it, with the images of a step; None for less than two dispatches."""
+        if self._started is None or self._first == self._last:
             return None
         seconds = time.perf_counter() - self._started - self._paused
         return {
             "training_seconds": round(seconds, 1),
             "waiting_share": round(self._feed.waited / seconds, 4),
-            "images_per_second": round(self._dispatches * images / seconds, 1),
+            "images_per_second": round((self._last - self._first) * images / seconds, 1),
         }
 
 
