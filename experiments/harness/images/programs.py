@@ -175,7 +175,7 @@ class Programs:
         program = _training_program(config, arm, parallel, classes, views)
         model = arm.model(config, classes=classes)
 
-        def logits(variables: Tree, images: jax.Array) -> jax.Array:
+        def logits(variables: Tree, images: jax.Array) -> Any:
             return model.apply(variables, to_unit_range(images), train=False)
 
         def evaluate(variables: Tree, batch: Any) -> Metrics:
