@@ -63,7 +63,7 @@ def run_bnjax(task: Task, dataset: DataSet, description: str = "") -> Trained:
     """
     log = _Times()
     outcomes = train(task, dataset, Compute(), log, description=description)
-    begin = log.times[task.schedule.steps_per_dispatch][-1]
+    begin = log.times[task.schedule.longest_dispatch][-1]
     end = log.times[task.schedule.steps][0]
     return Trained(end - begin, tuple(outcome.final["test"]["correct"] for outcome in outcomes))
 

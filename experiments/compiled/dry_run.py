@@ -131,7 +131,8 @@ def arm_step(config: Config, arm: str, parallel: DataParallel, classes: int) -> 
         ValueError: for a batch that the devices cannot share.
     """
     chosen = by_name(ARMS, arm).changed_by(config)
-    views, shared = None, ()
+    views: Views | None = None
+    shared: tuple[Resident, ...] = ()
     if config.pipeline == "resident":
         image, count = (config.image_size, config.image_size, 3), FACTS[config.data].train
         views = Views(image, chosen.augmentation(config), config.centre)
