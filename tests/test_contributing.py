@@ -134,6 +134,7 @@ def test_each_recipe_costs_at_most_three_files():
         assert len(code) <= MOST_FILES, recipe
 
 
+@pytest.mark.slow
 def test_what_the_recipes_make_passes_their_tests_and_ours(clone):
     assert len(TESTS) >= 4
     ended = python(clone, "-m", "pytest", "-n", "0", "tests/test_programs.py", *TESTS, *HELD)

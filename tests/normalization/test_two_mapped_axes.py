@@ -48,7 +48,7 @@ MAPPERS = {
 
 
 @pytest.mark.parametrize("impl", ["fused", pytest.param("autodiff", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("how", MAPPERS)
 def test_one_batch(how, masked, impl):
     """Forward, statistics and gradients against float64. Red: JAX's AssertionError."""
