@@ -18,7 +18,7 @@ from experiments.why_it_works.question import float64
 SMALL = {  # settings with which a question takes a second or two
     "layer_gradient": {},
     "gradient_growth": {"batches": (16,), "depth": 12, "width": 256, "draws": 4},
-    "residual_stream": {"depth": 10, "width": 500, "examples": 200},
+    "residual_stream": {"depth": 10, "width": 300, "examples": 100, "draws": 6},
     "exponential_rate": {"steps": 40},
     "equilibrium": {"steps": 400},
     "dropout_before": {"examples": 5_000, "units": 200, "kept": (0.5,)},
@@ -31,7 +31,7 @@ LOOSER = {
     "equilibrium": 0.15,
     "gradient_growth": 0.05,
     "dropout_before": 0.02,
-    "residual_stream": 0.06,
+    "residual_stream": 0.15,
 }
 """Bounds of statistical deviations at these sizes, where they are larger than the question's."""
 BY_NAME = {question.name: question for question in QUESTIONS}
