@@ -111,10 +111,10 @@ EXPERIMENT = Experiment(
     config=Config,
     presets={
         "quick": Config(arms=tuple(name for name in _NAMES if name != "stable_rate")),
-        "full": Config(seeds=5),
+        "full": Config(seeds=3),
     },
     presets_help="quick: one seed, without what takes a minute and more; two minutes on 2 cores. "
-    "full: all, five seeds.",
+    "full: all, three seeds.",
     arms=QUESTIONS,
     tasks=tasks,
     decode=lambda config, data: in_memory(data),
