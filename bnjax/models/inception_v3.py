@@ -196,7 +196,7 @@ class InceptionV3(InceptionNetwork):
         stem_padding: `"VALID"`, or `"SAME"` for small images: the first grid then has their side
             over `stem_stride`. With 4, 2 and 1, images of 64, 32 and 16 pixels all have grids of
             16, 7 and 3 rows, those of 32 for 8.5 % fewer multiply-adds than those of 64 (10
-            classes, no side head, which needs larger ones), those of 16 for 21.4 %.
+            classes, no side head), those of 16 for 21.4 %.
         linear_factors: whether the first of two convolutions that factorize a larger one has no
             nonlinearity, only its `norm`: 3x3 before 3x3, 1xn before nx1 (section 3.1, Figure 2).
             The stem keeps all of its nonlinearities.
