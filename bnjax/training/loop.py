@@ -80,7 +80,10 @@ class Schedule(NamedTuple):
         """A number of steps that no call exceeds, the same for runs of any length."""
         if self.steps_per_dispatch is not None:
             return self.steps_per_dispatch
-        longest = max(self.eval_every, self.sparse_eval_every)
+        dense, sparse = self.eval_every, self.sparse_eval_every
+        last = self.dense_until // dense * dense  # the last dense evaluation
+        gap = sparse * (self.dense_until // sparse + 1) - last  # to the first sparse one
+        longest = max(dense, sparse, gap)
         return min(longest, self.checkpoint_every or longest)
 
     def evaluates_at(self, step: int) -> bool:

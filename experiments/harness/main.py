@@ -15,7 +15,7 @@ from bnjax.evidence.environment import require_commit
 from bnjax.evidence.records import is_finished
 from bnjax.paths import local_path
 from bnjax.training.loop import OutOfTime
-from bnjax.training.parallel import all_hosts_agree, all_succeed, is_first
+from bnjax.training.parallel import all_hosts_agree, all_succeed, gather_json, is_first
 from experiments.harness import found
 from experiments.harness.command_line import (
     ending,
@@ -130,11 +130,19 @@ def run(experiment: Experiment, arguments: Any) -> None:
     all_hosts_agree(asdict(arguments.config) | compute.shared(), "the configuration")
     data, tasks = all_succeed(lambda: _prepare(experiment, arguments, out))
     all_hosts_agree(data.sha256, "the data's SHA-256")
-    left = [task for task in tasks if not is_complete(task, out)]
-    experiment.compile_ahead(left, data, compute)
+    left = gather_json(all_succeed(lambda: _positions_left(tasks, out)))[0]  # the first host's
+    experiment.compile_ahead([tasks[position] for position in left], data, compute)
     try:
-        for task in tasks:
-            complete(experiment, task, data, compute, out, tensorboard=compute.tensorboard)
+        for position, task in enumerate(tasks):
+            complete(
+                experiment,
+                task,
+                data,
+                compute,
+                out,
+                tensorboard=compute.tensorboard,
+                begins=position in left[:1],
+            )
     except OutOfTime:
         if is_first():
             _report_finished(experiment, tasks, out)
@@ -157,6 +165,13 @@ def _prepare(experiment: Experiment, arguments: Any, out: Path) -> tuple[Any, li
     if is_first() and _left(tasks, out):
         output_folder(out)
     return data, tasks
+
+
+def _positions_left(tasks: Sequence[Task], out: Path) -> list[int]:
+    """The positions of the tasks whose runs are not all finished, on the host that has the runs."""
+    if not is_first():
+        return []
+    return [position for position, task in enumerate(tasks) if not is_complete(task, out)]
 
 
 def _left(tasks: Sequence[Task], out: Path) -> list[str]:

@@ -76,6 +76,7 @@ def complete(
     out: Path,
     *,
     tensorboard: bool = False,
+    begins: bool = False,
 ) -> None:
     """Trains those runs of a task that `out` does not hold whole already.
 
@@ -89,6 +90,8 @@ def complete(
         compute: how.
         out: where the runs are.
         tensorboard: whether to write logs for TensorBoard, below `out`/tensorboard.
+        begins: whether it takes a step even if `compute` is out of time, as the first one must: a
+            short time would otherwise be used up by the same preparations again and again.
 
     Raises:
         RecordError: if `out` holds a run of another configuration, or another process writes one
@@ -104,7 +107,7 @@ def complete(
 
     if gather_json(all_succeed(whole))[0]:
         return
-    if any(gather_json(compute.out_of_time())):
+    if not begins and any(gather_json(compute.out_of_time())):
         raise OutOfTime(f"out of time before {_described(experiment, task)}")
     with ExitStack() as held:
         if experiment.together:

@@ -92,6 +92,7 @@ def test_every_arm_is_compiled_for_every_topology(small):
     assert [row["batch_size"] for row in result["rows"]] == [32, 64] * 2
 
 
+@pytest.mark.slow
 def test_what_runs_is_what_is_compiled(monkeypatch):
     """The arm's own network, step and data: state, images and labels as training hands them on."""
     monkeypatch.setattr(module, "compile_cases", lambda cases, *_, **__: cases)

@@ -20,7 +20,7 @@ SMALL = {  # settings with which a question takes a second or two
     "gradient_growth": {"batches": (16,), "depth": 12, "width": 256, "draws": 4},
     "residual_stream": {"depth": 10, "width": 300, "examples": 100, "draws": 6},
     "exponential_rate": {"steps": 40},
-    "equilibrium": {"steps": 400},
+    "equilibrium": {"steps": 300, "decay": 0.2, "momentum_decay": 0.15},
     "dropout_before": {"examples": 5_000, "units": 200, "kept": (0.5,)},
     "least_squares": {},
     "rank_collapse": {"depth": 60, "width": 64},

@@ -112,6 +112,21 @@ def test_checkpoints_come_at_their_distance_and_at_the_end():
     assert trace.saved[53].sums.loss.tolist() == [0, 0]  # they went into the last evaluation
 
 
+@pytest.mark.parametrize(
+    ("dense", "until", "sparse", "every"),
+    [(300, 1_000, 500, 0), (300, 1_000, 500, 700), (10, 0, 40, 0), (7, 20, 11, 3), (50, 50, 20, 0)],
+)
+def test_no_dispatch_up_to_an_event_is_longer_than_the_longest(dense, until, sparse, every):
+    """The gap between dense and sparse evaluations may be the longest of all."""
+    schedule = Schedule(4_000, None, dense, until, sparse, every)
+    step, dispatches = 0, []
+    while step < schedule.steps:
+        dispatches.append(schedule.dispatch(step))
+        step += dispatches[-1]
+    assert step == schedule.steps
+    assert max(dispatches) <= schedule.longest_dispatch
+
+
 def test_no_checkpoints_but_the_last_one_at_distance_zero():
     trace = Trace()
     trace.fit(EVERY_TEN._replace(checkpoint_every=0))

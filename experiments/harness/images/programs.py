@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
@@ -239,7 +239,7 @@ def _items(record: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(affects.programs(record).items())
 
 
-@lru_cache(maxsize=16)
+@cache  # all that one command compiles: those of many arms are made ahead
 def _programs(
     config: tuple[tuple[str, Any], ...],
     kind: type[ImageArm],
