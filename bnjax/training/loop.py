@@ -235,8 +235,9 @@ def fit(
                 raise_on_all(error)
             if signum:
                 raise Interrupted(step, signum)
-            if late:
-                raise OutOfTime(f"out of time after step {step:,}")
+            if late and step < schedule.steps:  # after the last one, it is soon finished
+                saved = "" if checkpoints is None else "; saved"
+                raise OutOfTime(f"out of time after step {step:,}{saved}")
         # A signal may have come during the last save.
         signum, _, _ = agree_to_stop(max(received, default=0), False, False)
         if signum:

@@ -66,7 +66,7 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
             _say(f"\nStopped. Again with:\n  {again()}")
         sys.exit(128 + stop.signum)
     except OutOfTime as stop:
-        _say(f"\nStopped, {stop}; saved. Go on with:\n  {again()}")
+        _say(f"\nStopped, {stop}. Go on with:\n  {again()}")
     except KeyboardInterrupt:
         kept = "; what was saved is kept. Go on with" if saves else ". Again with"
         _say(f"\nStopped{kept}:\n  {again()}")

@@ -3,7 +3,9 @@
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+import tyro
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -14,8 +16,11 @@ class Compute:
 
     stop_after: str | None = field(default=None, kw_only=True)
     """Time from the start after which to stop, as 90s, 10m or 1.5h: the run under way saves after
-    its dispatch, no other begins, what is finished is reported. The same command goes on."""
-    started: float = field(default_factory=time.monotonic, init=False, repr=False, compare=False)
+    its dispatch, no other begins, what is finished is reported, and the status is 0. The same
+    command goes on. Compiling is not cut short, and a step is always taken."""
+    started: Annotated[float, tyro.conf.Suppress] = field(
+        default_factory=time.monotonic, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.stop_after is not None:

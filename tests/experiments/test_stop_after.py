@@ -79,7 +79,7 @@ def test_what_is_stopped_goes_on_bitwise(call, tmp_path):
     assert "| 3x100 sigmoid | 1 |" in said
     assert "| 3x100 sigmoid, BN |" not in said
     assert "Left: mlp_bn-s0.\n" in said
-    assert "Stopped, out of time before mlp_bn; saved." in said
+    assert "Stopped, out of time before mlp_bn. Go on with" in said
     assert (out / "summary.json").exists()
     assert not (out / "mlp_bn-s0").exists()
 

@@ -179,7 +179,7 @@ def test_a_signal_saves_and_resuming_loses_nothing(number, when):
     assert first.dispatches + second.dispatches == whole.dispatches
 
 
-@pytest.mark.parametrize(("time", "last"), [(0, 5), (15, 15), (16, 20), (51, 53)])
+@pytest.mark.parametrize(("time", "last"), [(0, 5), (15, 15), (16, 20)])
 def test_the_end_of_the_time_saves_and_resuming_loses_nothing(time, last):
     """After the dispatch in which it comes, at least one; what came before goes on."""
     whole, first = Trace(), Trace(time=time)
@@ -191,6 +191,13 @@ def test_the_end_of_the_time_saves_and_resuming_loses_nothing(time, last):
     second.fit(EVERY_TEN, start=first.saved[last], first_step=last)
     assert first.entries + second.entries == whole.entries
     assert first.dispatches + second.dispatches == whole.dispatches
+
+
+def test_a_run_whose_time_ends_with_its_last_step_is_finished():
+    whole, late = Trace(), Trace(time=51)
+    whole.fit(EVERY_TEN)
+    late.fit(EVERY_TEN)
+    assert late.entries == whole.entries
 
 
 def test_a_signal_counts_for_more_than_the_time():
