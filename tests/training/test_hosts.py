@@ -101,7 +101,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step(seen):
 @pytest.mark.slow
 def test_one_that_is_out_of_time_stops_both_after_the_same_step(seen):
     (first, second) = (each["late"] for each in seen[1])
-    assert first == second == {"said": "out of time after step 1", "saved": 1}
+    assert first == second == {"said": "out of time after step 1; saved", "saved": 1}
 
 
 @pytest.mark.slow
