@@ -23,10 +23,15 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str,
     change = np.array([first[seed] - second[seed] for seed in seeds])
     difference: dict[str, Any] = {"seeds": len(seeds)} | spread(change)
     if len(seeds) > 1:
-        half = stats.t.ppf(0.975, len(seeds) - 1) * change.std(ddof=1) / np.sqrt(len(seeds))
-        bounds = (change.mean() - half, change.mean() + half)
-        difference["confidence_95"] = [round(float(bound), 6) for bound in bounds]
+        difference["confidence_95"] = confidence_95(change)
     return difference
+
+
+def confidence_95(values: Sequence[float] | np.ndarray) -> list[float]:
+    """Returns the 95 % confidence interval of the mean of two values or more, by Student's t."""
+    array = np.asarray(values, float)
+    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    return [round(float(bound), 6) for bound in (array.mean() - half, array.mean() + half)]
 
 
 def difference_line(first: str, second: str, difference: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnjax.evidence.records import read_record
 from bnjax.evidence.tables import table
 from experiments.harness.comparison import Comparison, match_steps
 from experiments.harness.differences import paired
@@ -146,7 +145,7 @@ def claims_table(results: Path, report: Comparison) -> str:
             pair = [load(arm.parent)[arm.name] for arm in arms if arm.name in load(arm.parent)]
             runs = " against ".join(f"`{name}`" for name in names)
             if len(pair) == 2:
-                rows.append([*stated, runs, *_judged(claim, arms, pair)])
+                rows.append([*stated, runs, *_judged(claim, pair)])
             else:
                 rows.append([*stated, runs, "", "", "", "no such pair yet"])
             stated = ["", ""]
@@ -154,10 +153,10 @@ def claims_table(results: Path, report: Comparison) -> str:
     return table([*heads, "verdict"], rows, left=4)
 
 
-def _judged(claim: Claim, arms: Sequence[Path], pair: Sequence[Runs]) -> list[str]:
+def _judged(claim: Claim, pair: Sequence[Runs]) -> list[str]:
     """Returns what a pair differs in, its seeds, how much better the first is, the verdict."""
     finding = claim.measure(*pair)
-    first, second = map(_identity, arms, pair)
+    first, second = map(_identity, pair)
     changed = [name for name in first | second if first.get(name) != second.get(name)]
     differ = ", ".join(f"`{name}`" for name in changed)
     if len(changed) > 3:
@@ -171,9 +170,8 @@ def _verdict(interval: tuple[float, float] | None) -> str:
     return "shown" if low > 0 else "contradicted" if high < 0 else "not shown"
 
 
-def _identity(arm: Path, runs: Runs) -> dict[str, Any]:
+def _identity(runs: Runs) -> dict[str, Any]:
     """Returns what the numbers of an arm's runs depend on, by name, but for the seed."""
-    record = read_record(arm.with_name(f"{arm.name}-s{runs.seeds[0]}"))
-    identity = record["identity"]
+    identity = runs.record["identity"]
     parts = identity["config"] | identity["schedule"] | identity["settings"]
     return parts | {"data": identity["data_sha256"]}

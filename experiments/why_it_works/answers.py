@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from bnjax.evidence.figures import save
 from bnjax.evidence.records import check_log_digest
 from bnjax.evidence.tables import table
+from experiments.harness.differences import confidence_95
 from experiments.harness.results import runs_below
 from experiments.why_it_works.question import Question
 
@@ -118,12 +118,16 @@ def _summary(finals: Sequence[dict[str, Any]], exact: bool) -> dict[str, Any]:
         holds = all(check["deviation"] <= check["bound"] for check in checks)
         yes = "holds exactly" if exact else "holds in small"
         return summary | {"verdict": yes if holds else "contradicted"}
-    effects = np.array([final["effect"] for final in finals])
-    summary["effect"] = round(float(effects.mean()), 6)
+    effects = [final["effect"] for final in finals]
+    summary["effect"] = round(float(np.mean(effects)), 6)
+    if len(effects) > 1:
+        summary["confidence_95"] = confidence_95(effects)
+    return summary | {"verdict": verdict(effects)}
+
+
+def verdict(effects: Sequence[float]) -> str:
+    """Returns what effects of several seeds, above zero where a claim holds, say to it."""
     if len(effects) == 1:
-        return summary | {"verdict": "one seed: no verdict"}
-    half = stats.t.ppf(0.975, len(effects) - 1) * effects.std(ddof=1) / np.sqrt(len(effects))
-    low, high = effects.mean() - half, effects.mean() + half
-    summary["confidence_95"] = [round(float(low), 6), round(float(high), 6)]
-    verdict = "holds in small" if low > 0 else "contradicted" if high < 0 else "not seen"
-    return summary | {"verdict": verdict}
+        return "one seed: no verdict"
+    low, high = confidence_95(effects)
+    return "holds in small" if low > 0 else "contradicted" if high < 0 else "not seen"

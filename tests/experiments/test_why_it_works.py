@@ -1,6 +1,5 @@
 """Explanations of batch normalization: identities hold within their bounds, observations show."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import Run, read_record
 from experiments.harness.runs import complete_all
 from experiments.verify import verify
-from experiments.why_it_works.answers import Answers
+from experiments.why_it_works.answers import Answers, verdict
 from experiments.why_it_works.experiment import EXPERIMENT, QUESTIONS, Config
 from experiments.why_it_works.gradient_growth import linear_factor, relu_factor
 from experiments.why_it_works.question import float64
@@ -146,15 +145,6 @@ def test_elsewhere_a_theorem_must_hold_again(measured, tmp_path):
     assert "holds within its bounds" in verdict.lines[0]
 
 
-def verdict_of(effects):
-    def final(effect):
-        return {"checks": [], "effect": effect, "numbers": {}, "curves": {}}
-
-    from experiments.why_it_works.answers import _summary
-
-    return json.loads(json.dumps(_summary([final(effect) for effect in effects], False)))["verdict"]
-
-
 @pytest.mark.parametrize(
     ("effects", "said"),
     [
@@ -165,7 +155,7 @@ def verdict_of(effects):
     ],
 )
 def test_a_verdict_follows_from_the_interval(effects, said):
-    assert verdict_of(effects) == said
+    assert verdict(effects) == said
 
 
 def test_images_that_are_no_digits_are_refused():
