@@ -115,7 +115,7 @@ class Experiment:
         compute: flags of how it is computed, a dataclass.
         tasks: the runs of a configuration with the arms that it names, in their order.
         decode: `(config, opened data) -> data` as `train` takes it, for example in memory.
-        check: raises ValueError for a task that cannot run, before any compute.
+        check: raises ValueError for a task that cannot run, before any compute; by default never.
         compile_ahead: `(tasks, data, compute) -> None`, before the first of these tasks.
         train: trains a task.
         page: the tables and figures of runs, and its committed results.
@@ -131,7 +131,7 @@ class Experiment:
     tasks: Callable[[Any, Sequence[Any]], list[Task]]
     decode: Callable[[Any, DataSet], DataSet] = lambda config, data: data
     compile_ahead: Callable[[Sequence[Task], Any, Any], None] = lambda tasks, data, compute: None
-    check: Callable[[Task, Any, Any], None]
+    check: Callable[[Task, Any, Any], None] = lambda task, data, compute: None
     train: Train
     page: Page
     together: bool = False

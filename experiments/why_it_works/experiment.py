@@ -85,10 +85,6 @@ def tasks(config: Config, questions: Sequence[Question]) -> list[Task]:
     ]
 
 
-def check(task: Task, data: DataSet, compute: Compute) -> None:
-    """Accepts every task: the configuration was checked, and nothing else can be wrong."""
-
-
 def train(
     task: Task, data: DataSet, compute: Compute, log: RunLog, *, checkpoints: Any, description: str
 ) -> list[Outcome]:
@@ -116,7 +112,6 @@ EXPERIMENT = Experiment(
     arms=QUESTIONS,
     tasks=tasks,
     decode=lambda config, data: in_memory(data),
-    check=check,
     train=train,
     page=Page(_ANSWERS, more=_ANSWERS.blocks),
 )

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
-from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
 from experiments.why_it_works.question import (
@@ -37,7 +36,7 @@ from experiments.why_it_works.question import (
     Question,
     rounded,
 )
-from experiments.why_it_works.scale_invariant import TINY
+from experiments.why_it_works.standardize import standardize
 
 
 def relu_factor(batch: int) -> float:
@@ -120,12 +119,8 @@ class GradientGrowth(Question):
 
 
 def _gradients(kernels: jax.Array, x: jax.Array, last: jax.Array, *, relu: bool) -> jax.Array:
-    width = kernels.shape[-1]
-    none = init_params(width, use_scale=False, use_bias=False)
-    stats = init_stats(width, dtype=x.dtype)
-
     def layer(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        y, _ = normalize_batch(x @ kernel, none, stats, epsilon=TINY)
+        y = standardize(x @ kernel)
         return jax.nn.relu(y) if relu else y
 
     def run(kernels: jax.Array, x: jax.Array, last: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ from experiments.why_it_works.question import (
     deviation,
     rounded,
 )
-from experiments.why_it_works.scale_invariant import TINY
+from experiments.why_it_works.standardize import TINY
 
 
 @dataclass(frozen=True, kw_only=True)

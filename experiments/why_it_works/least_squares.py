@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
-from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
 from experiments.why_it_works.question import (
@@ -26,7 +25,7 @@ from experiments.why_it_works.question import (
     Question,
     rounded,
 )
-from experiments.why_it_works.scale_invariant import TINY
+from experiments.why_it_works.standardize import standardize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +79,9 @@ class LeastSquares(Question):
         self, x: jax.Array, y: jax.Array, rng: np.random.Generator, most: float
     ) -> np.ndarray:
         """rho(w) along the descent, through the layer itself."""
-        none = init_params(1, use_scale=False, use_bias=False)
-        stats = init_stats(1, dtype=x.dtype)
 
         def rho(w: jax.Array) -> jax.Array:
-            unit, _ = normalize_batch(x @ w[:, None], none, stats, epsilon=TINY)
-            return -(jnp.mean(unit[:, 0] * y) ** 2)  # with the best g
+            return -(jnp.mean(standardize(x @ w[:, None])[:, 0] * y) ** 2)  # with the best g
 
         def step(w: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
             value, slope = jax.value_and_grad(rho)(w)

@@ -1,5 +1,6 @@
 """A question: an explanation of batch normalization, and what measures whether it holds."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question(Arm):
+class Question(Arm, ABC):
     """An arm that is a question; its settings are those of the measurement.
 
     Attributes:
@@ -59,13 +60,13 @@ class Question(Arm):
     source: ClassVar[str]
     exact: ClassVar[bool] = True
 
+    @abstractmethod
     def answer(self, seed: int, data: DataSet) -> Answer:
         """Returns what the measurement with a seed says; computed in float64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the curves of some seeds' answers, JSON values."""
-        raise NotImplementedError
 
 
 @contextmanager

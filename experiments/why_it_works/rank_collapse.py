@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
-from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
-from experiments.why_it_works.scale_invariant import TINY
+from experiments.why_it_works.standardize import standardize
 
 _CENTRED = "#009e73"
 
@@ -53,16 +52,12 @@ class RankCollapse(Question):
         kernels = jnp.asarray(rng.normal(size=shape) / np.sqrt(self.width))
         own = rng.normal(size=(self.inputs, self.width)) * np.sqrt(1 - self.alike)
         x = jnp.asarray(own + rng.normal(size=self.width) * np.sqrt(self.alike))
-        none = init_params(self.width, use_scale=False, use_bias=False)
-        stats = init_stats(self.width, dtype=x.dtype)
         ranks = {
             "without": _ranks(lambda h: h / jnp.sqrt(jnp.mean(h**2)), x, kernels),
             "uncentred": _ranks(
                 lambda h: h / jnp.sqrt(jnp.mean(h**2, 0, keepdims=True)), x, kernels
             ),
-            "normalized": _ranks(
-                lambda h: normalize_batch(h, none, stats, epsilon=TINY)[0], x, kernels
-            ),
+            "normalized": _ranks(standardize, x, kernels),
         }
         last = {f"rank, {name}": float(values[-1]) for name, values in ranks.items()}
         return Answer(

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
-from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
 from experiments.why_it_works.question import (
@@ -27,7 +26,7 @@ from experiments.why_it_works.question import (
     deviation,
     rounded,
 )
-from experiments.why_it_works.scale_invariant import TINY
+from experiments.why_it_works.standardize import standardize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +54,8 @@ class ResidualStream(Question):
     def answer(self, seed: int, data: DataSet) -> Answer:
         """Returns the deviations from 1 + l and 2^l."""
         rng = np.random.default_rng(seed)
-        none = init_params(self.width, use_scale=False, use_bias=False)
-        stats = init_stats(self.width, dtype=jnp.float64)
-
-        def normalized(x: jax.Array) -> jax.Array:
-            return normalize_batch(x, none, stats, epsilon=TINY)[0]
-
         both = jax.jit(
-            lambda x, kernels: (_moments(normalized, x, kernels), _moments(jnp.array, x, kernels))
+            lambda x, kernels: (_moments(standardize, x, kernels), _moments(jnp.array, x, kernels))
         )
         shape = (self.depth, self.width, self.width)
         seen = []

@@ -12,15 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
 from bnjax.data.order import batch_indices
+from experiments.why_it_works.standardize import TINY, standardize
 
 _WIDTHS = (784, 100, 100)
 _CLASSES = 10
-TINY = 1e-300
-"""An epsilon that float64 does not see."""
-
 Weights = list[jax.Array]
 
 
@@ -52,11 +49,7 @@ def problem(
     def loss(weights: Weights, batch: Any) -> jax.Array:
         x, labels = batch
         for kernel in weights:
-            h = x @ kernel
-            width = h.shape[-1]
-            none = init_params(width, use_scale=False, use_bias=False)
-            x, _ = normalize_batch(h, none, init_stats(width, dtype=h.dtype), epsilon=epsilon)
-            x = jax.nn.relu(x)
+            x = jax.nn.relu(standardize(x @ kernel, epsilon=epsilon))
         losses = optax.softmax_cross_entropy_with_integer_labels(x @ last, labels)
         return losses.mean()
 
