@@ -12,6 +12,7 @@ import tyro
 
 from bnjax.command import command
 from bnjax.evidence.report import fill, same_picture
+from bnjax.paths import writable_folder
 from experiments.benchmarks.__main__ import BENCHMARKS
 from experiments.compiled import tables as compiled_tables
 from experiments.harness.citations import made_by
@@ -31,13 +32,22 @@ class Arguments:
 
     check: bool = False
     """Write nothing; exit with 1 and name what has drifted from the results."""
+    html: Path | None = None
+    """Write nothing but DIR/index.html: one page of all committed runs, their curves, tables and
+    differences, which needs no network; needs the extra `page`."""
 
 
 @command()
 def main() -> None:
     """Reads the command line; writes, or checks."""
     with ending("experiments.report"):
-        if not tyro.cli(Arguments, prog="python -m experiments.report").check:
+        arguments = tyro.cli(Arguments, prog="python -m experiments.report")
+        if arguments.html is not None:
+            if arguments.check:
+                raise ValueError("--check and --html: give one of them.")
+            print(write_page(arguments.html))
+            return
+        if not arguments.check:
             for results, draw in figures():
                 draw(results)
             for path, text in documents():
@@ -49,6 +59,33 @@ def main() -> None:
                 f"drifted from the results: {', '.join(drifted)}; run python -m experiments.report"
             )
         print("figures, summaries and tables are those of the results.")
+
+
+def write_page(folder: Path) -> Path:
+    """Writes the page of all committed runs, and returns its file.
+
+    Raises:
+        MissingExtraError: without the extra `page`.
+        ValueError: the folder cannot be made or written.
+    """
+    from experiments.results_page.groups import read_groups
+    from experiments.results_page.page import page
+
+    out = writable_folder("--html", folder) / "index.html"
+    groups = [
+        group
+        for experiment in _with_results()
+        for group in read_groups(experiment.name, experiment.results, experiment.arms)
+    ]
+    with tempfile.TemporaryDirectory() as drawn:
+        pictures = []
+        for number, (results, draw) in enumerate(figures()):
+            to = Path(drawn, str(number))
+            to.mkdir()
+            of = results.relative_to(ROOT / "experiments").as_posix().replace("/results", "")
+            pictures += [(f"{of}: {f.stem}", f.with_suffix(".svg")) for f in draw(results, to)]
+        out.write_text(page(groups, pictures), encoding="utf-8")
+    return out
 
 
 def documents() -> Iterator[tuple[Path, str]]:

@@ -161,10 +161,13 @@ def new_figure(columns: Sequence[float], *, height: float = 3.2) -> tuple[Figure
 def save(figure: Figure, path: Path) -> Path:
     """Writes a PNG that depends on the figure and on matplotlib, whose version it names.
 
-    It also holds a digest of the data and words that are drawn, which all versions share.
+    It also holds a digest of the data and words that are drawn, which all versions share. Beside
+    it comes an SVG, for pages and papers.
     """
     software = f"matplotlib {matplotlib.__version__}"
     figure.savefig(path, dpi=160, metadata={"Software": software, "Source": _digest(figure)})
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # else ids differ from day to day
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     return path
 
 

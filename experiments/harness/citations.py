@@ -57,7 +57,12 @@ def origin(results: Iterable[Path]) -> Origin:
         RecordError: one is none of these, or not finished, or damaged, or of no commit.
     """
     paths = list(results)
-    records = [pair for path in paths for pair in _records(path)]
+    return origin_of(paths, [pair for path in paths for pair in _records(path)])
+
+
+def origin_of(results: Iterable[Path], records: Iterable[tuple[Path, dict[str, Any]]]) -> Origin:
+    """Returns the same of records that are read already, each behind its file's path."""
+    records = list(records)
     parts = [(path, part) for path, record in records for part in _environments(path, record)]
     data: dict[str, str] = {}
     for path, record in records:
@@ -65,7 +70,7 @@ def origin(results: Iterable[Path]) -> Origin:
             data |= _data(record)
     digests = sorted(_digest(record) for _, record in records)
     return Origin(
-        tuple(map(_below_root, paths)),
+        tuple(map(below_root, results)),
         tuple(sorted({_name(record) for _, record in records} - {""})),
         tuple(sorted({_version(path, part) for path, part in parts}, key=_order)),
         tuple(sorted({_commit(path, part) for path, part in parts})),
@@ -101,6 +106,12 @@ def made_by(results: Path) -> str:
     """Returns a line of Markdown: what made the results, and how to cite them."""
     source = origin([results])
     return f"*By {source.line}. To cite: `python -m experiments.cite {source.paths[0]}`.*"
+
+
+def below_root(path: Path) -> str:
+    """Returns a path without the folders of this machine."""
+    whole = path.resolve()
+    return whole.relative_to(ROOT).as_posix() if whole.is_relative_to(ROOT) else whole.name
 
 
 def _records(result: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -174,12 +185,6 @@ def _digest(record: dict[str, Any]) -> str:
     """The record's own, which those of schema 1 do not name, or that of what it holds."""
     text = json.dumps(record, sort_keys=True)
     return str(record.get("sha256") or hashlib.sha256(text.encode()).hexdigest())
-
-
-def _below_root(path: Path) -> str:
-    """A path without those of this machine."""
-    whole = path.resolve()
-    return whole.relative_to(ROOT).as_posix() if whole.is_relative_to(ROOT) else whole.name
 
 
 def _order(version: str) -> list[int]:
