@@ -37,11 +37,15 @@ class Origin(NamedTuple):
     digest: str
 
     @property
+    def short_commits(self) -> list[str]:
+        """The commits, each by its first digits."""
+        return [commit[:_SHORT] + commit[40:] for commit in self.commits]
+
+    @property
     def line(self) -> str:
         """The versions, commits and data in a few words."""
-        commits = ", ".join(commit[:_SHORT] + commit[40:] for commit in self.commits)
         several = "s" * (len(self.commits) > 1)
-        text = f"bnjax {', '.join(self.versions)}, commit{several} {commits}"
+        text = f"bnjax {', '.join(self.versions)}, commit{several} {', '.join(self.short_commits)}"
         data = [f"{name} (SHA-256 {digest[:_SHORT]})" for name, digest in self.data.items()]
         return text + (f", data {', '.join(data)}" if data else "")
 

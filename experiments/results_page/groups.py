@@ -1,7 +1,7 @@
 """Runs of any experiment as the page shows them, and what is said of those alike but for seed."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -19,6 +19,7 @@ from experiments.harness.results import changed_settings, read_result
 
 Json = Any
 _WHEN = {*Schedule._fields, "eval_batch"} - {"steps"}
+_NAMED = 2  # changed settings that a label names; a record has all
 _SUMS = {"loss", "correct", "examples"}
 
 
@@ -111,7 +112,7 @@ class Group(NamedTuple):
         experiment: its name.
         folder: of the runs, below the experiment's results.
         arm: whose runs they are.
-        label: of the arm, with the settings that make it another.
+        label: of the arm, with what makes it another.
         runs: in order of seeds.
     """
 
@@ -182,8 +183,11 @@ def read_groups(experiment: str, results: Path, arms: Sequence[Arm]) -> list[Gro
     for (folder, _, name, *_), runs in sorted(found.items(), key=lambda item: item[0]):
         arm = known.get(name) or Arm(name=name, label=name)
         changed = changed_settings(arm, runs[0].record) if name in known else {}
+        label = label_of(arm, changed)
+        if len(changed) > _NAMED:
+            label = f"{arm.label}, {len(changed)} settings changed"
         by_seed = sorted(runs, key=lambda run: run.seed)
-        groups.append(Group(experiment, folder, arm, label_of(arm, changed), by_seed))
+        groups.append(Group(experiment, folder, arm, label, by_seed))
     return [_told_apart(group, groups) for group in groups]
 
 
@@ -245,20 +249,20 @@ def _measures(entry: dict[str, Json]) -> Iterator[tuple[str, float]]:
     for name, value in entry.items():
         if isinstance(value, dict) and value.keys() >= _SUMS:
             if value["examples"]:
-                yield f"{name} accuracy, %", round(100 * accuracy(value), 6)
-                yield f"{name} loss", round(value["loss"] / value["examples"], 6)
+                yield f"{name} accuracy, %", 100 * accuracy(value)
+                yield f"{name} loss", value["loss"] / value["examples"]
         elif name != "step" and isinstance(value, int | float):
             yield name, value
 
 
 def _measured(curves: dict[str, Json]) -> Iterator[Series]:
-    """Lists of numbers by name, against the first if it counts something, else by position."""
+    """Lists of numbers by name, against the first if that counts something, else by position."""
     lists = {name: values for name, values in curves.items() if _is_list_of_numbers(values)}
     if not lists:
         return
     first = next(iter(lists))
     counted = lists[first]
-    if len(lists) > 1 and all(isinstance(x, int) for x in counted) and _grows(counted):
+    if len(lists) > 1 and _counts(counted):
         del lists[first]
     else:
         counted = list(range(max(map(len, lists.values()))))
@@ -272,5 +276,8 @@ def _is_list_of_numbers(values: Json) -> bool:
     return numbers and len(values) > 2
 
 
-def _grows(values: Iterable[float]) -> bool:
-    return bool((np.diff(np.asarray(list(values), float)) > 0).all())
+def _counts(values: Sequence[float]) -> bool:
+    """Whether they are whole numbers that only grow or only fall: steps, layers."""
+    changes = np.diff(np.asarray(values, float))
+    one_way = (changes > 0).all() or (changes < 0).all()
+    return bool(one_way) and all(isinstance(value, int) for value in values)

@@ -12,8 +12,11 @@ const MARKS = {
   hex: "⬢", plus: "✚", square_pin: "✦", x: "✖",
 };
 const unique = (values) => [...new Set(values)];
-const number = (value) => Math.abs(value) >= 1e-3 && Math.abs(value) < 1e6
-  ? value.toLocaleString("en", { maximumSignificantDigits: 6 }) : value.toExponential(3);
+const number = (value, maximumSignificantDigits = 4) =>
+  value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e9)
+    ? value.toLocaleString("en", { maximumSignificantDigits }) : value.toExponential(2);
+for (const group of data.groups) for (const run of group.runs)
+  for (const curve of Object.values(run.curves).flat()) curve.x = data.steps[curve.x];
 
 // Filters ------------------------------------------------------------------------------------
 function options(select, values, all) {
@@ -47,6 +50,7 @@ function apply() {
     element.hidden = !(own.some(chosen) && seeds);
   }
   const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
+  document.querySelectorAll("main table[id]:not(#legend)").forEach(hideColumns);
   history.replaceState(null, "", "?" + query + location.hash);
   draw();
 }
@@ -55,11 +59,12 @@ function apply() {
 const drawn = new Set(); // numbers of the groups whose curves are ticked
 let view = null, shown = [];
 
-function tickFirst() { // the first folder of each experiment
+function tickFirst() { // the first folder of each experiment; of questions, which differ in all, one
   const first = {};
   data.groups.forEach((group, i) => {
-    first[group.experiment] ??= group.folder;
-    if (first[group.experiment] === group.folder) drawn.add(i);
+    const before = first[group.experiment] ??= group;
+    const several = (g) => Object.values(g.runs[0].curves).some((curves) => curves[0].name);
+    if (before === group || (before.folder === group.folder && !several(group) && !several(before))) drawn.add(i);
   });
 }
 
@@ -130,6 +135,8 @@ async function draw() {
     if (curve.ends) // reached infinity after its last value
       figure.scatter({ x: [x.at(-1)], y: [y.at(-1)], marker: "x", size: 16, line_color: color, line_width: 3 });
   }
+  figure.toolbar.logo = null;
+  figure.toolbar.active_drag = figure.toolbar.tools.find((tool) => tool.type === (narrow ? "PanTool" : "BoxZoomTool"));
   figure.add_tools(new Bokeh.CrosshairTool({ dimensions: "height", line_color: "#5b6575" }));
   figure.xaxis.formatter = new Bokeh.NumeralTickFormatter({ format: "0,0.[000]" });
   figure.on_event("mousemove", (event) => legend(event.x));
@@ -153,13 +160,14 @@ function legend(at) { // every curve's value at the step nearest to the pointer,
     const name = document.createElement("td");
     name.textContent = curve.title + (curve.ends ? ` (reached infinity at step ${curve.ends.toLocaleString("en")})` : "");
     const value = document.createElement("td");
-    const spread = curve.sd && curve.runs > 1 ? ` ± ${number(curve.sd[i])}` : "";
-    value.textContent = number(curve.y[i]) + spread;
+    const shown = (value) => $("measure").value.endsWith("%") ? value.toFixed(2) : number(value);
+    const spread = curve.sd && curve.runs > 1 ? ` ± ${shown(curve.sd[i])}` : "";
+    value.textContent = shown(curve.y[i]) + spread;
     row.append(sign, name, value);
     return row;
   }));
   const [low, high] = [Math.min(...steps), Math.max(...steps)];
-  $("at").textContent = at === null ? "last value" : low === high ? `at ${number(low)}` : `at ${number(low)} to ${number(high)}`;
+  $("at").textContent = at === null ? "last value" : low === high ? `at ${number(low, 9)}` : `at ${number(low, 9)} to ${number(high, 9)}`;
 }
 
 // Tables -------------------------------------------------------------------------------------
@@ -183,6 +191,16 @@ function sortable(table) {
       };
       table.tBodies[0].append(...[...table.tBodies[0].rows].sort(order));
     });
+  });
+}
+
+function hideColumns(table) { // what is empty, and where all rows are of one place
+  const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden);
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    const texts = unique(rows.map((row) => row.cells[column]).map((cell) => cell.childElementCount ? "." : cell.textContent));
+    const place = ["experiment", "runs"].includes(head.textContent);
+    const idle = texts.length === 1 && (!texts[0] || place);
+    for (const row of table.rows) row.cells[column].hidden = idle;
   });
 }
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,9 @@ from typing import Any, NamedTuple
 from bnjax.evidence.statistics import spread
 from bnjax.evidence.tables import plain
 from bnjax.extras import extra
-from experiments.harness.citations import bibtex
+from experiments.harness.citations import Origin, bibtex
 from experiments.harness.differences import confidence_95
-from experiments.results_page.groups import Group, Pair, ShownRun, pairs, varying
+from experiments.results_page.groups import Group, Pair, Series, ShownRun, pairs, varying
 
 with extra("page"):
     # BokehJS draws: 1.4 MB of script in the page, where Plotly's has 4.8 and Vega's comes in a
@@ -96,32 +97,36 @@ def page(groups: Sequence[Group], figures: Iterable[tuple[str, Path]] = ()) -> s
 
 
 def curves(groups: Sequence[Group]) -> dict[str, Json]:
-    """Returns what the script draws and filters, JSON values."""
-    return {
-        "fields": varying(groups),
-        "groups": [
-            {
-                "experiment": group.experiment,
-                "folder": group.folder,
-                "arm": group.arm.name,
-                "label": group.label,
-                "color": group.arm.color,
-                "fields": {name: _shown(value) for name, value in group.fields.items()},
-                "runs": [
-                    {
-                        "seed": run.seed,
-                        "diverged": (run.final.get("diverged") or {}).get("step"),
-                        "curves": {
-                            measure: [series._asdict() for series in several]
-                            for measure, several in run.curves.items()
-                        },
-                    }
-                    for run in group.runs
-                ],
-            }
-            for group in groups
-        ],
-    }
+    """Returns what the script draws and filters, JSON values.
+
+    Many runs are evaluated at the same steps: a curve names its `steps` by their place.
+    """
+    steps: list[list[float]] = []
+
+    def drawn(series: Series) -> dict[str, Json]:
+        if series.x not in steps:
+            steps.append(series.x)
+        values = [float(f"{value:.6g}") for value in series.y]
+        return {"name": series.name, "x": steps.index(series.x), "y": values}
+
+    def run_of(run: ShownRun) -> dict[str, Json]:
+        of = {measure: list(map(drawn, several)) for measure, several in run.curves.items()}
+        fault = run.final.get("diverged") or {}
+        return {"seed": run.seed, "diverged": fault.get("step"), "curves": of}
+
+    names = varying(groups)
+    shown = [
+        {
+            "experiment": group.experiment,
+            "folder": group.folder,
+            "label": group.label,
+            "color": group.arm.color,
+            "fields": {name: _shown(group.fields[name]) for name in names if name in group.fields},
+            "runs": list(map(run_of, group.runs)),
+        }
+        for group in groups
+    ]
+    return {"fields": names, "steps": steps, "groups": shown}
 
 
 def _counts(groups: Sequence[Group]) -> str:
@@ -148,7 +153,7 @@ def _networks(groups: Sequence[Group]) -> Table:
                     *(_mean(group, head) for head in _NUMBERS),
                     Cell(" / ".join(dict.fromkeys(run.checks for run in group.runs))),
                     Cell(_diverged(group.runs)),
-                    Cell(group.origin.line, link=f"#cite-{number}"),
+                    Cell(_made_by(group.origin), link=f"#cite-{number}"),
                 ],
                 [number],
             )
@@ -168,7 +173,7 @@ def _difference_table(groups: Sequence[Group], compared: Sequence[Pair]) -> Tabl
         cells = [
             Cell(pair.first.experiment),
             *(Cell(_placed(groups[number]), link=f"#cite-{number}") for number in own),
-            Cell(", ".join(pair.differ) or "nothing", float(len(pair.differ))),
+            Cell(", ".join(pair.differ) or "nothing"),
             _number(seeds),
         ]
         for head in ("best accuracy, %", "final, %"):
@@ -196,7 +201,7 @@ def _runs(groups: Sequence[Group]) -> Table:
                 Cell(run.checks),
                 Cell(_diverged([run])),
                 Cell(f"{run.final['wall_seconds']:,.0f}", run.final["wall_seconds"]),
-                Cell("record", link=f"#{_anchor(run)}"),
+                Cell("record", link=f"#{_anchor(group, run)}"),
             ]
             rows.append(Row(cells, [number], run.seed))
     return Table("runs", heads, rows)
@@ -219,7 +224,7 @@ def _card(number: int, group: Group, run: ShownRun) -> dict[str, Json]:
         "SHA-256 of the record": source.digest,
     }
     return {
-        "anchor": _anchor(run),
+        "anchor": _anchor(group, run),
         "title": f"{_placed(group)}, seed {run.seed}",
         "group": number,
         "seed": run.seed,
@@ -239,9 +244,14 @@ def _citation(number: int, group: Group) -> dict[str, Json]:
         "group": number,
         "line": source.line,
         "commands": "\n".join(f"{verify} {run.path}" for run in group.runs),
-        "records": [(f"#{_anchor(run)}", f"seed {run.seed}") for run in group.runs],
+        "records": [(f"#{_anchor(group, run)}", f"seed {run.seed}") for run in group.runs],
         "bibtex": bibtex(source),
     }
+
+
+def _made_by(source: Origin) -> str:
+    """Versions and commits in the width of a column."""
+    return f"{', '.join(source.versions)} at {', '.join(source.short_commits)}"
 
 
 def _outcome(run: ShownRun) -> str:
@@ -287,16 +297,21 @@ def _diverged(runs: Sequence[ShownRun]) -> str:
 
 
 def _address(path: Path) -> str:
-    """A picture as an address that holds it."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    """A picture as an address that holds it, without digits of points that no screen shows."""
+
+    def shorter(match: re.Match[str]) -> str:
+        return re.sub(r"(\.\d)\d+", r"\1", match.group())
+
+    text = re.sub(r' d="[^"]*"', shorter, path.read_text(encoding="utf-8"))
+    return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def _placed(group: Group) -> str:
     return f"{group.label} [{group.folder}]" if group.folder else group.label
 
 
-def _anchor(run: ShownRun) -> str:
-    return run.path.removeprefix("experiments/").replace("/results", "").replace("/", "-")
+def _anchor(group: Group, run: ShownRun) -> str:
+    return "-".join(filter(None, (group.experiment, *group.folder.split("/"), run.folder.name)))
 
 
 def _shown(value: Json) -> str:
