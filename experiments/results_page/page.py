@@ -61,6 +61,14 @@ class Table(NamedTuple):
     heads: list[str]
     rows: list[Row]
 
+    @property
+    def numbers(self) -> list[bool]:
+        """Whether each column holds numbers."""
+        return [
+            any(row.cells[column].value is not None for row in self.rows)
+            for column in range(len(self.heads))
+        ]
+
 
 def page(groups: Sequence[Group], figures: Iterable[tuple[str, Path]] = ()) -> str:
     """Returns the page, whole: it asks no network for anything.
@@ -220,12 +228,14 @@ def _card(number: int, group: Group, run: ShownRun) -> dict[str, Json]:
         "versions": ", ".join(f"{k} {v}" for k, v in where["versions"].items()),
         "begun": record.get("started", ""),
         "outcome": _outcome(run),
-        "settings": ", ".join(f"{k} {_shown(v)}" for k, v in run.fields.items()),
+        "settings": ", ".join(
+            f"{k} {_shown(v)}" for k, v in run.fields.items() if not k.startswith("data")
+        ),
         "SHA-256 of the record": source.digest,
     }
     return {
         "anchor": _anchor(group, run),
-        "title": f"{_placed(group)}, seed {run.seed}",
+        "title": f"{group.experiment}: {_placed(group)}, seed {run.seed}",
         "group": number,
         "seed": run.seed,
         "facts": facts,

@@ -11,7 +11,7 @@ from experiments.results_page.groups import read_groups
 pytest.importorskip("bokeh", reason="needs the extra `page`")
 pytest.importorskip("selenium", reason="needs the extra `test`")
 
-from chromium import PROGRAMS, ActionChains, By, chromium, WebDriverWait, select, texts, width
+from chromium import PROGRAMS, ActionChains, By, WebDriverWait, chromium, select, texts, width
 
 from experiments.results_page.page import page
 
@@ -66,7 +66,8 @@ def drawn_lines(browser):
     return browser.execute_script("""
         const all = (root) => [...root.querySelectorAll("*")].flatMap(
             (node) => [node, ...(node.shadowRoot ? all(node.shadowRoot) : [])]);
-        return all(document.getElementById("chart")).filter((node) => node.tagName === "path").length;
+        const drawn = all(document.getElementById("chart"));
+        return drawn.filter((node) => node.tagName === "path").length;
     """)
 
 

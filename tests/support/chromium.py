@@ -10,6 +10,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 __all__ = [
+    *("PROGRAMS", "ActionChains", "By", "WebDriverWait"),
+    *("chromium", "select", "texts", "width"),
+]
     "PROGRAMS",
     "ActionChains",
     "By",
@@ -53,7 +56,7 @@ def select(browser: webdriver.Chrome, name: str, text: str) -> None:
 def texts(browser: webdriver.Chrome, selector: str) -> list[str]:
     """What is seen of the elements of a selector; those that are hidden are left out."""
     script = """return [...document.querySelectorAll(arguments[0])]
-        .filter((element) => element.checkVisibility()).map((element) => element.innerText.trim())"""
+        .filter((shown) => shown.checkVisibility()).map((shown) => shown.innerText.trim())"""
     return browser.execute_script(script, selector)
 
 
