@@ -11,7 +11,10 @@ from experiments.results_page.groups import read_groups
 pytest.importorskip("bokeh", reason="needs the extra `page`")
 pytest.importorskip("selenium", reason="needs the extra `test`")
 
-from chromium import PROGRAMS, ActionChains, By, WebDriverWait, chromium, select, texts, width
+from chromium import PROGRAMS, chromium, select, texts, width
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from experiments.results_page.page import page
 

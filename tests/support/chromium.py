@@ -5,23 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from selenium import webdriver
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select, WebDriverWait
-
-__all__ = [
-    *("PROGRAMS", "ActionChains", "By", "WebDriverWait"),
-    *("chromium", "select", "texts", "width"),
-]
-    "PROGRAMS",
-    "ActionChains",
-    "By",
-    "WebDriverWait",
-    "chromium",
-    "select",
-    "texts",
-    "width",
-]
+from selenium.webdriver.support.ui import Select
 
 PROGRAMS = tuple(map(shutil.which, ("chromium", "chromedriver")))
 _FLAGS = (
