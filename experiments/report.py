@@ -83,7 +83,7 @@ def write_page(folder: Path) -> Path:
             to = Path(drawn, str(number))
             to.mkdir()
             of = results.relative_to(ROOT / "experiments").as_posix().replace("/results", "")
-            pictures += [(f"{of}: {f.stem}", f.with_suffix(".svg")) for f in draw(results, to)]
+            pictures += [(f"{of}: {file.stem}", file) for file in draw(results, to, form="svg")]
         out.write_text(page(groups, pictures), encoding="utf-8")
     return out
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ with extra("figures"):
     from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
+Form = Literal["png", "svg"]
 PLAIN, NORMALIZED = "#d55e00", "#0072b2"  # Okabe & Ito: colour-blind readers can tell them
 
 
@@ -159,15 +160,17 @@ def new_figure(columns: Sequence[float], *, height: float = 3.2) -> tuple[Figure
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG that depends on the figure and on matplotlib, whose version it names.
+    """Writes a figure, as its path ends: `.png` or `.svg`.
 
-    It also holds a digest of the data and words that are drawn, which all versions share. Beside
-    it comes an SVG, for pages and papers.
+    The file depends on the figure and on matplotlib. A PNG names its version, and holds a digest
+    of the data and words that are drawn, which all versions share.
     """
+    if path.suffix == ".svg":
+        with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # else ids differ by the day
+            figure.savefig(path, metadata={"Date": None})
+        return path
     software = f"matplotlib {matplotlib.__version__}"
     figure.savefig(path, dpi=160, metadata={"Software": software, "Source": _digest(figure)})
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # else ids differ from day to day
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     return path
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from bnjax.evidence.figures import Form
 from experiments.harness.comparison import Comparison
 
 Blocks = Callable[[Path], dict[str, str]]
@@ -22,7 +23,7 @@ class Report(Protocol):
         """Returns what the command prints; empty parts are left out."""
         ...
 
-    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+    def draw(self, out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
         """Draws the figures that the runs allow into `to`, or `out` itself; returns the files."""
         ...
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from bnjax.evidence.figures import (
     Curve,
+    Form,
     Percentiles,
     by_learning_rate,
     learning_curves,
@@ -24,7 +25,7 @@ from experiments.mnist_lenet.summary import (
 )
 
 
-def draw(out: Path, to: Path | None = None) -> list[Path]:
+def draw(out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
     """Draws what the runs below `out` allow, a pure function of them, into `to` or `out` itself.
 
     Returns the files. `figure1.png` and `figure1_lenet.png`: accuracy (a), and the input to the
@@ -36,11 +37,11 @@ def draw(out: Path, to: Path | None = None) -> list[Path]:
     files = []
     for plain, normalized in PAIRS:
         if plain in runs and normalized in runs:
-            name = "figure1.png" if plain == "mlp" else "figure1_lenet.png"
-            files.append(_figure1(runs[plain], runs[normalized], to / name))
+            name = "figure1" if plain == "mlp" else "figure1_lenet"
+            files.append(_figure1(runs[plain], runs[normalized], to / f"{name}.{form}"))
     sweep = load_sweep(out)
     if any(set(pair) <= set(sweep) for pair in PAIRS):
-        files.append(_sweep(sweep, to / "sweep.png"))
+        files.append(_sweep(sweep, to / f"sweep.{form}"))
     return files
 
 
