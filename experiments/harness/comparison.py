@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from bnjax.evidence.figures import Curve, Form, Marker, learning_curves, mark, new_figure, save
+from bnjax.evidence.figures import (
+    Curve,
+    Form,
+    Marker,
+    learning_curves,
+    mark,
+    mark_of,
+    new_figure,
+    save,
+)
 from bnjax.evidence.statistics import accuracy, spread, steps_to, times
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
 from experiments.harness.arm import Arm, by_name, label_of
@@ -254,17 +263,20 @@ def _curve(group: Runs) -> Curve:
     points = min(map(len, group.steps))
     values = np.array([row[:points] for row in group.accuracy])
     assert group.arm.color is not None
-    return Curve(group.label, group.arm.color, group.steps[0][:points], values, group.arm.line)
+    ended = tuple(float(fault["step"]) for fault in _faults(group))
+    x = group.steps[0][:points]
+    return Curve(group.label, group.arm.color, x, values, group.arm.line, ended)
 
 
 def _markers(runs: Iterable[Runs], reference: Runs) -> list[Marker]:
     """Where an arm matches the reference's best, on average over the seeds, if all of them do."""
     markers = []
-    for group in runs:
+    for position, group in enumerate(runs):
         matched = list(match_steps(group, reference).values())
         if matched and None not in matched and group.arm.color:
             at = float(np.mean(np.array(matched, float)))
-            markers.append(Marker(at, _mean_best(reference), group.arm.color))
+            sign = mark_of(position)
+            markers.append(Marker(at, _mean_best(reference), group.arm.color, sign))
     return markers
 
 
