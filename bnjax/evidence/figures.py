@@ -109,7 +109,7 @@ def _means(axes: Axes, curves: Sequence[Curve]) -> None:
     for position, curve in enumerate(curves):
         y = 100 * curve.y
         mean, sd = y.mean(axis=0), y.std(axis=0, ddof=min(1, len(y) - 1))
-        style = {"color": curve.color, "label": curve.label, "linewidth": 1.5}
+        style: Any = {"color": curve.color, "label": curve.label, "linewidth": 1.5}
         place = (0.02 + 0.12 * position / len(curves), 0.12)  # marks of all lie apart
         axes.plot(curve.x, mean, curve.line + mark_of(position), markevery=place, ms=5, **style)
         axes.fill_between(curve.x, mean - sd, mean + sd, color=curve.color, alpha=0.2, linewidth=0)
@@ -143,7 +143,7 @@ def _enlarge_ends(axes: Axes, curves: Sequence[Curve]) -> bool:
 
 def _mark_divergence(axes: Axes, curves: Sequence[Curve]) -> None:
     """Draws a cross on the lower edge where a run reached infinity."""
-    edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 4}
+    edge: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 4}
     ended = [curve for curve in curves if curve.diverged]
     for curve in ended:
         zeros = [0.0] * len(curve.diverged)
@@ -209,7 +209,8 @@ def by_learning_rate(axes: Axes, curves: Sequence[Curve], *, lowest: float) -> N
     The axis begins at `lowest`, and says so if it cuts anything off.
     """
     for position, curve in enumerate(curves):
-        y, style = 100 * curve.y, {"color": curve.color, "markersize": 4}
+        y = 100 * curve.y
+        style: Any = {"color": curve.color, "markersize": 4}
         named = curve.line + mark_of(position)
         axes.plot(curve.x, np.nanmean(y, axis=0), named, label=curve.label, **style)
         for row in y:
@@ -251,7 +252,7 @@ def _digest(figure: Figure) -> str:
     """Returns the SHA-256 of a figure's content: lines, bands, labels and limits."""
     shown: list[Any] = []
     shown += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    insets = [inset for axes in figure.axes for inset in axes.child_axes]
+    insets: list[Any] = [inset for axes in figure.axes for inset in axes.child_axes]
     for axes in (*figure.axes, *insets):
         legend = axes.get_legend()
         shown += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
@@ -281,5 +282,5 @@ def _steps_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(_short_steps)
 
 
-def _short_steps(x: float, _: int) -> str:
+def _short_steps(x: float, _: float) -> str:
     return f"{x / 1000:g}K" if x >= 1000 else f"{x:g}"

@@ -110,7 +110,7 @@ class GradientGrowth(Question):
         ):
             for batch, line in zip(self.batches, ("-", "--", "-."), strict=False):
                 values = curves[f"{name}, batch {batch}"]
-                style = {"color": color, "ms": 3, "markevery": 4}
+                style: Any = {"color": color, "ms": 3, "markevery": 4}
                 axes.plot(layers, values, line + sign, label=f"{name}, batch {batch}", **style)
                 axes.plot(
                     layers, values[0] * factor(batch) ** (self.depth - layers), THEORY, lw=0.5
