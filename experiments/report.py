@@ -13,13 +13,12 @@ import tyro
 from bnjax.command import command
 from bnjax.evidence.report import fill, same_picture
 from experiments.benchmarks.__main__ import BENCHMARKS
+from experiments.claims import claims_table
 from experiments.compiled import tables as compiled_tables
 from experiments.harness.command_line import ending
 from experiments.harness.experiment import ROOT, Experiment
 from experiments.harness.found import experiments
 
-IN_README = {"mnist_lenet": ("arms", "differences"), "imagenet_inception": ("wide_arms",)}
-"""Blocks of experiments' pages that stand in the repository's README too."""
 _SPEED = ROOT / "experiments" / "benchmarks"
 _COMPILED = ROOT / "experiments" / "compiled"
 
@@ -52,7 +51,6 @@ def main() -> None:
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Yields each document that holds results, and what it must say."""
-    short: dict[str, str] = {}
     for experiment in _with_results():
         for path, summary in experiment.page.summaries(experiment.results):
             yield path, json.dumps(summary, indent=1) + "\n"
@@ -61,15 +59,13 @@ def documents() -> Iterator[tuple[Path, str]]:
         if experiment.name == "imagenet_inception":
             blocks["dry_run"] = compiled_tables.dry_run_table(_result(folder, "dry_run"))
         yield _filled(folder / "README.md", blocks)
-        chosen = IN_README.get(experiment.name, ())
-        short |= {f"{experiment.name}_{name}": blocks[name] for name in chosen}
     yield _filled(_SPEED / "README.md", _speed())
     compiled = {
         "normalization": compiled_tables.normalization_table(_result(_COMPILED, "normalization")),
         "memory": compiled_tables.memory_table(_result(_COMPILED, "memory")),
     }
     yield _filled(_COMPILED / "README.md", compiled)
-    yield _filled(ROOT / "README.md", short)
+    yield _filled(ROOT / "README.md", {"claims": claims_table()})
 
 
 def _with_results() -> list[Experiment]:
