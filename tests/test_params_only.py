@@ -1,4 +1,4 @@
-"""The README's recipes for frameworks that know only params: one tree holds the statistics too.
+"""A recipe for frameworks that know only params: one tree holds the statistics too.
 
 Such a framework takes a loss of one tree, its gradient, and an optimizer of optax. `train` below is
 one: it knows nothing of batch normalization. What it makes must equal the usual training step.

@@ -118,6 +118,15 @@ class BNInception(InceptionNetwork):
             12,238,440 parameters and 2.06e9 multiply-adds.
         linear_factors: whether the first of the two has no nonlinearity, only its `norm` (Figure 2
             there).
+
+    Example:
+        >>> model = BNInception(classes=10, norm="batch", width=0.125, stem_stride=1)
+        >>> images = jnp.zeros((2, 32, 32, 3))
+        >>> logits, _ = jax.eval_shape(
+        ...     partial(model.init_with_output, train=False), jax.random.key(0), images
+        ... )
+        >>> logits.shape
+        (2, 10)
     """
 
     stem: Literal["dense", "separable"] = "dense"

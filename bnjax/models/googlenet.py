@@ -139,6 +139,15 @@ class GoogLeNet(InceptionNetwork):
             without `norm` in their dense layer. Its weights need it, with a `norm` and
             `local_response_norm=False`.
         padding: of the first convolution.
+
+    Example:
+        >>> model = GoogLeNet(classes=10, norm="batch", width=0.125, stem_stride=1, auxiliary=False)
+        >>> images = jnp.zeros((2, 32, 32, 3))
+        >>> logits, _ = jax.eval_shape(
+        ...     partial(model.init_with_output, train=False), jax.random.key(0), images
+        ... )
+        >>> logits.main.shape, logits.auxiliary
+        ((2, 10), ())
     """
 
     dropout: float = 0.4

@@ -34,6 +34,10 @@ class Logits(NamedTuple):
         main: the classifier's logits, `[n, classes]`.
         auxiliary: the side heads' logits, from the input to the output; empty outside of
             training, where the heads are left out.
+
+    Example:
+        >>> Logits(main=jnp.zeros((2, 10))).auxiliary  # of a network without side heads
+        ()
     """
 
     main: jax.Array

@@ -206,6 +206,15 @@ class InceptionV3(InceptionNetwork):
         grid_reduction: how mixed_6a and mixed_7a halve the grid (section 5, Figures 9 and 10), see
             `GridReduction`. `"pool_first"` takes 0.83 and 0.37 times the multiply-adds of
             `"parallel"` in them, `"pool_last"` 3.5 (the paper: three) and 1.7 times.
+
+    Example:
+        >>> model = InceptionV3(classes=10, norm="batch", width=0.125, auxiliary="none")
+        >>> images = jnp.zeros((2, 299, 299, 3))
+        >>> logits, _ = jax.eval_shape(
+        ...     partial(model.init_with_output, train=False), jax.random.key(0), images
+        ... )
+        >>> logits.main.shape
+        (2, 10)
     """
 
     dropout: float = 0.2
