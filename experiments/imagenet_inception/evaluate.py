@@ -153,7 +153,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
             "classes": data.classes,
             "validation": len(data.test),
         },
-        "image_size": runs[0].task.config.image_size,
+        "image_size": runs[0].image_size,
         "runs": described,
         "evaluations": evaluations,
         "parallel": arguments.parallel,
@@ -204,7 +204,7 @@ def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], Da
     for path, record, run in zip(arguments.runs, records, runs, strict=True):
         pairs = {
             "data": (records[0]["data"]["sha256"], record["data"]["sha256"]),
-            "image_size": (runs[0].task.config.image_size, run.task.config.image_size),
+            "image_size": (runs[0].image_size, run.image_size),
             "centre": (runs[0].task.config.centre, run.task.config.centre),
         }
         for name, (first, other) in pairs.items():

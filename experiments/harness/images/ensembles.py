@@ -37,6 +37,11 @@ class Trained(NamedTuple):
     weights: dict[str, Tree]
 
     @property
+    def image_size(self) -> int:
+        """Height and width of its network's input, pixels."""
+        return self.task.arm.image_size(self.task.config)
+
+    @property
     def normalized(self) -> bool:
         """Whether it has statistics to choose from."""
         return bool(self.weights.get("batch_stats"))
@@ -126,7 +131,7 @@ def measure(
     rows = np.arange(share, dtype=np.int32) + share * jax.process_index()
     view = partial(
         evaluation_views,
-        image_size=runs[0].task.config.image_size,
+        image_size=runs[0].image_size,
         crops=crops,
         fraction=fraction,
     )
