@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from bnjax.data.views.augmentation import MOST_SIDE
 from bnjax.models.inception_v3 import StemPadding
 from experiments.harness.affects import network, nothing, numbers, training, views
 from experiments.harness.arm import by_name, expanded
@@ -110,6 +111,9 @@ class Config(ImageConfig):
             raise ValueError(f"l2 must be >= 0 and finite, got {self.l2}.")
         if not 0 < self.decay_factor <= 1:
             raise ValueError(f"decay_factor must be in (0, 1], got {self.decay_factor}.")
+        for name in ("googlenet_size", "half_size", "quarter_size"):
+            if getattr(self, name) > MOST_SIDE:
+                raise ValueError(f"{name} must be at most {MOST_SIDE}, got {getattr(self, name)}.")
         check_together(self.normalize_together, self.batch_size // self.micro_batches)
         for name in self.arms:
             self._check_arm(name)
