@@ -5,6 +5,7 @@ from functools import partial
 from experiments.compiled import dry_run
 from experiments.harness.images import evaluate
 from experiments.harness.main import run_command
+from experiments.rethinking_inception import sizes
 from experiments.rethinking_inception.experiment import EXPERIMENT
 from experiments.rethinking_inception.page import PUBLISHED
 
@@ -15,6 +16,7 @@ def main() -> None:
         "dry-run": partial(
             dry_run.main, module=EXPERIMENT.module, experiment=EXPERIMENT, arm="inception_v3"
         ),
+        "sizes": sizes.main,
         "evaluate": evaluate.subcommand(EXPERIMENT, PUBLISHED),
     }
     run_command(EXPERIMENT, words)

@@ -11,8 +11,10 @@ import optax
 from bnjax.data.views.augmentation import Augmentation
 from bnjax.models import googlenet, inception_v3
 from bnjax.models.inception_modules import ReductionOrder
+from bnjax.models.initialization import draw_kernels
 from bnjax.models.inception_v3 import Auxiliary
 from bnjax.models.rethinking import TABLE_3
+from bnjax.models.summary import is_auxiliary
 from bnjax.training.objectives import Objective, classification_objective
 from bnjax.training.optimizers import ExponentialDecay, make_optimizer, momentum_sgd, rmsprop
 from experiments.harness.affects import network, training
@@ -77,6 +79,11 @@ class RethinkingArm(ImageArm):
     def head_weights(self) -> tuple[float, ...]:
         """Returns the weights of the side heads' losses."""
         return ()
+
+    def draw(self, params: Any, key: jax.Array) -> Any:
+        """Returns the initial parameters: He's, for all arms; side heads have their own."""
+        heads = {name: params[name] for name in params if is_auxiliary(name)}
+        return draw_kernels(params, key, scale=1.0) | heads
 
     def first_rate(self, config: Any) -> float:
         """Returns the learning rate of the first update."""

@@ -1,9 +1,6 @@
 """Table 3 of Szegedy et al. 2016 in small, and the comparisons of its sections 3 to 8."""
 
-from typing import Any
-
 from bnjax.data import DataSet
-from bnjax.models.summary import summarize
 from bnjax.training.parallel import HostCheckpoints
 from experiments.harness.experiment import Outcome, RunLog, Task
 from experiments.harness.images import train as images
@@ -12,6 +9,7 @@ from experiments.harness.images.experiment import image_experiment
 from experiments.rethinking_inception.arms import ARMS
 from experiments.rethinking_inception.config import PRESETS, Config
 from experiments.rethinking_inception.page import PAGE
+from experiments.rethinking_inception.sizes import network_size
 
 
 def train(
@@ -27,15 +25,9 @@ def train(
     (outcome,) = images.train(
         task, data, compute, log, checkpoints=checkpoints, description=description
     )
-    final = outcome.final | {"network": network_size(task.arm, task.config, data.classes)}
-    return [outcome._replace(final=final)]
-
-
-def network_size(arm: Any, config: Any, classes: int) -> dict[str, int]:
-    """Returns parameters, and multiply-adds of an image, without side heads."""
-    size = arm.image_size(config)
-    network = summarize(arm.model(config, classes=classes), (size, size, 3)).network
-    return {"parameters": network.parameters, "multiply_adds": network.multiply_adds}
+    size = network_size(task.arm, task.config, data.classes)
+    del size["image_size"]  # the configuration says it
+    return [outcome._replace(final=outcome.final | {"network": size})]
 
 
 EXPERIMENT = image_experiment(

@@ -1,5 +1,6 @@
 """What the experiment's README holds: the rows, and each change beside the paper's."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from experiments.harness.images.evaluation_table import Published
 from experiments.harness.page import Page
 from experiments.harness.results import Runs
 from experiments.rethinking_inception.arms import ARMS
+from experiments.rethinking_inception.sizes import FILE, sizes_table
 
 
 class Change(NamedTuple):
@@ -138,9 +140,13 @@ REPORT = Rows(ARMS, reference="googlenet")
 
 
 def more(results: Path) -> dict[str, str]:
-    """Returns the tables of changes and of side heads."""
+    """Returns the tables of changes, of side heads, and of the networks' sizes."""
     runs = REPORT.load(results)
-    return {"changes": changes_table(runs), "side_heads": side_heads_table(runs)}
+    return {
+        "changes": changes_table(runs),
+        "side_heads": side_heads_table(runs),
+        "sizes": sizes_table(json.loads((results / FILE).read_text())),
+    }
 
 
 PAGE = Page(REPORT, more=more)

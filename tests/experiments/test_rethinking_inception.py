@@ -18,14 +18,17 @@ from bnjax.models.rethinking import TABLE_3
 from bnjax.training.parallel import DataParallel
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.programs import training_program
+from experiments.rethinking_inception import sizes
 from experiments.rethinking_inception.__main__ import main
 from experiments.rethinking_inception.arms import ARMS, GROUPS, RethinkingArm
 from experiments.rethinking_inception.config import PRESETS
-from experiments.rethinking_inception.experiment import EXPERIMENT, network_size
+from experiments.rethinking_inception.experiment import EXPERIMENT
 from experiments.rethinking_inception.page import REPORT, changes_table, side_heads_table
+from experiments.rethinking_inception.sizes import network_size
 from experiments.verify import verify
 
 QUICK, PAPER = PRESETS["quick"], PRESETS["paper"]
+SIZES = json.loads((EXPERIMENT.results / sizes.FILE).read_text())
 
 
 def arm(name, config=PAPER):
@@ -95,8 +98,23 @@ def test_the_networks_of_table_2_are_the_paper_s():
 def test_the_size_of_a_network_leaves_side_heads_out():
     """Counted for the paper's table: 11,285,224 parameters, 2.033e9 multiply-adds."""
     size = network_size(arm("bn_inception"), PAPER, 1000)
+    assert size["image_size"] == 224
     assert size["parameters"] == 11_285_224
     assert size["multiply_adds"] == pytest.approx(2.033e9, rel=1e-3)
+    assert SIZES["paper"]["bn_inception"] == size
+
+
+@pytest.mark.slow
+def test_the_committed_sizes_are_those_of_the_networks(tmp_path):
+    sizes.main(["--out", str(tmp_path)])
+    assert json.loads((tmp_path / sizes.FILE).read_text()) == SIZES
+
+
+def test_resolutions_cost_nearly_the_same():
+    """Of the paper's, those with 151 and 79 pixels: as the docstring of InceptionV3 has it."""
+    full, half, quarter = (SIZES["paper"][name]["multiply_adds"] for name in GROUPS["table2"])
+    assert half / full == pytest.approx(1, abs=0.002)
+    assert quarter / full == pytest.approx(1 - 0.0615, abs=0.001)
 
 
 def test_the_paper_s_numbers():
@@ -143,6 +161,18 @@ def test_momentum_neither_divides_nor_clips():
         momentum = 0.9 * momentum + gradient + 0.01 * w
         w = w - 0.3 * 0.5 ** (step // 2) * momentum
     np.testing.assert_allclose(moved("inception_v2", GRADIENTS), w, rtol=1e-6)
+
+
+def test_kernels_are_he_s_and_side_heads_keep_theirs():
+    """Red where a side head's kernels, of a hundredth, are drawn as large as the others."""
+    params = {"conv": {"kernel": jnp.zeros((3, 3, 50, 64))}, "logits": {"kernel": jnp.ones((2, 2))}}
+    params["auxiliary"] = {"hidden": {"kernel": jnp.full((1, 1, 8, 8), 0.01)}}
+    drawn = arm("inception_v3").draw(params, jax.random.key(0))
+    kernel = np.float64(drawn["conv"]["kernel"])
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 50)), rel=0.02)  # of 28,800 values
+    assert abs(kernel.mean()) < 0.002
+    for name in ("auxiliary", "logits"):
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, drawn[name], params[name]))
 
 
 @pytest.mark.parametrize(
