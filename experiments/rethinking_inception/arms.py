@@ -11,8 +11,8 @@ import optax
 from bnjax.data.views.augmentation import Augmentation
 from bnjax.models import googlenet, inception_v3
 from bnjax.models.inception_modules import ReductionOrder
-from bnjax.models.initialization import draw_kernels
 from bnjax.models.inception_v3 import Auxiliary
+from bnjax.models.initialization import draw_kernels
 from bnjax.models.rethinking import TABLE_3
 from bnjax.models.summary import is_auxiliary
 from bnjax.training.objectives import Objective, classification_objective
