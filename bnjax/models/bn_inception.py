@@ -1,5 +1,6 @@
 """BN-Inception, the ImageNet network of Ioffe & Szegedy 2015 (section 4.2 and Figure 5)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -163,7 +164,6 @@ class BNInception(InceptionNetwork):
             ValueError: for images too small or of other channels.
         """
         self._check(images)
-        self._check_grid(images, self._stem_rows, 5)
         conv = partial(self._convolutions(), padding=self.padding)
         x = googlenet_stem(
             images,
@@ -185,6 +185,9 @@ class BNInception(InceptionNetwork):
                 name=f"inception_{row.name}",
             )(x, train)
         return self._classify(x, train)
+
+    def _grid(self) -> tuple[Callable[[int], int], int]:
+        return self._stem_rows, 5
 
     def _norm_of(self, name: str) -> Norm | None:
         norm = find_norm(self.norm)

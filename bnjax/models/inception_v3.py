@@ -1,6 +1,6 @@
 """Inception-v3, and Inception-v2 as the outline of Szegedy et al. 2016, Table 1, has it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -246,13 +246,9 @@ class InceptionV3(InceptionNetwork):
             ValueError: for images too small or of other channels.
         """
         self._check(images)
-        layers = stem_layers(
-            self.outline, self.stem, REDUCTIONS[self.stem_stride], self.stem_padding
-        )
-        self._check_stem(images, layers)
         conv = self._convolutions()
         x = images
-        for layer in layers:
+        for layer in self._stem_layers():
             x = _apply(layer, x, conv, train)
         auxiliary: tuple[jax.Array, ...] = ()
         for row in OUTLINES[self.outline]:
@@ -282,12 +278,17 @@ class InceptionV3(InceptionNetwork):
         norm = self.norm if self.auxiliary == "normalized" else None
         return SideHead(self.classes, conv, norm, self.dtype, self.param_dtype, name="auxiliary")
 
-    def _check_stem(self, images: jax.Array, layers: list[Layer]) -> None:
+    def _stem_layers(self) -> list[Layer]:
+        reduction = REDUCTIONS[self.stem_stride]
+        return stem_layers(self.outline, self.stem, reduction, self.stem_padding)
+
+    def _grid(self) -> tuple[Callable[[int], int], int]:
+        layers = self._stem_layers()
+
         def rows(n: int) -> int:
             return reduce(lambda n, layer: max(0, layer.positions(n)), layers, n)
 
-        least = 7 if self.auxiliary == "none" else 11  # so that mixed_7a, or the head, has input
-        self._check_grid(images, rows, least)
+        return rows, 7 if self.auxiliary == "none" else 11  # mixed_7a, or the head, has input
 
 
 def _apply(layer: Layer, x: jax.Array, conv: Conv, train: bool) -> jax.Array:
