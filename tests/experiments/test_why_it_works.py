@@ -1,5 +1,6 @@
 """Explanations of batch normalization: identities hold within their bounds, observations show."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,9 @@ SMALL = {  # settings with which a question takes a second or two
     "rank_collapse": {"depth": 60, "width": 64},
     "edge_of_stability": {},
     "stable_rate": {"depths": (10,), "rates": (0.1, 1.0), "steps": 100},
+    "renorm_identity": {},
+    "renorm_small_batches": {"networks": 2, "steps": 600, "tests": 1, "widths": (50,)},
+    "renorm_sorted_batches": {"networks": 1, "steps": 200, "tests": 1, "widths": (50,)},
 }
 LOOSER = {
     "equilibrium": 0.15,
@@ -42,8 +46,9 @@ def data():
 
 
 def answer(name, data, **changed):
-    with float64():
-        return replace(BY_NAME[name], **SMALL[name], **changed).answer(0, data)
+    question = replace(BY_NAME[name], **SMALL[name], **changed)
+    with float64() if question.in_float64 else nullcontext():
+        return question.answer(0, data)
 
 
 def test_each_question_is_tried_here():
@@ -57,10 +62,26 @@ def test_what_is_exact_holds(name, data):
 
 
 @pytest.mark.parametrize(
-    "name", ["rank_collapse", pytest.param("stable_rate", marks=pytest.mark.slow)]
+    "name",
+    [
+        "rank_collapse",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("stable_rate", "renorm_small_batches", "renorm_sorted_batches")
+        ),
+    ],
 )
 def test_what_is_observed_shows(name, data):
     assert answer(name, data).effect > 0
+
+
+def test_sorted_batches_have_one_class_each(data):
+    labels = data.train.labels
+    order = replace(BY_NAME["renorm_sorted_batches"], networks=2, steps=30).order(1, labels)
+    assert order.shape == (2, 30, 40)
+    classes = labels[np.asarray(order)]
+    np.testing.assert_array_equal(classes.max(-1), classes.min(-1))
+    assert len(np.unique(classes)) == 10
 
 
 @pytest.mark.slow
