@@ -15,13 +15,16 @@ from experiments.harness.compute import Compute
 from experiments.harness.experiment import Experiment, Member, Outcome, RunLog, Task
 from experiments.harness.page import Page
 from experiments.why_it_works.answers import Answers
+from experiments.why_it_works.covariate_shift import CovariateShift
 from experiments.why_it_works.dropout_before import DropoutBefore
 from experiments.why_it_works.edge_of_stability import EdgeOfStability
 from experiments.why_it_works.equilibrium import Equilibrium
 from experiments.why_it_works.exponential_rate import ExponentialRate
 from experiments.why_it_works.gradient_growth import GradientGrowth
+from experiments.why_it_works.landscape import GradientChange, LossRange, Smoothness
 from experiments.why_it_works.layer_gradient import LayerGradient
 from experiments.why_it_works.least_squares import LeastSquares
+from experiments.why_it_works.noise_after import NoiseAfter
 from experiments.why_it_works.question import Question, float64
 from experiments.why_it_works.rank_collapse import RankCollapse
 from experiments.why_it_works.renorm_identity import RenormIdentity
@@ -43,6 +46,17 @@ QUESTIONS: tuple[Question, ...] = (
     StableRate(name="stable_rate", label="largest stable rate"),
     RenormSmallBatches(name="renorm_small_batches", label="renormalization, batches of 4"),
     RenormSortedBatches(name="renorm_sorted_batches", label="renormalization, sorted batches"),
+    *(
+        kind(name=f"{name}_{speed}", label=f"{label}, rate {rate:g}", rate=rate)
+        for kind, name, label in (
+            (CovariateShift, "covariate_shift", "covariate shift"),
+            (LossRange, "loss_range", "loss on the line"),
+            (GradientChange, "gradient_change", "gradient on the line"),
+            (Smoothness, "smoothness", "smoothness on the line"),
+        )
+        for speed, rate in (("slow", 0.003), ("fast", 0.03))
+    ),
+    NoiseAfter(name="noise_after", label="noise after"),
 )
 _QUICK_OBSERVED = ("rank_collapse", "edge_of_stability")
 """What is observed within seconds."""

@@ -106,7 +106,7 @@ def accuracies(
 
     def one(params: Any, stats: Any, digits: Digits) -> Metrics:
         variables = {"params": params, "batch_stats": stats}
-        logits = model.apply(variables, digits.images, train=False)
+        logits: Any = model.apply(variables, digits.images, train=False)
         return classification_metrics(logits, digits.labels)
 
     stats = state.batch_stats if batch_stats is None else batch_stats

@@ -3,6 +3,8 @@
 from contextlib import nullcontext
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,11 +12,16 @@ from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import Run, read_record
 from experiments.harness.runs import complete_all
 from experiments.verify import verify
+from experiments.why_it_works.along_training import AlongTraining
 from experiments.why_it_works.answers import Answers, verdict
+from experiments.why_it_works.covariate_shift import CovariateShift
 from experiments.why_it_works.experiment import EXPERIMENT, QUESTIONS, Config
 from experiments.why_it_works.gradient_growth import linear_factor, relu_factor
+from experiments.why_it_works.landscape import Landscape
+from experiments.why_it_works.noise_after import NoisyBatchNorm
 from experiments.why_it_works.question import float64
 
+ALONG_TRAINING = tuple(q.name for q in QUESTIONS if isinstance(q, AlongTraining))
 SMALL = {  # settings with which a question takes a second or two
     "layer_gradient": {},
     "gradient_growth": {"batches": (16,), "depth": 12, "width": 256, "draws": 4},
@@ -29,6 +36,8 @@ SMALL = {  # settings with which a question takes a second or two
     "renorm_identity": {},
     "renorm_small_batches": {"networks": 2, "steps": 600, "tests": 1, "widths": (50,)},
     "renorm_sorted_batches": {"networks": 1, "steps": 200, "tests": 1, "widths": (50,)},
+    **{name: {"networks": 1, "depth": 3, "steps": 30} for name in ALONG_TRAINING},
+    "noise_after": {"networks": 1, "steps": 300, "tests": 1},
 }
 LOOSER = {
     "equilibrium": 0.15,
@@ -67,7 +76,12 @@ def test_what_is_exact_holds(name, data):
         "rank_collapse",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("stable_rate", "renorm_small_batches", "renorm_sorted_batches")
+            for name in (
+                "stable_rate",
+                "renorm_small_batches",
+                "renorm_sorted_batches",
+                "noise_after",
+            )
         ),
     ],
 )
@@ -120,9 +134,87 @@ def test_the_growth_of_gradients_is_that_of_single_layers():
     np.testing.assert_allclose(relu_factor(batch), expected, rtol=0.01)  # of so many draws
 
 
-def test_precision_is_put_back_after_an_error():
-    import jax
+def test_along_the_gradient_of_a_quadratic_the_landscape_is_its_hessian():
+    """Of w' H w / 2: the gradient at w - a g is g - a H g. Seen red with a difference of norms."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(5, 5))
+    hessian, w = root @ root.T, rng.normal(size=5)
+    question = replace(BY_NAME["loss_range_fast"], rate=0.01)
 
+    def loss(params, batch):
+        return params["w"] @ jnp.asarray(hessian) @ params["w"] / 2
+
+    with float64():
+        seen = question.measure(loss, {"w": jnp.asarray(w)}, None)
+    g = hessian @ w
+    lengths = 0.01 * np.array([0, *question.multiples])
+    losses = [(w - a * g) @ hessian @ (w - a * g) / 2 for a in lengths]
+    bend = np.linalg.norm(hessian @ g)
+    expected = {
+        "range of the loss": max(losses) - min(losses),
+        "change of the gradient": lengths[-1] * bend,
+        "change over distance": bend / np.linalg.norm(g),
+        "change over the gradient's length": lengths[-1] * bend / np.linalg.norm(g),
+    }
+    assert seen.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(seen[name], value)
+
+
+def test_covariate_shift_is_that_of_the_layers_below():
+    """Of u' B C v, three layers. Seen red with the layer's own step among those below."""
+    rng = np.random.default_rng(0)
+    u, b, c = rng.normal(size=3), rng.normal(size=(3, 4)), rng.normal(size=(4, 2))
+    v, rate = rng.normal(size=2), 0.1
+    question = replace(BY_NAME["covariate_shift_fast"], depth=2, rate=rate)
+
+    def loss(params, batch):
+        layers = [params[name]["kernel"] for name in ("dense1", "dense2", "logits")]
+        return layers[0] @ layers[1] @ layers[2] @ jnp.asarray(v)
+
+    with float64():
+        kernels = zip(("dense1", "dense2", "logits"), (u, b, c), strict=True)
+        params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels}
+        seen = question.measure(loss, params, None)
+    later_u, later_b = u - rate * b @ c @ v, b - rate * np.outer(u, c @ v)
+    pairs = [
+        (np.outer(u, c @ v), np.outer(later_u, c @ v)),
+        (np.outer(u @ b, v), np.outer(later_u @ later_b, v)),
+    ]
+    shifts = [np.linalg.norm(g - other) / np.linalg.norm(g) for g, other in pairs]
+    lengths = [np.linalg.norm(g) * np.linalg.norm(other) for g, other in pairs]
+    cosines = [np.sum(g * other) / n for (g, other), n in zip(pairs, lengths, strict=True)]
+    np.testing.assert_allclose(seen["shift over the gradient's length"], np.mean(shifts))
+    np.testing.assert_allclose(seen["cosine of the gradients"], np.mean(cosines))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [CovariateShift, Landscape])
+def test_measurements_run_along_the_training(kind, data):
+    name = next(name for name in ALONG_TRAINING if isinstance(BY_NAME[name], kind))
+    found = answer(name, data)
+    assert np.isfinite(found.effect)
+    assert found.curves["step"] == [0, 15]
+    assert len(found.curves["with"]) == len(found.curves["without"]) == 2
+    assert found.curves["with"] != found.curves["without"]
+
+
+def test_noise_has_moments_that_each_call_draws():
+    layer = NoisyBatchNorm(False, shift=0.5, spread=0.1)
+    x = jax.random.normal(jax.random.key(0), (1_000, 200))
+    calls = []
+    for seed in (1, 2):
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(seed)}
+        y, _ = layer.init_with_output(keys, x)
+        calls.append(np.asarray(y, np.float64))
+    shifts = calls[1].mean(0) - calls[0].mean(0)
+    np.testing.assert_allclose(np.sqrt(np.mean(shifts**2)), np.sqrt(2 / 3) * 0.5, rtol=0.15)
+    scales = np.sqrt(calls[0].var(0) - 0.1**2 / 3 - 0.1**2)
+    assert 0.97 < scales.min() < 1.03
+    assert 1.22 < scales.max() < 1.28
+
+
+def test_precision_is_put_back_after_an_error():
     with pytest.raises(ZeroDivisionError), float64():
         raise ZeroDivisionError
     assert not jax.config.jax_enable_x64
