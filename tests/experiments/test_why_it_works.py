@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 
 from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import Run, read_record
+from bnjax.linen import BatchNorm
+from bnjax.models import MLP
 from experiments.harness.runs import complete_all
 from experiments.verify import verify
 from experiments.why_it_works.along_training import AlongTraining
@@ -18,8 +21,11 @@ from experiments.why_it_works.covariate_shift import CovariateShift
 from experiments.why_it_works.experiment import EXPERIMENT, QUESTIONS, Config
 from experiments.why_it_works.gradient_growth import linear_factor, relu_factor
 from experiments.why_it_works.landscape import Landscape
+from experiments.why_it_works.layer_jacobians import singular_values, spread_of
 from experiments.why_it_works.noise_after import NoisyBatchNorm
+from experiments.why_it_works.precise_statistics import average_moments
 from experiments.why_it_works.question import float64
+from experiments.why_it_works.scale_bias_alone import PARTS
 
 ALONG_TRAINING = tuple(q.name for q in QUESTIONS if isinstance(q, AlongTraining))
 SMALL = {  # settings with which a question takes a second or two
@@ -38,6 +44,14 @@ SMALL = {  # settings with which a question takes a second or two
     "renorm_sorted_batches": {"networks": 1, "steps": 200, "tests": 1, "widths": (50,)},
     **{name: {"networks": 1, "depth": 3, "steps": 30} for name in ALONG_TRAINING},
     "noise_after": {"networks": 1, "steps": 300, "tests": 1},
+    "group_size": {"networks": 1, "groups": (2, 100), "steps": 100, "widths": (50,)},
+    "precise_statistics": {"networks": 1, "tests": 10, "widths": (50,)},
+    "scale_bias_alone": {"networks": 1, "steps": 100, "widths": (50, 50)},
+    "ghost_batches": {"networks": 1, "steps": 20, "large": 200},
+    "group_normalization": {"batches": (2, 16), "examples": 1_600},
+    "layer_jacobians": {"networks": 1, "depth": 3, "width": 32, "steps": 30},
+    "dropout_gain": {"networks": 1, "steps": 100, "widths": (50,)},
+    "l2_gain": {"networks": 1, "steps": 100, "widths": (50,)},
 }
 LOOSER = {
     "equilibrium": 0.15,
@@ -212,6 +226,74 @@ def test_noise_has_moments_that_each_call_draws():
     scales = np.sqrt(calls[0].var(0) - 0.1**2 / 3 - 0.1**2)
     assert 0.97 < scales.min() < 1.03
     assert 1.22 < scales.max() < 1.28
+
+
+def small_network(**settings):
+    """A model with normalization, and its variables with scales that are not one."""
+    model = MLP((6, 6), norm=partial(BatchNorm, **settings), activation=jax.nn.relu)
+    variables = model.init(jax.random.key(0), IMAGES[:2], train=False)
+    scale = variables["params"]["hidden1"]["norm"]["scale"]
+    scale += jnp.arange(6, dtype=jnp.float32)
+    variables["params"]["hidden1"]["norm"]["scale"] = scale
+    return model, variables
+
+
+IMAGES = jax.random.uniform(jax.random.key(1), (40, 3, 3, 1))
+
+
+def first_layer(variables, images):
+    return np.asarray(images, float).reshape(len(images), -1) @ np.asarray(
+        variables["params"]["dense1"]["kernel"], float
+    )
+
+
+def test_precise_statistics_average_the_moments_of_batches():
+    """Seen red with a running average."""
+    model, variables = small_network(averaging="cumulative")
+    rows = jnp.asarray(np.random.default_rng(0).permutation(40).reshape(4, 10), jnp.int32)
+    stats = average_moments(model, variables["params"], variables["batch_stats"], IMAGES, rows)[
+        "hidden1"
+    ]["norm"]
+    h = first_layer(variables, IMAGES)[np.asarray(rows)]
+    np.testing.assert_allclose(stats["mean"], h.mean(1).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], h.var(1).mean(0), rtol=1e-5)
+
+
+def test_jacobians_are_those_of_the_layers_as_the_batch_normalizes_them():
+    """By differentiation with the moments held fixed. Seen red without the scale."""
+    model, variables = small_network()
+    params = variables["params"]
+    h = first_layer(variables, IMAGES)
+    xhat = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)
+    scale, bias = (np.asarray(params["hidden1"]["norm"][name]) for name in ("scale", "bias"))
+    kernel = np.asarray(params["dense2"]["kernel"], float)
+    z = np.maximum(xhat * scale + bias, 0) @ kernel
+
+    def layer(active):  # of an example whose units are all active
+        return (active * scale + bias) @ kernel / np.sqrt(z.var(0))
+
+    jacobian = np.stack([layer(row) - layer(np.zeros(6)) for row in np.eye(6)])
+    expected = np.linalg.svd(jacobian, compute_uv=False)
+    found = singular_values(model, variables, IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert spread_of(np.array([np.e, 1 / np.e])) == pytest.approx(1)
+
+
+def test_parts_of_a_network_that_are_trained():
+    _, variables = small_network()
+    params = variables["params"]
+
+    def counts(part):
+        ones = jax.tree.map(lambda leaf: int(leaf.sum()), PARTS[part](params))
+        return {name: sum(jax.tree.leaves(layer)) for name, layer in ones.items()}
+
+    hidden = {"dense1": 0, "hidden1": 12, "dense2": 0, "hidden2": 12, "logits": 0}
+    others = {"dense1": 12, "hidden1": 0, "dense2": 12, "hidden2": 0, "logits": 0}
+    assert counts("scale and bias") == hidden
+    assert counts("two weights a unit") == others
+    assert counts("two weights, last layer") == others | {"logits": 70}
+    assert set(counts("last layer").values()) == {0, 70}
+    assert counts("all")["dense1"] == 54
 
 
 def test_precision_is_put_back_after_an_error():
