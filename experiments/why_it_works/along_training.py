@@ -84,7 +84,7 @@ class AlongTraining(Question):
         tx, seeds = optax.sgd(self.rate), seeds_of(seed, self.networks)
         take = make_train_step(partial(apply_train, model), tx)
 
-        def one(state: TrainState, order: jax.Array) -> dict[str, jax.Array]:
+        def one(state: TrainState, order: jax.Array, digits: Digits) -> dict[str, jax.Array]:
             def examples(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
                 return digits.images[rows], digits.labels[rows]
 
@@ -104,14 +104,15 @@ class AlongTraining(Question):
             return jax.lax.scan(stretch, state, parts)[1]
 
         order = orders(seeds, 0, self.steps, self.batch_size, len(digits.labels))
-        seen = jax.jit(jax.vmap(one))(start(model, tx, seeds, digits), order)
+        run = jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
+        seen = run(start(model, tx, seeds, digits), order, digits)
         return {name: np.asarray(values).T for name, values in seen.items()}
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws what is shown, of all seeds, over the training."""
         for position, answer in enumerate(answers):
-            for kind, color in zip(_KINDS, (NORMALIZED, PLAIN), strict=True):
+            for kind, color, line in (("with", NORMALIZED, "-"), ("without", PLAIN, "--")):
                 curves, label = answer["curves"], kind if position == 0 else None
-                axes.plot(curves["step"], curves[kind], color=color, lw=0.8, label=label)
+                axes.plot(curves["step"], curves[kind], line, color=color, lw=0.8, label=label)
         axes.set(xlabel="step", ylabel=self.shown)
         axes.legend(frameon=False)

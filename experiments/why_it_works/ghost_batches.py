@@ -22,7 +22,11 @@ from experiments.harness.affects import numbers
 from experiments.why_it_works.question import NORMALIZED, PLAIN, THEORY, Answer, Question
 from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of, trained
 
-_COLORS = {"small batches": THEORY, "large batches": PLAIN, "ghost batches": NORMALIZED}
+_SIGNS = {
+    "small batches": (THEORY, "s"),
+    "large batches": (PLAIN, "x"),
+    "ghost batches": (NORMALIZED, "o"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,7 @@ class GhostBatches(Question):
             reached = answer["curves"]["reached"]
             axes.plot(range(len(reached)), reached.values(), color="0.7", lw=0.8)
             for place, (kind, value) in enumerate(reached.items()):
-                axes.plot(place, value, "o", color=_COLORS[kind], ms=4)
+                color, sign = _SIGNS[kind]
+                axes.plot(place, value, sign, color=color, ms=4)
         axes.set(ylabel="test accuracy, %", xlim=(-0.5, 2.5))
-        axes.set_xticks(range(3), [kind.split()[0] for kind in _COLORS])
+        axes.set_xticks(range(3), [kind.split()[0] for kind in _SIGNS])

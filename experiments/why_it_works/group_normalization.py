@@ -20,7 +20,7 @@ from experiments.harness.affects import numbers
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
 from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of, trained
 
-_KINDS = {"batch": NORMALIZED, "group": PLAIN}
+_STYLES = {"batch": (NORMALIZED, ".-"), "group": (PLAIN, "x--")}
 
 
 class Convolutions(nn.Module):
@@ -103,10 +103,10 @@ class GroupNormalization(Question):
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds."""
         for position, answer in enumerate(answers):
-            for kind, color in _KINDS.items():
-                curves, label = answer["curves"], None if position else kind
+            for kind, (color, line) in _STYLES.items():
+                curves, label = answer["curves"], kind if position == 0 else None
                 axes.plot(
-                    curves["batch size"], curves[kind], ".-", color=color, lw=0.8, label=label
+                    curves["batch size"], curves[kind], line, color=color, lw=0.8, label=label
                 )
         axes.set(xlabel="batch size", ylabel="test accuracy, %", xscale="log")
         axes.set_xticks(self.batches, [str(size) for size in self.batches])

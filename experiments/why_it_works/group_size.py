@@ -58,7 +58,8 @@ class GroupSize(Question):
     def answer(self, seed: int, data: DataSet) -> Answer:
         """Returns by how much the gap is larger with the smallest groups."""
         train, test = Digits.of(data.train), Digits.of(data.test)
-        gaps, right = [], {}
+        gaps: list[float] = []
+        right: dict[str, float] = {}
         for group in self.groups:
             gap, accuracies = self._modes(group, seed, train, test)
             gaps.append(gap)

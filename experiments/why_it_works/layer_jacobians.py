@@ -87,8 +87,8 @@ class LayerJacobians(Question):
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the singular values in their order, of the first seed."""
         share = np.linspace(0, 1, 101)
-        for kind, color in (("with", NORMALIZED), ("without", PLAIN)):
-            for when, line in (("drawn", ":"), ("trained", "-")):
+        for kind, color, lines in (("with", NORMALIZED, "-:"), ("without", PLAIN, ("--", "-."))):
+            for when, line in zip(("trained", "drawn"), lines, strict=True):
                 name = f"{when}, {kind}"
                 axes.plot(share, answers[0]["curves"][name], line, color=color, lw=1, label=name)
         axes.axhline(1, color="0.7", lw=0.5)

@@ -33,7 +33,11 @@ from experiments.why_it_works.side_by_side import (
     training,
 )
 
-_COLORS = {"normalized": NORMALIZED, "with noise": "#009e73", "without": PLAIN}
+_STYLES = {
+    "normalized": (NORMALIZED, "-"),
+    "with noise": ("#009e73", ":"),
+    "without": (PLAIN, "--"),
+}
 
 
 class NoisyBatchNorm(nn.Module):
@@ -130,8 +134,8 @@ class NoiseAfter(Question):
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds over their training."""
         for position, answer in enumerate(answers):
-            for kind, color in _COLORS.items():
+            for kind, (color, line) in _STYLES.items():
                 curves, label = answer["curves"], kind if position == 0 else None
-                axes.plot(curves["step"], curves[kind], color=color, lw=0.8, label=label)
+                axes.plot(curves["step"], curves[kind], line, color=color, lw=0.8, label=label)
         axes.set(xlabel="step", ylabel="test accuracy, %")
         axes.legend(frameon=False)

@@ -31,7 +31,7 @@ from experiments.why_it_works.side_by_side import (
     training,
 )
 
-_COLORS = {"running": PLAIN, "precise": NORMALIZED}
+_STYLES = {"running": (PLAIN, "--"), "precise": (NORMALIZED, "-")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +101,9 @@ class PreciseStatistics(Question):
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds over their training."""
         for position, answer in enumerate(answers):
-            for name, color in _COLORS.items():
+            for name, (color, line) in _STYLES.items():
                 curves, label = answer["curves"], name if position == 0 else None
-                axes.plot(curves["step"], curves[name], color=color, lw=0.8, label=label)
+                axes.plot(curves["step"], curves[name], line, color=color, lw=0.8, label=label)
         axes.set(xlabel="step", ylabel="test accuracy, %")
         axes.legend(frameon=False)
 

@@ -117,10 +117,10 @@ class DropoutGain(Question):
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws plain and regularized accuracies, a line for each seed and kind."""
         for position, answer in enumerate(answers):
-            for kind, color in (("with", NORMALIZED), ("without", PLAIN)):
-                reached = answer["curves"]["reached"]
+            for kind, color, line in (("with", NORMALIZED, "o-"), ("without", PLAIN, "x--")):
+                reached, label = answer["curves"]["reached"], kind if position == 0 else None
                 ends = [reached[f"{kind}, {name}"] for name in ("plain", self.regularizer)]
-                axes.plot(ends, "o-", color=color, ms=4, lw=0.8, label=None if position else kind)
+                axes.plot(ends, line, color=color, ms=4, lw=0.8, label=label)
         axes.set(ylabel="test accuracy, %", xlim=(-0.3, 1.3))
         axes.set_xticks((0, 1), ("plain", self.regularizer))
         axes.legend(frameon=False)

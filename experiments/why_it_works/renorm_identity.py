@@ -116,7 +116,7 @@ class RenormIdentity(Question):
         """Draws how training's output comes to inference's as the limits open."""
         curves = answers[0]["curves"]
         axes.plot(curves["share"], curves["apart"], ".-", color=NORMALIZED)
-        axes.plot(0, curves["apart"][0], "o", color=PLAIN, label="batch normalization")
+        axes.plot(0, curves["apart"][0], "x", color=PLAIN, label="batch normalization")
         axes.set(xlabel="limits, part of the paper's", ylabel="training from inference", ylim=0)
         axes.legend(frameon=False)
 

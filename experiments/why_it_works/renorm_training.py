@@ -119,9 +119,9 @@ class RenormSmallBatches(Question):
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds over their training."""
         for position, answer in enumerate(answers):
-            for name, color in zip(_KINDS, (PLAIN, NORMALIZED), strict=True):
+            for name, color, line in zip(_KINDS, (PLAIN, NORMALIZED), ("--", "-"), strict=True):
                 curves, label = answer["curves"], name if position == 0 else None
-                axes.plot(curves["step"], curves[name], color=color, lw=0.8, label=label)
+                axes.plot(curves["step"], curves[name], line, color=color, lw=0.8, label=label)
         axes.set(xlabel="step", ylabel="test accuracy, %")
         axes.legend(frameon=False)
 
