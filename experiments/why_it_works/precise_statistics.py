@@ -59,7 +59,7 @@ class PreciseStatistics(Question):
 
     networks: int = numbers(4)
     steps: int = numbers(600)
-    tests: int = numbers(20)
+    tests: int = numbers(15)
     batch_size: int = numbers(40)
     batches: int = numbers(25)
     widths: tuple[int, ...] = numbers((100, 100))

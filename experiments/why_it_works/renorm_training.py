@@ -60,7 +60,7 @@ class RenormSmallBatches(Question):
     effect: ClassVar[str] = "points of accuracy more"
     in_float64: ClassVar[bool] = False
 
-    networks: int = numbers(4)
+    networks: int = numbers(2)
     steps: int = numbers(3_000)
     tests: int = numbers(6)
     batch_size: int = numbers(4)
