@@ -71,7 +71,7 @@ class DropoutGain(Question):
     in_float64: ClassVar[bool] = False
     regularizer: ClassVar[str] = "dropout"
 
-    networks: int = numbers(4)
+    networks: int = numbers(2)
     examples: int = numbers(400)
     steps: int = numbers(800)
     batch_size: int = numbers(50)
