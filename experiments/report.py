@@ -12,9 +12,11 @@ import tyro
 
 from bnjax.command import command
 from bnjax.evidence.report import fill, same_picture
+from bnjax.paths import writable_folder
 from experiments.benchmarks.__main__ import BENCHMARKS
 from experiments.claims import claims_table
 from experiments.compiled import tables as compiled_tables
+from experiments.harness.citations import made_by
 from experiments.harness.command_line import ending
 from experiments.harness.experiment import ROOT, Experiment
 from experiments.harness.found import experiments
@@ -29,13 +31,22 @@ class Arguments:
 
     check: bool = False
     """Write nothing; exit with 1 and name what has drifted from the results."""
+    html: Path | None = None
+    """Write nothing but DIR/index.html: one page of all committed runs, their curves, tables and
+    differences, which needs no network; needs the extra `page`."""
 
 
 @command()
 def main() -> None:
     """Reads the command line; writes, or checks."""
     with ending("experiments.report"):
-        if not tyro.cli(Arguments, prog="python -m experiments.report").check:
+        arguments = tyro.cli(Arguments, prog="python -m experiments.report")
+        if arguments.html is not None:
+            if arguments.check:
+                raise ValueError("--check and --html: give one of them.")
+            print(write_page(arguments.html))
+            return
+        if not arguments.check:
             for results, draw in figures():
                 draw(results)
             for path, text in documents():
@@ -49,6 +60,33 @@ def main() -> None:
         print("figures, summaries and tables are those of the results.")
 
 
+def write_page(folder: Path) -> Path:
+    """Writes the page of all committed runs, and returns its file.
+
+    Raises:
+        MissingExtraError: without the extra `page`.
+        ValueError: the folder cannot be made or written.
+    """
+    from experiments.results_page.groups import read_groups
+    from experiments.results_page.page import page
+
+    out = writable_folder("--html", folder) / "index.html"
+    groups = [
+        group
+        for experiment in _with_results()
+        for group in read_groups(experiment.name, experiment.results, experiment.arms)
+    ]
+    with tempfile.TemporaryDirectory() as drawn:
+        pictures = []
+        for number, (results, draw) in enumerate(figures()):
+            to = Path(drawn, str(number))
+            to.mkdir()
+            of = results.relative_to(ROOT / "experiments").as_posix().replace("/results", "")
+            pictures += [(f"{of}: {file.stem}", file) for file in draw(results, to, form="svg")]
+        out.write_text(page(groups, pictures), encoding="utf-8")
+    return out
+
+
 def documents() -> Iterator[tuple[Path, str]]:
     """Yields each document that holds results, and what it must say."""
     for experiment in _with_results():
@@ -58,13 +96,16 @@ def documents() -> Iterator[tuple[Path, str]]:
         folder = experiment.results.parent
         if experiment.name == "imagenet_inception":
             blocks["dry_run"] = compiled_tables.dry_run_table(_result(folder, "dry_run"))
-        yield _filled(folder / "README.md", blocks)
-    yield _filled(_SPEED / "README.md", _speed())
+        results = experiment.results
+        sources = {name: experiment.page.source(results, name) for name in blocks}
+        yield _filled(folder / "README.md", _with_origins(blocks, sources))
+    yield _filled(_SPEED / "README.md", _with_origins(_speed(), _speed_files()))
     compiled = {
         "normalization": compiled_tables.normalization_table(_result(_COMPILED, "normalization")),
         "memory": compiled_tables.memory_table(_result(_COMPILED, "memory")),
     }
-    yield _filled(_COMPILED / "README.md", compiled)
+    files = {name: _COMPILED / "results" / f"{name}.json" for name in compiled}
+    yield _filled(_COMPILED / "README.md", _with_origins(compiled, files))
     yield _filled(ROOT / "README.md", {"claims": claims_table()})
 
 
@@ -73,14 +114,31 @@ def _with_results() -> list[Experiment]:
     return [experiment for experiment in experiments() if experiment.results.exists()]
 
 
+def _with_origins(blocks: dict[str, str], sources: dict[str, Path]) -> dict[str, str]:
+    """The blocks, and below those with a table what made it and how to cite it."""
+    lines = {source: made_by(source) for source in set(sources.values())}
+    return {
+        name: f"{text}\n\n{lines[sources[name]]}" if "| ---" in text else text
+        for name, text in blocks.items()
+    }
+
+
 def _speed() -> dict[str, str]:
     """The tables of the benchmarks' results, on CPUs and on a GPU, where there are any."""
-    tables = {}
-    for name, benchmark in BENCHMARKS.items():
+    return {
+        marker: BENCHMARKS[file.stem].table(_read(file)) for marker, file in _speed_files().items()
+    }
+
+
+def _speed_files() -> dict[str, Path]:
+    """The files of the benchmarks' results, by marker."""
+    files = {}
+    for name in BENCHMARKS:
         for file, marker in ((name, name), (f"gpu/{name}", f"{name}_gpu")):
-            if (_SPEED / "results" / f"{file}.json").exists():
-                tables[f"{marker}_benchmark"] = benchmark.table(_result(_SPEED, file))
-    return tables
+            path = _SPEED / "results" / f"{file}.json"
+            if path.exists():
+                files[f"{marker}_benchmark"] = path
+    return files
 
 
 def figures() -> Iterator[tuple[Path, Callable[..., list[Path]]]]:
@@ -107,7 +165,11 @@ def drift() -> list[str]:
 
 
 def _result(folder: Path, name: str) -> Any:
-    return json.loads((folder / "results" / f"{name}.json").read_text())
+    return _read(folder / "results" / f"{name}.json")
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text())
 
 
 def _filled(path: Path, blocks: dict[str, str]) -> tuple[Path, str]:

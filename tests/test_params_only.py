@@ -146,6 +146,7 @@ def test_statistics_leave_by_the_auxiliary_output(usual):
     assert_same(ours, expected)
 
 
+@pytest.mark.slow
 def test_averaged_gradients_average_the_statistics(usual):
     """Data-parallel frameworks average gradients over devices: so do the statistics' steps."""
     initial, _ = usual

@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from bnjax.evidence.figures import Curve, Marker, learning_curves, mark, new_figure, save
+from bnjax.evidence.figures import (
+    Curve,
+    Form,
+    Marker,
+    learning_curves,
+    mark,
+    mark_of,
+    new_figure,
+    save,
+)
 from bnjax.evidence.statistics import accuracy, spread, steps_to, times
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
 from experiments.harness.arm import Arm, by_name, label_of
@@ -116,7 +125,7 @@ class Comparison:
         parts = (summary["sweep"], self._label, "best_accuracy")
         return f"{sweep_table(*parts)}\n\n{best_rates_text(*parts)}"
 
-    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+    def draw(self, out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
         """Draws accuracy against steps, with markers where the reference's best is matched.
 
         Of arms that have a colour. Returns the file, if there is a run of one of them.
@@ -136,7 +145,7 @@ class Comparison:
         seeds = max(len(group.seeds) for group in runs.values())
         title = f"mean of {seeds} seeds ± one standard deviation" if seeds > 1 else "one seed"
         axes.set_title(title)
-        return [save(figure, (to or out) / self.figure)]
+        return [save(figure, ((to or out) / self.figure).with_suffix(f".{form}"))]
 
     def _other_batch(self, group: Runs) -> dict[str, int]:
         size = group.record["identity"].get("config", {}).get("batch_size", self.batch)
@@ -254,17 +263,20 @@ def _curve(group: Runs) -> Curve:
     points = min(map(len, group.steps))
     values = np.array([row[:points] for row in group.accuracy])
     assert group.arm.color is not None
-    return Curve(group.label, group.arm.color, group.steps[0][:points], values, group.arm.line)
+    ended = tuple(float(fault["step"]) for fault in _faults(group))
+    x = group.steps[0][:points]
+    return Curve(group.label, group.arm.color, x, values, group.arm.line, ended)
 
 
 def _markers(runs: Iterable[Runs], reference: Runs) -> list[Marker]:
     """Where an arm matches the reference's best, on average over the seeds, if all of them do."""
     markers = []
-    for group in runs:
+    for position, group in enumerate(runs):
         matched = list(match_steps(group, reference).values())
         if matched and None not in matched and group.arm.color:
             at = float(np.mean(np.array(matched, float)))
-            markers.append(Marker(at, _mean_best(reference), group.arm.color))
+            sign = mark_of(position)
+            markers.append(Marker(at, _mean_best(reference), group.arm.color, sign))
     return markers
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from bnjax.evidence.figures import Form
 from experiments.harness.comparison import Comparison
 
 Blocks = Callable[[Path], dict[str, str]]
@@ -22,7 +23,7 @@ class Report(Protocol):
         """Returns what the command prints; empty parts are left out."""
         ...
 
-    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+    def draw(self, out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
         """Draws the figures that the runs allow into `to`, or `out` itself; returns the files."""
         ...
 
@@ -55,18 +56,38 @@ class Page:
                 parts |= _named(folder, self.report, results / folder)
         return parts | self.more(results)
 
+    def source(self, results: Path, name: str) -> Path:
+        """Returns what a block is made from, a file or a folder of runs.
+
+        What has its name; for the tables of a comparison their runs; else the experiment's folder.
+        """
+        for own in (results / f"{name}.json", results / name):
+            if own.exists():
+                return own
+        for folder in self.folders if isinstance(self.report, Comparison) else ():
+            if name in {f"{_prefix(folder)}{table}" for table in _TABLES}:
+                return results / folder
+        return results.parent
+
     def summaries(self, results: Path) -> Iterator[tuple[Path, Any]]:
         """Yields the file of each folder's summary, and what it must say."""
         for folder in self.folders:
             yield results / folder / "summary.json", self.report.summarize(results / folder)
 
 
+_TABLES = ("arms", "differences", "divergence", "sweep")
+
+
+def _prefix(folder: str) -> str:
+    return f"{folder.replace('/', '_')}_" if folder else ""
+
+
 def _named(folder: str, report: Comparison, results: Path) -> dict[str, str]:
-    prefix = f"{folder.replace('/', '_')}_" if folder else ""
     summary = report.summarize(results)
-    return {
-        f"{prefix}arms": report.arms_table(summary),
-        f"{prefix}differences": report.reference_differences(results),
-        f"{prefix}divergence": report.divergence_text(summary),
-        f"{prefix}sweep": report.sweep_text(summary),
-    }
+    parts = (
+        report.arms_table(summary),
+        report.reference_differences(results),
+        report.divergence_text(summary),
+        report.sweep_text(summary),
+    )
+    return {f"{_prefix(folder)}{name}": part for name, part in zip(_TABLES, parts, strict=True)}

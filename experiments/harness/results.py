@@ -122,7 +122,7 @@ def _found(arms: Sequence[Arm], out: Path) -> Iterator[_Found]:
         if final is not None:
             check_weights(folder, record)
             with making_sense(folder / "record.json"):
-                changed = _changed(known[record["arm"]], record)
+                changed = changed_settings(known[record["arm"]], record)
             yield _Found(record, changed, log, final)
 
 
@@ -139,7 +139,8 @@ def _runs(arm: Arm, found: list[_Found]) -> Runs:
     )
 
 
-def _changed(arm: Arm, record: dict[str, Any]) -> dict[str, Any]:
+def changed_settings(arm: Arm, record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings by which a recorded run's arm is another than this, by name."""
     usual = json.loads(json.dumps(arm.settings()))
     settings = record["identity"].get("settings", {})
     return {name: value for name, value in settings.items() if value != usual[name]}

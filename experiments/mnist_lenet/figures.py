@@ -6,6 +6,7 @@ import numpy as np
 
 from bnjax.evidence.figures import (
     Curve,
+    Form,
     Percentiles,
     by_learning_rate,
     learning_curves,
@@ -18,13 +19,17 @@ from experiments.mnist_lenet.arms import ARMS, PAIRS
 from experiments.mnist_lenet.summary import (
     SETTLED,
     Runs,
+    diverged_at,
     load_runs,
     load_sweep,
     median_paths,
 )
 
+Diverged = dict[str, list[tuple[int, float, int]]]
+"""As `summary.diverged_at` returns it."""
 
-def draw(out: Path, to: Path | None = None) -> list[Path]:
+
+def draw(out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
     """Draws what the runs below `out` allow, a pure function of them, into `to` or `out` itself.
 
     Returns the files. `figure1.png` and `figure1_lenet.png`: accuracy (a), and the input to the
@@ -36,11 +41,12 @@ def draw(out: Path, to: Path | None = None) -> list[Path]:
     files = []
     for plain, normalized in PAIRS:
         if plain in runs and normalized in runs:
-            name = "figure1.png" if plain == "mlp" else "figure1_lenet.png"
-            files.append(_figure1(runs[plain], runs[normalized], to / name))
+            name = "figure1" if plain == "mlp" else "figure1_lenet"
+            pair = [runs[plain], runs[normalized]]
+            files.append(_figure1(pair, diverged_at(out), to / f"{name}.{form}"))
     sweep = load_sweep(out)
     if any(set(pair) <= set(sweep) for pair in PAIRS):
-        files.append(_sweep(sweep, to / "sweep.png"))
+        files.append(_sweep(sweep, diverged_at(out / "sweep"), to / f"sweep.{form}"))
     return files
 
 
@@ -51,11 +57,17 @@ def typical_unit(group: Runs) -> int:
     return int(np.argsort(travelled, kind="stable")[len(travelled) // 2])
 
 
-def _figure1(plain: Runs, normalized: Runs, path: Path) -> Path:
+def _figure1(pair: list[Runs], diverged: Diverged, path: Path) -> Path:
+    plain, normalized = pair
     figure, (left, middle, right) = new_figure((4.2, 3.2, 3.2))
     learning_curves(
         left,
-        [_curve(group.arm, group.steps, group.accuracy) for group in (plain, normalized)],
+        [
+            _curve(group.arm, group.steps, group.accuracy)._replace(
+                diverged=tuple(step for *_, step in diverged.get(group.arm, ()))
+            )
+            for group in pair
+        ],
         lowest=0.7 if plain.arm == "mlp" else 0.9,
     )
     left.set_title(f"(a) test accuracy, {len(plain.seeds)} seeds")
@@ -90,13 +102,15 @@ def _limit(panels: list[Percentiles]) -> float:
     return max(filter(np.isfinite, sizes), default=1.0)
 
 
-def _sweep(sweep: dict[str, list[Runs]], path: Path) -> Path:
+def _sweep(sweep: dict[str, list[Runs]], diverged: Diverged, path: Path) -> Path:
     present = [pair for pair in PAIRS if set(pair) <= set(sweep)]
     figure, panels = new_figure([4.2] * len(present))
     for axes, pair in zip(panels, present, strict=True):
         longest = max(int(group.steps[-1]) for arm in pair for group in sweep[arm])
         curves = [
-            _by_rate(arm, groups)
+            _by_rate(arm, groups)._replace(
+                diverged=tuple(rate for steps, rate, _ in diverged.get(arm, ()) if steps == longest)
+            )
             for arm in pair
             if (groups := [group for group in sweep[arm] if group.steps[-1] == longest])
         ]

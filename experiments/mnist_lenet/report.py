@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bnjax.evidence.figures import Form
 from experiments.harness.page import Page
 from experiments.mnist_lenet.figures import draw
 from experiments.mnist_lenet.summary import summarize
@@ -39,9 +40,9 @@ class MnistReport:
             divergence_text(summary),
         ]
 
-    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+    def draw(self, out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
         """Draws what the runs allow; returns the files."""
-        return draw(out, to)
+        return draw(out, to, form=form)
 
 
 def blocks(results: Path) -> dict[str, str]:

@@ -50,6 +50,17 @@ def load_sweep(out: Path) -> dict[str, list[Runs]]:
     return _collect(_results(out / "sweep"))
 
 
+def diverged_at(out: Path) -> dict[str, list[tuple[int, float, int]]]:
+    """The runs right below `out` that reached infinity, by arm: length, learning rate, step."""
+    found: dict[str, list[tuple[int, float, int]]] = {}
+    for result in _diverged(out):
+        fault, record = _fault(result), result.record
+        assert fault is not None
+        place = record["identity"]["schedule"]["steps"], record["learning_rate"], fault["step"]
+        found.setdefault(record["arm"], []).append(place)
+    return found
+
+
 def summarize(out: Path) -> dict[str, Any]:
     """All numbers of the tables; a pure function of the run directories."""
     runs = load_runs(out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bnjax.evidence.figures import save
+from bnjax.evidence.figures import Form, save
 from bnjax.evidence.records import check_log_digest
 from bnjax.evidence.tables import table
 from experiments.harness.differences import confidence_95
@@ -82,7 +82,7 @@ class Answers:
                 lines.append(f"- {question.label}: {'; '.join(parts)}.")
         return "\n".join(lines)
 
-    def draw(self, out: Path, to: Path | None = None) -> list[Path]:
+    def draw(self, out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
         """Draws a panel for each question that was answered."""
         from matplotlib.figure import Figure
 
@@ -97,7 +97,7 @@ class Answers:
             axes.spines[["top", "right"]].set_visible(False)
             question.draw(axes, found[question.name])
             axes.set_title(question.label, fontsize=10)
-        return [save(figure, (to or out) / FIGURE)]
+        return [save(figure, ((to or out) / FIGURE).with_suffix(f".{form}"))]
 
     def _found(self, summary: dict[str, Any]) -> list[tuple[Question, dict[str, Any]]]:
         found = summary["questions"]

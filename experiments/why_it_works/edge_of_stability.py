@@ -124,8 +124,8 @@ class EdgeOfStability(Question):
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the sharpness of the first seed over its descent."""
         curves = answers[0]["curves"]
-        for name, color in (("without", PLAIN), ("with", NORMALIZED)):
-            axes.plot(curves["step"], curves[name], color, lw=0.8, label=name)
+        for name, color, line in (("without", PLAIN, "--"), ("with", NORMALIZED, "-")):
+            axes.plot(curves["step"], curves[name], line, color=color, lw=0.8, label=name)
         axes.axhline(2 / self.rate, color=THEORY, lw=0.8, ls=":")
         axes.set(xlabel="step", ylabel="sharpness", ylim=(0, 4 / self.rate))
         axes.legend(frameon=False)

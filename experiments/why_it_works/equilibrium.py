@@ -126,7 +126,9 @@ class Equilibrium(Question):
         curves = answers[0]["curves"]
         axes.plot(curves["step"], curves["angle"], NORMALIZED, lw=0.8, label="no momentum")
         label = f"momentum {self.momentum:g}"
-        axes.plot(curves["step"], curves["angle with momentum"], PLAIN, lw=0.8, label=label)
+        axes.plot(
+            curves["step"], curves["angle with momentum"], PLAIN, lw=0.8, ls="--", label=label
+        )
         for value in curves["expected"]:
             axes.axhline(value, color=THEORY, lw=0.8, ls=":")
         axes.set(xlabel="step", ylabel="angle of a step", ylim=(0, 2.5 * max(curves["expected"])))

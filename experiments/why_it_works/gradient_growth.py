@@ -104,13 +104,14 @@ class GradientGrowth(Question):
         """Draws the growth for each batch, and what theory says."""
         curves = answers[0]["curves"]
         layers = np.array(curves["layer"])
-        for name, color, factor in (
-            ("ReLU", NORMALIZED, relu_factor),
-            ("linear", PLAIN, linear_factor),
+        for name, color, sign, factor in (
+            ("ReLU", NORMALIZED, "", relu_factor),
+            ("linear", PLAIN, "o", linear_factor),
         ):
             for batch, line in zip(self.batches, ("-", "--", "-."), strict=False):
                 values = curves[f"{name}, batch {batch}"]
-                axes.plot(layers, values, color, ls=line, label=f"{name}, batch {batch}")
+                style: Any = {"color": color, "ms": 3, "markevery": 4}
+                axes.plot(layers, values, line + sign, label=f"{name}, batch {batch}", **style)
                 axes.plot(
                     layers, values[0] * factor(batch) ** (self.depth - layers), THEORY, lw=0.5
                 )

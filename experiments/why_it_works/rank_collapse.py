@@ -68,11 +68,15 @@ class RankCollapse(Question):
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the effective ranks of all seeds."""
-        colors = {"without": PLAIN, "uncentred": NORMALIZED, "normalized": _CENTRED}
+        styles = {
+            "without": (PLAIN, "--"),
+            "uncentred": (NORMALIZED, ":"),
+            "normalized": (_CENTRED, "-"),
+        }
         for position, answer in enumerate(answers):
-            for name, color in colors.items():
+            for name, (color, line) in styles.items():
                 label = name if position == 0 else None
-                axes.plot(answer["curves"][name], color=color, lw=0.8, label=label)
+                axes.plot(answer["curves"][name], line, color=color, lw=0.8, label=label)
         axes.set(xlabel="layer", ylabel="effective rank", ylim=(0, self.inputs + 0.5))
         axes.legend(frameon=False)
 

@@ -76,12 +76,12 @@ class ResidualStream(Question):
         """Draws both growths, and what theory says."""
         curves = answers[0]["curves"]
         blocks = np.arange(len(curves["with"]))
-        axes.plot(blocks, curves["without"], PLAIN, label="without")
-        axes.plot(blocks, curves["with"], NORMALIZED, label="normalized branches")
+        axes.plot(blocks, curves["without"], PLAIN, ls="--", label="without")
+        axes.plot(blocks, curves["with"], NORMALIZED, label="normalized")
         axes.plot(blocks, 1 + blocks, THEORY, lw=0.5)
         axes.plot(blocks, 2.0**blocks, THEORY, lw=0.5)
         axes.set(xlabel="block", ylabel="second moment", yscale="log", ylim=(0.5, 1e4))
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def _moments(norm: Any, x: jax.Array, kernels: jax.Array) -> jax.Array:

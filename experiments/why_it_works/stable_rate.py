@@ -129,10 +129,11 @@ class StableRate(Question):
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws accuracy against the rate: the mean over seeds."""
         rates = answers[0]["curves"]["rate"]
-        for kind, color in (("with", NORMALIZED), ("without", PLAIN)):
+        for kind, color, sign in (("with", NORMALIZED, ""), ("without", PLAIN, "o")):
             for depth, line in zip(self.depths, _LINES, strict=False):
                 name = f"{kind}, depth {depth}"
                 mean = np.mean([answer["curves"][name] for answer in answers], 0)
-                axes.plot(rates, 100 * mean, line, color=color, label=name)
-        axes.set(xlabel="learning rate", ylabel="test accuracy, %", xscale="log", ylim=(0, 100))
-        axes.legend(frameon=False, fontsize=6)
+                axes.plot(rates, 100 * mean, line + sign, color=color, ms=3, label=name)
+        axes.set(xlabel="learning rate", ylabel="test accuracy, %", xscale="log", ylim=(0, 140))
+        axes.set_yticks(range(0, 101, 20))
+        axes.legend(frameon=False, fontsize=6, ncols=2, loc="upper center")

@@ -18,6 +18,7 @@ from bnjax.evidence.figures import (
     mark,
     new_figure,
     percentile_paths,
+    save,
 )
 from experiments.mnist_lenet import figures
 from experiments.mnist_lenet.figures import draw, typical_unit
@@ -56,6 +57,100 @@ def test_learning_curves_show_mean_and_standard_deviation():
     assert panel.get_xlim() == (0, 2000)
     assert panel.get_ylabel() == "test accuracy, %"
     assert [text.get_text() for text in panel.get_legend().get_texts()] == ["one"]
+
+
+def saturating(*ends):
+    """Curves that come close to their ends soon."""
+    x = np.arange(0, 2001, 20)
+    ys = [end * (1 - np.exp(-x / 100)) for end in ends]
+    return [Curve(f"to {end}", "#0072b2", x, y[None]) for end, y in zip(ends, ys, strict=True)]
+
+
+def test_curves_are_told_apart_without_colour():
+    """By marks that stand at different steps, in the legend as in the axes."""
+    panel = axes()
+    learning_curves(panel, saturating(0.5, 0.7, 0.9), lowest=0)
+    signs = [line.get_marker() for line in panel.lines]
+    assert len(set(signs)) == 3
+    assert not {"", "None", "D"} & set(signs)
+    assert [line.get_marker() for line in panel.get_legend().get_lines()] == signs
+    assert len({line.get_markevery() for line in panel.lines}) == 3
+    panel = axes()
+    by_learning_rate(panel, saturating(0.5, 0.7), lowest=0)
+    means = [line for line in panel.lines if line.get_linestyle() != "None"]
+    assert len({line.get_marker() for line in means}) == 2
+
+
+def test_close_ends_are_enlarged_between_whole_per_cents():
+    panel = axes()
+    curves = saturating(0.969, 0.973)
+    learning_curves(panel, curves, lowest=0.7)
+    (inset,) = panel.child_axes
+    assert inset.get_ylim() == (96, 98)
+    first = [curve.x[(100 * curve.y[0] >= 96).argmax()] for curve in curves]
+    assert inset.get_xlim() == (min(first), 2000)
+    for line, curve in zip(inset.lines, curves, strict=True):
+        np.testing.assert_allclose(points(line), np.stack([curve.x, 100 * curve.y[0]], axis=1))
+    assert panel.get_legend()._loc == 4  # below it, at the lower right
+
+
+def rising(*ends):
+    """Curves that come to their ends at the very last."""
+    return [curve._replace(y=curve.y * curve.x / 2000) for curve in saturating(*ends)]
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [saturating(0.97), saturating(0.5, 0.97), rising(0.97, 0.972)],
+    ids=["one", "apart", "no room"],
+)
+def test_what_needs_no_enlarging_or_has_no_room_is_left(curves):
+    panel = axes()
+    learning_curves(panel, curves, lowest=0.1)
+    assert not panel.child_axes
+
+
+def test_runs_that_diverged_are_crossed_on_the_lower_edge():
+    lost, whole = saturating(0.5, 0.9)
+    panel = axes()
+    learning_curves(panel, [lost._replace(diverged=(700.0, 900.0)), whole], lowest=0.2)
+    (crosses,) = (
+        line for line in panel.lines if line.get_marker() == "x" and len(line.get_xdata())
+    )
+    assert list(crosses.get_xdata()) == [700, 900]
+    assert crosses.get_color() == lost.color
+    edge = panel.transData.transform((700, 20))
+    np.testing.assert_allclose(crosses.get_transform().transform((700, 0)), edge)
+    texts = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert texts == ["to 0.5", "to 0.9", "reached infinity"]
+
+
+def test_long_names_stand_below_and_leave_the_axes_their_room(tmp_path):
+    """Red with the legend in the axes: the layout collapses with a warning, an error here."""
+    name = ", ".join(f"a_setting_of_the_arm_{i} 0.0001" for i in range(12))
+    sizes = {}
+    for label in ("short", name):
+        figure, (panel,) = new_figure((4,))
+        learning_curves(panel, [Curve(label, "#d55e00", X, Y)], lowest=0.1)
+        save(figure, tmp_path / "figure.png")
+        sizes[label] = panel.get_window_extent().height
+    assert panel.get_legend() is None
+    (legend,) = figure.legends
+    (text,) = (text.get_text() for text in legend.get_texts())
+    assert text.replace("\n", " ") == name
+    assert sizes[name] > 0.8 * sizes["short"]
+
+
+def test_an_svg_is_the_same_on_any_day(tmp_path):
+    """Red for a date or for ids that are drawn at random."""
+    files = []
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        figure, (panel,) = new_figure((4,))
+        learning_curves(panel, [Curve("one", "#d55e00", X, Y)], lowest=0.1)
+        files.append(save(figure, tmp_path / folder / "figure.svg").read_bytes())
+    assert files[0] == files[1]
+    assert b"<svg" in files[0]
 
 
 def test_one_run_has_no_spread():
@@ -98,9 +193,12 @@ def test_markers_at_one_point_are_all_seen():
     panel = axes()
     learning_curves(panel, [Curve("one", "#d55e00", X, Y)], lowest=0, split="validation")
     at = [(5, 0.4, "#009e73"), (7, 0.4, "#0072b2"), (5, 0.4, "#d55e00"), (5, 0.4, "#000000")]
-    mark(panel, [Marker(*one) for one in at], level=0.4)
-    _, line, *diamonds = panel.lines
+    mark(panel, [Marker(*one, sign) for one, sign in zip(at, "os^v", strict=True)], level=0.4)
+    _, line, *marks = panel.lines
     assert set(line.get_ydata()) == {40}
+    diamonds = [each for each in marks if each.get_marker() == "D"]
+    signs = [each for each in marks if each.get_marker() != "D"]
+    assert [(each.get_xdata()[0], each.get_marker()) for each in signs] == [(7, "s"), (5, "v")]
     assert [(*points(d)[0], d.get_color()) for d in diamonds] == [(x, 40, c) for x, _, c in at]
     sizes = [d.get_markersize() for d in diamonds]
     assert sizes[0] > sizes[2] > sizes[3] == sizes[1]
@@ -226,6 +324,19 @@ def test_a_diverged_run_is_drawn_as_far_as_it_goes(tmp_path, monkeypatch):
     write_run(tmp_path, "lenet", 0, [20] * 5, medians=lost)
     write_run(tmp_path, "lenet_bn", 0, [20] * 5)
     assert [path.name for path in draw(tmp_path)] == ["figure1_lenet.png"]
+
+
+def test_runs_that_diverged_are_marked_at_their_step_and_their_rate(pair, tmp_path, monkeypatch):
+    out = shutil.copytree(pair, tmp_path / "out")
+    fault = {"step": 600, "what": "loss", "leaf": None, "layer": None}
+    write_run(out, "mlp", 3, [20, 100], diverged=fault)
+    write_run(out, "mlp", 0, [20, 100], diverged=fault, sweep_rate=10.0)
+    panels = {}
+    monkeypatch.setattr(figures, "save", lambda figure, path: panels.update({path.name: figure}))
+    draw(out, tmp_path)
+    for name, at in {"figure1.png": 600, "sweep.png": 10}.items():
+        crosses = [line for line in panels[name].axes[0].lines if line.get_marker() == "x"]
+        assert [list(line.get_xdata()) for line in crosses] == [[at], []], name
 
 
 def test_a_run_too_short_to_settle_is_drawn(tmp_path, monkeypatch):

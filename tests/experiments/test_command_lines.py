@@ -239,6 +239,20 @@ def test_a_bad_value_is_refused_by_name(case: Case) -> None:
     assert judged == "named", words
 
 
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        ("imagenet_inception", ("--rates",)),
+        ("imagenet_inception", ("--rates", "--seeds", "1")),
+        ("imagenet_inception", ("--arms",)),
+        ("mnist_lenet", ("--sweep", "--seeds", "1")),
+    ],
+)
+def test_a_list_without_a_value_is_refused(command: str, argv: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit, match=f"error: {argv[0]} has no value"):
+        COMMANDS[command][0](argv)
+
+
 if __name__ == "__main__":
     counts: Counter[tuple[str, str]] = Counter()
     with no_compute():
