@@ -90,6 +90,16 @@ def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
 
     Raises:
         ValueError: if a normalization is in training mode.
+
+    Example:
+        >>> from bnjax.linen import BatchNorm
+        >>> model = nn.Sequential([nn.Dense(3), BatchNorm(use_running_average=True)])
+        >>> x = jnp.ones((4, 2))
+        >>> folded = fold_model(model, model.init(jax.random.key(0), x), x)
+        >>> folded.folded
+        {'layers_1': 'layers_0'}
+        >>> jax.tree.map(jnp.shape, folded.variables)
+        {'params': {'layers_0': {'bias': (3,), 'kernel': (2, 3)}}}
     """
     flat = flatten_dict(nn.meta.unbox(variables))
     folds, kept = _plan(trace(model, flat, args, kwargs, _is_layer))
@@ -136,6 +146,13 @@ def export(
     Raises:
         ValueError: if there is no array, or one has no axis of examples, or for a platform that
             is none of `PLATFORMS`.
+
+    Example:
+        >>> def model(variables, x):
+        ...     return x * variables["scale"]
+        >>> file = export(model, {"scale": jnp.array(2.0)}, jnp.ones((1, 2)))
+        >>> jax.export.deserialize(bytearray(file)).call(jnp.ones((3, 2))).tolist()
+        [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
     """
     if unknown := set(platforms) - set(PLATFORMS):
         raise ValueError(f"platforms must be of {PLATFORMS}, got {sorted(unknown)}.")

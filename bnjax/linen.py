@@ -60,6 +60,16 @@ class BatchNorm(nn.Module, OwnFields):
         update_statistics: None: exactly where the batch normalizes, as in Flax. False: never; the
             batch then normalizes without any `batch_stats`. True: always; where the statistics
             normalize, the batch moves them afterwards. Here or in the call.
+
+    Example:
+        >>> x = jnp.arange(12.0).reshape(4, 3)
+        >>> layer = BatchNorm(use_running_average=False)
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> y, moved = layer.apply(variables, x, mutable=["batch_stats"])
+        >>> print(y[:, 0])
+        [-1.34 -0.45  0.45  1.34]
+        >>> sorted(moved["batch_stats"])
+        ['mean', 'var']
     """
 
     use_running_average: bool | None = None
@@ -196,6 +206,14 @@ class BatchRenorm(BatchNorm):
         r_max: the batch's deviation is corrected by no more than this factor; >= 1.
         d_max: its mean by no more than so many deviations; >= 0. Both are by default what the paper
             ends with. It begins with 1 and 0, which are batch normalization.
+
+    Example:
+        >>> x = jnp.arange(12.0).reshape(4, 3)
+        >>> layer = BatchRenorm(use_running_average=False, r_max=1.0, d_max=0.0)
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> y, _ = layer.apply(variables, x, mutable=["batch_stats"])
+        >>> print(y[:, 0])  # with these limits, batch normalization
+        [-1.34 -0.45  0.45  1.34]
     """
 
     r_max: float | jax.Array = 3.0
@@ -255,6 +273,11 @@ def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
     Raises:
         ValueError: a layer is called twice: its population is not that of either batch; or it has
             `axis_index_groups` of axes that nothing maps.
+
+    Example:
+        >>> layer, x = BatchNorm(use_running_average=False), jnp.arange(12.0).reshape(4, 3)
+        >>> model_moments(layer, layer.init(jax.random.key(0), x), x).mean.tolist()
+        [4.5, 5.5, 6.5]
     """
     return moments_and_frozen(model, variables, *args, **kwargs)[0]
 

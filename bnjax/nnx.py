@@ -41,6 +41,12 @@ class BatchNorm(nnx.Module, OwnFields):
         mean: of the statistics.
         var: of the statistics.
         count: each feature's updates; only where `averaging` is not `"ema"`.
+
+    Example:
+        >>> layer = BatchNorm(3, rngs=nnx.Rngs(0))
+        >>> y = layer(jnp.arange(12.0).reshape(4, 3), use_running_average=False)
+        >>> print(y[:, 0], layer.mean[...])
+        [-1.34 -0.45  0.45  1.34] [0.045 0.055 0.065]
     """
 
     scale: nnx.Param[jax.Array] | None
@@ -249,6 +255,12 @@ class BatchRenorm(BatchNorm):
 
     State and inference are those of `BatchNorm`, whose checkpoints load; numbers are those of
     `bnjax.linen.BatchRenorm`.
+
+    Example:
+        >>> layer = BatchRenorm(3, r_max=1.0, d_max=0.0, rngs=nnx.Rngs(0))
+        >>> y = layer(jnp.arange(12.0).reshape(4, 3), use_running_average=False)
+        >>> print(y[:, 0])  # with these limits, batch normalization
+        [-1.34 -0.45  0.45  1.34]
     """
 
     def __init__(

@@ -71,6 +71,15 @@ def recalibrate(
             for layers of `batch_stats` that cannot be recalibrated (of another library, or not
             called), or for a bad choice.
         TypeError: if a setting cannot be hashed.
+
+    Example:
+        >>> from bnjax.linen import BatchNorm
+        >>> model, x = BatchNorm(momentum=0.9), jnp.arange(12.0).reshape(4, 3)
+        >>> variables = model.init(jax.random.key(0), x, True)
+        >>> batches = [x, x + 2]
+        >>> precise = recalibrate(model, variables, batches, use_running_average=False)
+        >>> precise["batch_stats"]["mean"].tolist()  # the mean of both batches
+        [5.5, 6.5, 7.5]
     """
     check_choices(estimator, running_var)
     static = _Static(model), tuple(sorted(settings.items()))

@@ -14,14 +14,13 @@ from bnjax.command import command
 from bnjax.evidence.report import fill, same_picture
 from bnjax.paths import writable_folder
 from experiments.benchmarks.__main__ import BENCHMARKS
+from experiments.claims import claims_table
 from experiments.compiled import tables as compiled_tables
 from experiments.harness.citations import made_by
 from experiments.harness.command_line import ending
 from experiments.harness.experiment import ROOT, Experiment
 from experiments.harness.found import experiments
 
-IN_README = {"mnist_lenet": ("arms", "differences"), "imagenet_inception": ("wide_arms",)}
-"""Blocks of experiments' pages that stand in the repository's README too."""
 _SPEED = ROOT / "experiments" / "benchmarks"
 _COMPILED = ROOT / "experiments" / "compiled"
 
@@ -90,7 +89,6 @@ def write_page(folder: Path) -> Path:
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Yields each document that holds results, and what it must say."""
-    short: dict[str, str] = {}
     for experiment in _with_results():
         for path, summary in experiment.page.summaries(experiment.results):
             yield path, json.dumps(summary, indent=1) + "\n"
@@ -98,8 +96,6 @@ def documents() -> Iterator[tuple[Path, str]]:
         folder = experiment.results.parent
         if experiment.name == "imagenet_inception":
             blocks["dry_run"] = compiled_tables.dry_run_table(_result(folder, "dry_run"))
-        chosen = IN_README.get(experiment.name, ())
-        short |= {f"{experiment.name}_{name}": blocks[name] for name in chosen}
         results = experiment.results
         sources = {name: experiment.page.source(results, name) for name in blocks}
         yield _filled(folder / "README.md", _with_origins(blocks, sources))
@@ -110,7 +106,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     }
     files = {name: _COMPILED / "results" / f"{name}.json" for name in compiled}
     yield _filled(_COMPILED / "README.md", _with_origins(compiled, files))
-    yield _filled(ROOT / "README.md", short)
+    yield _filled(ROOT / "README.md", {"claims": claims_table()})
 
 
 def _with_results() -> list[Experiment]:

@@ -1,6 +1,6 @@
-"""What the README says of Flax's layer, shown by Flax's layer; of other peers: tests/parity.
+"""What docs/others.md says of Flax's layer, shown by Flax's layer; of other peers: tests/parity.
 
-A test that fails here means that Flax has changed: then change the README's row.
+A test that fails here means that Flax has changed: then change the page's row.
 """
 
 import flax.linen as nn

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from marks import slow_but
 from tolerances import PARALLEL, assert_close
 
 import bnjax
@@ -158,7 +159,10 @@ def test_checkpoints_move_both_ways(direction):
 # --- the same numbers -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+FAST = ("convolution", "axes in any order", "neither")
+
+
+@pytest.mark.parametrize("setting", slow_but(FAST, SETTINGS))
 def test_training_and_inference_are_flaxs(setting):
     """Output, gradients and statistics over three steps, then inference."""
     shape, settings = SETTINGS[setting]

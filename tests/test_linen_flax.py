@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from marks import slow
 from tolerances import assert_close, assert_trees_close
 
 import bnjax
@@ -159,8 +160,8 @@ def test_masks_of_zeros_and_ones(as_mask):
 # --- one example of a mapped batch ------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((5,), -1), ((2, 3), (0, 1))])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("shape", "axis"), [slow((5,), -1), ((2, 3), (0, 1))])
+@pytest.mark.parametrize("masked", [slow(False), True])
 def test_one_example_under_vmap_is_flaxs(shape, axis, masked):
     """Training and evaluation, where the mapped axis alone holds the batch."""
     xs = inputs((6, *shape))
@@ -225,8 +226,8 @@ def assert_complex_close(actual, desired, tolerance=CLOSE):
         jax.tree.map(lambda a, b: assert_close(a, b, tolerance), ours, theirs)
 
 
-@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.complex64])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("param_dtype", [slow(jnp.float32), jnp.complex64])
+@pytest.mark.parametrize("masked", [slow(False), True])
 def test_complex_inputs_are_flaxs(param_dtype, masked, promotion):
     """Output, statistics, evaluation and gradients."""
     x = complex_inputs((6, 4, 5))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
+from marks import slow
 from nnx_views import view
 from tolerances import assert_close
 
@@ -202,14 +203,14 @@ def test_states_with_a_count_differ():
 @pytest.mark.parametrize(
     ("shape", "dtype", "settings"),
     [
-        ((16, 5), "float32", {}),
-        ((16, 5), "float32", {"impl": "autodiff", "averaging": "cumulative"}),
+        slow((16, 5), "float32", {}),
+        slow((16, 5), "float32", {"impl": "autodiff", "averaging": "cumulative"}),
         ((4, 3, 2, 5), "float32", {"running_var": "unbiased", "averaging": "ema_debiased"}),
-        ((4, 5, 3), "float32", {"axis": 1, "activation": "relu", "momentum": 0.9}),
+        slow((4, 5, 3), "float32", {"axis": 1, "activation": "relu", "momentum": 0.9}),
         ((8, 2, 3, 2), "float32", {"axis": (1, 2, 3), "use_bias": False}),
         ((16, 5), "float32", {"batch": 4, "activation": "sigmoid", "epsilon": 1e-2}),
         ((16, 5), "bfloat16", {"dtype": jnp.bfloat16, "activation": "relu"}),
-        ((16, 5), "bfloat16", {"dtype": jnp.float32, "param_dtype": jnp.bfloat16}),
+        slow((16, 5), "bfloat16", {"dtype": jnp.float32, "param_dtype": jnp.bfloat16}),
     ],
 )
 def test_numbers_are_those_of_our_linen_layer(shape, dtype, settings):

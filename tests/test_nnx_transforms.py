@@ -112,6 +112,7 @@ def test_ensembles_by_vmap():
         assert_trees_close(members, stats_of(alone))
 
 
+@pytest.mark.slow
 def test_one_batch_by_vmap_with_an_axis_name():
     x = inputs((4, 6, 5))[0]
     layer = BatchNorm(5, axis_name="data", rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""The README's recipes for frameworks that know only params: one tree holds the statistics too.
+"""A recipe for frameworks that know only params: one tree holds the statistics too.
 
 Such a framework takes a loss of one tree, its gradient, and an optimizer of optax. `train` below is
 one: it knows nothing of batch normalization. What it makes must equal the usual training step.
@@ -146,6 +146,7 @@ def test_statistics_leave_by_the_auxiliary_output(usual):
     assert_same(ours, expected)
 
 
+@pytest.mark.slow
 def test_averaged_gradients_average_the_statistics(usual):
     """Data-parallel frameworks average gradients over devices: so do the statistics' steps."""
     initial, _ = usual

@@ -12,6 +12,7 @@ import pytest
 import reference
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from marks import slow
 from tolerances import PARALLEL, assert_close
 
 from bnjax.linen import BatchNorm, model_moments
@@ -51,7 +52,7 @@ def make(model, x):
     return jax.tree.map(np.asarray, variables)
 
 
-@pytest.mark.parametrize("how", ["scan", "vmap", "remat", "jit"])
+@pytest.mark.parametrize("how", [slow("scan"), "vmap", "remat", slow("jit")])
 def test_lifted_layers(how):
     """Against float64; red if they keep mean 0 and variance 1, also once training is compiled."""
     model = Lifted(how)
@@ -126,6 +127,7 @@ def test_a_resnet_with_a_list_and_an_axis(axis_name):
             assert_close(leaf, expected, tolerance, where)
 
 
+@pytest.mark.slow
 def test_a_mapped_axis_is_still_shared():
     """Moments of eight devices in a mapped axis are those of the whole batch."""
     x = images()

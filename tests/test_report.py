@@ -65,10 +65,19 @@ def test_pictures_are_told_apart(tmp_path, version, change):
     assert not same_picture(curve(tmp_path / "other.png", version=version, **change), committed)
 
 
+def anchors(document):
+    """What links may name of a page: its headings, as GitHub spells them."""
+    heads = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
 def test_links_lead_somewhere():
-    pages = [*ROOT.glob("**/README.md"), *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]
+    pages = [*ROOT.glob("**/README.md"), *ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md"]
     for document in pages:
         if ".venv" in document.parts:
             continue
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document}: {target}"
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text()):
+            target, _, anchor = link.partition("#")
+            path = document.parent / target if target else document
+            assert path.exists(), f"{document}: {link}"
+            assert not anchor or anchor in anchors(path), f"{document}: {link}"

@@ -29,6 +29,12 @@ class ArraySplit:
         labels: int32 `[n]`.
         name: of the split, for messages.
         shards: sizes of the shards of the data that was decoded; None for equal ones.
+
+    Example:
+        >>> images, labels = np.zeros((5, 8, 8, 3), np.uint8), np.arange(5, dtype=np.int32)
+        >>> split = ArraySplit(images, labels, name="mine")
+        >>> len(split), split[3].label, split[3].name
+        (5, 3, 'mine image 3')
     """
 
     images: np.ndarray
@@ -62,6 +68,11 @@ def in_memory(data: DataSet[Split], *, most_bytes: int = MOST_BYTES) -> DataSet[
     Raises:
         DataError: the data is too large, an image has another size than the first or cannot be
             decoded, or a label is not one of the classes.
+
+    Example:
+        >>> from bnjax.data import open_data
+        >>> in_memory(open_data("mnist5k")).train.images.shape
+        (4000, 28, 28, 1)
     """
     if isinstance(data.train, ArraySplit) and isinstance(data.test, ArraySplit):
         return cast(DataSet[ArraySplit], data)

@@ -60,6 +60,12 @@ class DataSet(NamedTuple, Generic[S]):
             MNIST's relatives it covers every pixel and label (`bnjax.data.arrays.digest`). Reading
             every byte of larger data would take hours, so theirs does not prove that no byte was
             changed; each kind of data says what it covers.
+
+    Example:
+        >>> from bnjax.data import open_data
+        >>> digits = open_data("mnist5k")
+        >>> len(digits.train), len(digits.test), digits.classes
+        (4000, 1000, 10)
     """
 
     name: str

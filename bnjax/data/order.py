@@ -105,6 +105,12 @@ def batch_indices(
 
     Raises:
         ValueError: if the batch is empty or larger than the data, or a step below zero.
+
+    Example:
+        >>> batch_indices(0, first_step=0, steps=2, batch_size=3, size=6).shape
+        (2, 3)
+        >>> sorted(batch_indices(0, first_step=0, steps=2, batch_size=3, size=6).ravel().tolist())
+        [0, 1, 2, 3, 4, 5]
     """
     if not 1 <= batch_size <= size:
         raise ValueError(

@@ -120,6 +120,15 @@ def open_data(name: str, *, data_dir: str | Path | None = None) -> DataSet[Split
         ValueError: the name is unknown, or a folder is a URL.
         DataError: the data is missing and cannot be prepared, is half-prepared or damaged, or is
             not what it is known to be; says what to do.
+
+    Example:
+        >>> digits = open_data("mnist5k")
+        >>> digits.train[0].image.shape, digits.train[0].label
+        ((28, 28, 1), 5)
+        >>> open_data("folder:photos")
+        Traceback (most recent call last):
+            ...
+        bnjax.data.data_set.DataError: ...
     """
     root = local_root(data_dir)
     kind, _, path = name.partition(":")

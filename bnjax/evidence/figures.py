@@ -35,6 +35,11 @@ class Curve(NamedTuple):
         y: `[runs, points]`; NaN where a run has no such point.
         line: style of the line, as matplotlib takes it.
         diverged: where on the x axis runs reached infinity.
+
+    Example:
+        >>> steps, accuracy = np.array([100, 200]), np.array([[0.5, 0.9], [0.6, 0.8]])
+        >>> figure, (axes,) = new_figure((4.0,))
+        >>> learning_curves(axes, [Curve("BN", NORMALIZED, steps, accuracy)], lowest=0.4)
     """
 
     label: str

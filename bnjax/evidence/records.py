@@ -35,7 +35,12 @@ def making_sense(what: Path) -> Iterator[None]:
 
 
 def tree_sha256(tree: Any) -> str:
-    """Returns the digest of a tree of arrays: paths, dtypes, shapes and values."""
+    """Returns the digest of a tree of arrays: paths, dtypes, shapes and values.
+
+    Example:
+        >>> tree_sha256({"w": np.zeros(2)}) == tree_sha256({"w": np.ones(2)})
+        False
+    """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         array = np.asarray(leaf)
@@ -243,7 +248,12 @@ def _log_in(directory: Path) -> Path:
 
 
 def differences(stored: Json, given: Json, path: str = "") -> list[str]:
-    """Returns where two JSON values differ, a line each: name, stored value, given value."""
+    """Returns where two JSON values differ, a line each: name, stored value, given value.
+
+    Example:
+        >>> differences({"steps": 100, "seed": 0}, {"steps": 200, "seed": 0})
+        ['steps: stored 100, given 200']
+    """
     if isinstance(stored, list) and isinstance(given, list):
         stored, given = ({str(i): value for i, value in enumerate(v)} for v in (stored, given))
     if not (isinstance(stored, dict) and isinstance(given, dict)):

@@ -23,6 +23,13 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
     Raises:
         ValueError: if the text has a name that there is no block for, or a name twice, or one that
             does not end.
+
+    Example:
+        >>> page = "<!-- begin arms --> old <!-- end arms -->"
+        >>> print(fill(page, {"arms": "| BN | 97.31 |"}))
+        <!-- begin arms -->
+        | BN | 97.31 |
+        <!-- end arms -->
     """
     begun, ended = (re.findall(rf"<!-- {word} (\S+) -->", text) for word in ("begin", "end"))
     for name in begun:

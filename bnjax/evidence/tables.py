@@ -11,6 +11,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1)
         heads: one of each column.
         rows: cells.
         left: number of columns that stand at the left; the others hold numbers.
+
+    Example:
+        >>> print(table(["network", "accuracy, %"], [["BN", "97.31 ± 0.19"]]))
+        | network | accuracy, % |
+        | --- | ---: |
+        | BN | 97.31 ± 0.19 |
     """
     align = ["---"] * left + ["---:"] * (len(heads) - left)
     filled = [[*cells, *[""] * (len(heads) - len(cells))] for cells in (heads, align, *rows)]
@@ -34,7 +40,12 @@ def plain(spread: dict[str, Any], digits: int = 2, factor: float = 1.0) -> str:
 
 
 def percent(spread: dict[str, Any]) -> str:
-    """Returns the same for a fraction, in %."""
+    """Returns the same for a fraction, in %.
+
+    Example:
+        >>> percent({"mean": 0.9731, "sd": 0.0019})
+        '97.31 ± 0.19'
+    """
     return plain(spread, factor=100)
 
 

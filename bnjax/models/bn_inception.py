@@ -1,5 +1,6 @@
 """BN-Inception, the ImageNet network of Ioffe & Szegedy 2015 (section 4.2 and Figure 5)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -118,6 +119,15 @@ class BNInception(InceptionNetwork):
             12,238,440 parameters and 2.06e9 multiply-adds.
         linear_factors: whether the first of the two has no nonlinearity, only its `norm` (Figure 2
             there).
+
+    Example:
+        >>> model = BNInception(classes=10, norm="batch", width=0.125, stem_stride=1)
+        >>> images = jnp.zeros((2, 32, 32, 3))
+        >>> logits, _ = jax.eval_shape(
+        ...     partial(model.init_with_output, train=False), jax.random.key(0), images
+        ... )
+        >>> logits.shape
+        (2, 10)
     """
 
     stem: Literal["dense", "separable"] = "dense"
@@ -154,7 +164,6 @@ class BNInception(InceptionNetwork):
             ValueError: for images too small or of other channels.
         """
         self._check(images)
-        self._check_grid(images, self._stem_rows, 5)
         conv = partial(self._convolutions(), padding=self.padding)
         x = googlenet_stem(
             images,
@@ -176,6 +185,9 @@ class BNInception(InceptionNetwork):
                 name=f"inception_{row.name}",
             )(x, train)
         return self._classify(x, train)
+
+    def _grid(self) -> tuple[Callable[[int], int], int]:
+        return self._stem_rows, 5
 
     def _norm_of(self, name: str) -> Norm | None:
         norm = find_norm(self.norm)

@@ -1,5 +1,6 @@
 """GoogLeNet, or Inception v1 (Szegedy et al. 2014, Table 1 and section 5)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -139,6 +140,15 @@ class GoogLeNet(InceptionNetwork):
             without `norm` in their dense layer. Its weights need it, with a `norm` and
             `local_response_norm=False`.
         padding: of the first convolution.
+
+    Example:
+        >>> model = GoogLeNet(classes=10, norm="batch", width=0.125, stem_stride=1, auxiliary=False)
+        >>> images = jnp.zeros((2, 32, 32, 3))
+        >>> logits, _ = jax.eval_shape(
+        ...     partial(model.init_with_output, train=False), jax.random.key(0), images
+        ... )
+        >>> logits.main.shape, logits.auxiliary
+        ((2, 10), ())
     """
 
     dropout: float = 0.4
@@ -165,7 +175,6 @@ class GoogLeNet(InceptionNetwork):
         self._check(images)
         paper = self.variant == "paper"
         pool: PoolRule = "SAME" if paper else "CEIL"
-        self._check_grid(images, self._stem_rows, 9 if self.auxiliary and paper else 5)
         conv = partial(self._convolutions(), padding=self.padding)
         x = googlenet_stem(
             images,
@@ -185,6 +194,9 @@ class GoogLeNet(InceptionNetwork):
             if row.name in ("3b", "4e"):
                 x = halve(x, 3 if paper or row.name == "3b" else 2, pool)
         return Logits(self._classify(x, train), tuple(heads))
+
+    def _grid(self) -> tuple[Callable[[int], int], int]:
+        return self._stem_rows, 9 if self.auxiliary and self.variant == "paper" else 5
 
     def _side_head(self, name: str, conv: Conv) -> SideHead:
         dense = partial(

@@ -34,6 +34,10 @@ class Logits(NamedTuple):
         main: the classifier's logits, `[n, classes]`.
         auxiliary: the side heads' logits, from the input to the output; empty outside of
             training, where the heads are left out.
+
+    Example:
+        >>> Logits(main=jnp.zeros((2, 10))).auxiliary  # of a network without side heads
+        ()
     """
 
     main: jax.Array
@@ -116,13 +120,11 @@ class InceptionNetwork(WithNorm):
                 f"the parameters are for {kernel.shape[-1]} classes, the model has "
                 f"classes={self.classes}: set `classes`, or initialize `logits` anew."
             )
+        self.check_size(*images.shape[1:3])
 
-    def _check_grid(self, images: jax.Array, rows: Callable[[int], int], least: int) -> None:
-        """Refuses images that leave too few positions to the first Inception module.
-
-        `rows` tells how many rows its grid has, by those of the images; `least` it needs.
-        """
-        height, width = images.shape[1:3]
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError for images that leave too few positions to the first module."""
+        rows, least = self._grid()
         if rows(min(height, width)) < least:
             side = next(n for n in count(1) if rows(n) >= least)
             raise ValueError(
@@ -131,6 +133,10 @@ class InceptionNetwork(WithNorm):
                 f"needs {least}x{least}. Use larger images, of {side}x{side} at least, or a "
                 "smaller stem_stride."
             )
+
+    def _grid(self) -> tuple[Callable[[int], int], int]:
+        """How many rows the first Inception module gets, by those of the images; those it needs."""
+        raise NotImplementedError
 
     def _stem_rows(self, n: int) -> int:
         """Rows that `googlenet_stem` makes of `n`."""

@@ -1,6 +1,6 @@
 """Inception-v3, and Inception-v2 as the outline of Szegedy et al. 2016, Table 1, has it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -206,6 +206,15 @@ class InceptionV3(InceptionNetwork):
         grid_reduction: how mixed_6a and mixed_7a halve the grid (section 5, Figures 9 and 10), see
             `GridReduction`. `"pool_first"` takes 0.83 and 0.37 times the multiply-adds of
             `"parallel"` in them, `"pool_last"` 3.5 (the paper: three) and 1.7 times.
+
+    Example:
+        >>> model = InceptionV3(classes=10, norm="batch", width=0.125, auxiliary="none")
+        >>> images = jnp.zeros((2, 299, 299, 3))
+        >>> logits, _ = jax.eval_shape(
+        ...     partial(model.init_with_output, train=False), jax.random.key(0), images
+        ... )
+        >>> logits.main.shape
+        (2, 10)
     """
 
     dropout: float = 0.2
@@ -237,13 +246,9 @@ class InceptionV3(InceptionNetwork):
             ValueError: for images too small or of other channels.
         """
         self._check(images)
-        layers = stem_layers(
-            self.outline, self.stem, REDUCTIONS[self.stem_stride], self.stem_padding
-        )
-        self._check_stem(images, layers)
         conv = self._convolutions()
         x = images
-        for layer in layers:
+        for layer in self._stem_layers():
             x = _apply(layer, x, conv, train)
         auxiliary: tuple[jax.Array, ...] = ()
         for row in OUTLINES[self.outline]:
@@ -273,12 +278,17 @@ class InceptionV3(InceptionNetwork):
         norm = self.norm if self.auxiliary == "normalized" else None
         return SideHead(self.classes, conv, norm, self.dtype, self.param_dtype, name="auxiliary")
 
-    def _check_stem(self, images: jax.Array, layers: list[Layer]) -> None:
+    def _stem_layers(self) -> list[Layer]:
+        reduction = REDUCTIONS[self.stem_stride]
+        return stem_layers(self.outline, self.stem, reduction, self.stem_padding)
+
+    def _grid(self) -> tuple[Callable[[int], int], int]:
+        layers = self._stem_layers()
+
         def rows(n: int) -> int:
             return reduce(lambda n, layer: max(0, layer.positions(n)), layers, n)
 
-        least = 7 if self.auxiliary == "none" else 11  # so that mixed_7a, or the head, has input
-        self._check_grid(images, rows, least)
+        return rows, 7 if self.auxiliary == "none" else 11  # mixed_7a, or the head, has input
 
 
 def _apply(layer: Layer, x: jax.Array, conv: Conv, train: bool) -> jax.Array:

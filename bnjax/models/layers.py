@@ -171,7 +171,12 @@ def explicit_padding(
 
 
 def scaled_tanh(x: jax.Array) -> jax.Array:
-    """1.7159 tanh(2x/3), the squashing function of LeCun et al. 1998."""
+    """1.7159 tanh(2x/3), the squashing function of LeCun et al. 1998.
+
+    Example:
+        >>> print(scaled_tanh(jnp.array([-1.0, 0.0, 1.0])))
+        [-1.  0.  1.]
+    """
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 

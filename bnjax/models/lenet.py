@@ -28,6 +28,14 @@ class LeNet5(WithNorm):
         pool: 2x2, stride 2.
         kernel_init: initializer of all weights.
         convolution: `"patches"`, faster on CPUs (see `patch_convolution`), or `"xla"`.
+
+    Example:
+        >>> model, images = LeNet5(norm="batch"), jnp.zeros((2, 28, 28, 1))
+        >>> logits, _ = jax.eval_shape(
+        ...     partial(model.init_with_output, train=False), jax.random.key(0), images
+        ... )
+        >>> logits.shape
+        (2, 10)
     """
 
     classes: int = 10

@@ -18,6 +18,13 @@ class MLP(WithNorm):
         norm: normalization of each hidden layer, see `norm_by_name`; None for none.
         activation: nonlinearity of each hidden layer.
         kernel_init: initializer of all weights; the paper says "small random Gaussian values".
+
+    Example:
+        >>> model = MLP((16,), norm="batch")
+        >>> images = jnp.zeros((2, 8, 8, 1))
+        >>> variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+        >>> sorted(variables["params"])
+        ['dense1', 'hidden1', 'logits']
     """
 
     hidden: tuple[int, ...] = (100, 100, 100)

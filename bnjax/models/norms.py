@@ -65,6 +65,12 @@ def norm_by_name(name: str, **options: Any) -> Norm | None:
     Raises:
         ValueError: for an unknown name, or a number that is missing, superfluous or not positive.
         TypeError: for an option that the layer does not have.
+
+    Example:
+        >>> norm_by_name("group:8", epsilon=1e-3).keywords
+        {'num_groups': 8, 'epsilon': 0.001}
+        >>> print(norm_by_name("none"))
+        None
     """
     if name == "none" and not options:
         return None
@@ -179,6 +185,10 @@ def fuses_activation(norm: Norm | str | None, activation: Activation) -> bool:
 
     Raises:
         ValueError, TypeError: as `find_norm`.
+
+    Example:
+        >>> fuses_activation("batch", nn.relu), fuses_activation("layer", nn.relu)
+        (True, False)
     """
     norm = find_norm(norm)
     if norm is None:

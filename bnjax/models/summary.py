@@ -57,6 +57,11 @@ def summarize(model: nn.Module, image: tuple[int, ...], *, depth: int = 1) -> Su
 
     Raises:
         ValueError: if depth is less than 1, and what the model raises for such an image.
+
+    Example:
+        >>> from bnjax.models import MLP
+        >>> summarize(MLP((100,), norm="batch"), (28, 28, 1)).network.parameters
+        79610
     """
     if depth < 1:
         raise ValueError(f"depth must be 1 or more, got {depth}.")

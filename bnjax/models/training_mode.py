@@ -25,6 +25,14 @@ def apply_train(
     Returns:
         What the network returns, and the `batch_stats` after this batch: an empty dictionary if it
         has none.
+
+    Example:
+        >>> from bnjax.models import MLP
+        >>> model, images = MLP((8,), norm="batch"), jnp.ones((4, 2, 2, 1))
+        >>> variables = model.init(jax.random.key(0), images, train=False)
+        >>> logits, batch_stats = apply_train(model, variables, images)
+        >>> logits.shape, sorted(batch_stats["hidden1"]["norm"])
+        ((4, 10), ['mean', 'var'])
     """
     rngs = {} if key is None else {"dropout": key}
     outputs, updates = model.apply(

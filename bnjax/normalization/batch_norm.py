@@ -46,7 +46,12 @@ def init_params(
     use_bias: bool = True,
     dtype: DTypeLike = jnp.float32,
 ) -> Params:
-    """Returns scale (gamma) one and bias (beta) zero, for features of the given shape."""
+    """Returns scale (gamma) one and bias (beta) zero, for features of the given shape.
+
+    Example:
+        >>> init_params(2)
+        {'scale': Array([1., 1.], dtype=float32), 'bias': Array([0., 0.], dtype=float32)}
+    """
     check_shape(shape)
     check_dtype(dtype)
     params = {}
@@ -66,6 +71,12 @@ def init_stats(
     """Returns mean zero and variance one; a count of zero where `averaging` needs one.
 
     Mean and variance are at least float32, whatever `dtype`: narrower averages stick.
+
+    Example:
+        >>> init_stats(2)
+        {'mean': Array([0., 0.], dtype=float32), 'var': Array([1., 1.], dtype=float32)}
+        >>> sorted(init_stats(2, averaging="ema_debiased"))
+        ['count', 'mean', 'var']
     """
     check_shape(shape)
     check_choice("averaging", averaging, StatsAveraging)
@@ -138,6 +149,14 @@ def normalize_batch(
 
     Raises:
         ValueError: while tracing, for a bad argument, or a batch of one value per feature.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0], [2.0], [5.0]])
+        >>> y, stats = normalize_batch(x, init_params(1), init_stats(1), decay=0.9)
+        >>> print(y[:, 0])
+        [-1.07 -0.53  0.    1.6 ]
+        >>> print(stats["mean"], stats["var"])  # a tenth of the way to 2 and 14/3
+        [0.2] [1.367]
     """
     settings = Settings(
         axis=axis,
@@ -175,6 +194,14 @@ def batch_transform(
     """Returns the `y` of Algorithm 1 and the batch's moments, which carry no gradient.
 
     Arguments and errors are those of `normalize_batch`, which adds the statistics.
+
+    Example:
+        >>> x = jnp.array([[0.0], [4.0], [10.0], [14.0]])
+        >>> y, moments = batch_transform(x, {}, batch=2)  # two groups of two examples
+        >>> print(y[:, 0])
+        [-1.  1. -1.  1.]
+        >>> moments.mean  # of both groups
+        Array([7.], dtype=float32)
     """
     settings = Settings(
         axis=axis,
@@ -232,6 +259,11 @@ def normalize_population(
 
     Arguments are those of `normalize_batch`; a single example is fine here, and groups of
     examples play no part.
+
+    Example:
+        >>> stats = {"mean": jnp.array([2.0]), "var": jnp.array([4.0])}
+        >>> normalize_population(jnp.array([[6.0]]), init_params(1), stats)
+        Array([[2.]], dtype=float32)
     """
     settings = Settings(axis=axis, epsilon=epsilon, activation=activation, dtype=dtype)
     return transform_population(x, params, stats, settings, check_input(x, params, settings, stats))
@@ -264,6 +296,13 @@ def update_stats(
 
     Raises:
         ValueError: for a bad `decay` or choice, or if `stats` lacks the count that is needed.
+
+    Example:
+        >>> moments = Moments(mean=jnp.array([4.0]), var=jnp.array([9.0]), size=jnp.array(8))
+        >>> stats = init_stats(1, averaging="cumulative")
+        >>> update_stats(stats, moments, averaging="cumulative", running_var="biased")
+        {'mean': Array([4.], dtype=float32), 'var': Array([9.], dtype=float32),
+         'count': Array([1], dtype=int32)}
     """
     settings = Settings(decay=decay, averaging=averaging, running_var=running_var)
     check_moments(stats, moments)

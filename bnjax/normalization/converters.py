@@ -48,6 +48,12 @@ class Converted(NamedTuple):
         stats: `mean` and `var`, at least float32, and `count` if `averaging` needs it.
         settings: what to call `normalize_batch` with, to go on as the source would.
         notes: what is different now, a sentence each.
+
+    Example:
+        >>> state = {"running_mean": np.zeros(2), "running_var": np.ones(2)}
+        >>> layer = from_torch(state, affine=False)
+        >>> layer.settings["averaging"], layer.settings["running_var"]
+        ('ema', 'unbiased')
     """
 
     params: Params
@@ -91,6 +97,13 @@ def from_torch(
     Raises:
         ValueError: for missing and unknown entries, shapes that differ, values that are not
             finite, a negative variance, or a setting out of range.
+
+    Example:
+        >>> state = {"weight": np.ones(2), "bias": np.zeros(2)}
+        >>> state |= {"running_mean": np.zeros(2), "running_var": np.ones(2)}
+        >>> layer = from_torch(state, momentum=0.1)
+        >>> sorted(layer.params), sorted(layer.stats), layer.settings["decay"]
+        (['bias', 'scale'], ['mean', 'var'], 0.9)
     """
     tracked = "num_batches_tracked"
     names = {"running_mean": "mean", "running_var": "var"}
@@ -151,6 +164,14 @@ def from_flax(
 
     Raises:
         ValueError: as `from_torch`.
+
+    Example:
+        >>> variables = {
+        ...     "params": {"scale": np.ones(2), "bias": np.zeros(2)},
+        ...     "batch_stats": {"mean": np.zeros(2), "var": np.ones(2)},
+        ... }
+        >>> from_flax(variables, momentum=0.9).settings
+        {'decay': 0.9, 'epsilon': 1e-05, 'averaging': 'ema', 'running_var': 'biased'}
     """
     names = {"batch_stats/mean": "mean", "batch_stats/var": "var"}
     names |= {"params/scale": "scale"} if use_scale else {}
@@ -187,6 +208,11 @@ def from_keras(
 
     Raises:
         ValueError: as `from_torch`.
+
+    Example:
+        >>> gamma, beta, mean, variance = np.ones(2), np.zeros(2), np.zeros(2), np.ones(2)
+        >>> from_keras([gamma, beta, mean, variance]).settings["epsilon"]
+        0.001
     """
     names = {"gamma": "scale"} if scale else {}
     names |= {"beta": "bias"} if center else {}
@@ -233,6 +259,13 @@ def from_haiku(
 
     Raises:
         ValueError: as `from_torch`; also if the averages were not made with this `decay_rate`.
+
+    Example:
+        >>> mean = {"average": np.zeros(2), "hidden": np.zeros(2), "counter": 0}
+        >>> state = {"mean_ema": mean, "var_ema": mean}
+        >>> layer = from_haiku({}, state, create_scale=False, create_offset=False, decay_rate=0.9)
+        >>> layer.settings["averaging"], layer.stats["count"].tolist()
+        ('ema_debiased', [0, 0])
     """
     names = {"mean_ema/average": "mean", "var_ema/average": "var"}
     names |= {"params/scale": "scale"} if create_scale else {}
@@ -281,6 +314,14 @@ def to_torch(
 
     Raises:
         ValueError: for features of more than one axis, counts that differ, or a bad setting.
+
+    Example:
+        >>> params = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
+        >>> layer = to_torch(params, {"mean": jnp.zeros(2), "var": jnp.ones(2)}, decay=0.75)
+        >>> layer.settings
+        {'num_features': 2, 'eps': 1e-05, 'momentum': 0.25, 'affine': True}
+        >>> sorted(layer.state_dict)
+        ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
     """
     Settings(decay=decay, averaging=averaging, running_var=running_var)  # checks them
     check_epsilon(epsilon)

@@ -31,6 +31,13 @@ def as_affine(
 
     Raises:
         ValueError: for a bad argument.
+
+    Example:
+        >>> params = {"scale": jnp.array([3.0]), "bias": jnp.array([1.0])}
+        >>> stats = {"mean": jnp.array([2.0]), "var": jnp.array([4.0])}
+        >>> multiplier, addend = as_affine(params, stats)
+        >>> print(multiplier, addend)
+        [1.5] [-2.]
     """
     _check(params, stats, epsilon)
     dtype = _widest(*params.values(), stats["mean"], stats["var"])
@@ -67,6 +74,14 @@ def fold(
 
     Raises:
         ValueError: for a bad argument.
+
+    Example:
+        >>> x, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[1.0], [3.0]])
+        >>> params = {"scale": jnp.array([3.0]), "bias": jnp.array([1.0])}
+        >>> stats = {"mean": jnp.array([2.0]), "var": jnp.array([4.0])}
+        >>> folded, bias = fold(kernel, None, params, stats)
+        >>> print(x @ folded + bias[None])  # 3 (7 - 2) / 2 + 1
+        [[8.5]]
     """
     _check(params, stats, epsilon)
     features = stats["mean"].shape

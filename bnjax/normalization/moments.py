@@ -19,6 +19,10 @@ class Moments(NamedTuple):
         mean: at least float32, shape of the features.
         var: biased variance (divided by the count), same dtype and shape.
         size: number of values behind each mean; a scalar, or one per feature under a mask.
+
+    Example:
+        >>> Moments(mean=jnp.zeros(2), var=jnp.ones(2), size=jnp.array(60)).mean.shape
+        (2,)
     """
 
     mean: jax.Array
@@ -54,6 +58,12 @@ def batch_moments(
         shards: into how many equal parts `jit` divides the examples over the mesh in sight. Their
             moments are then merged like those of devices, by one collective; the compiler, which
             divides sum by sum, would need two in float32. Not together with `axis_name`.
+
+    Example:
+        >>> images = jnp.arange(24.0).reshape(2, 2, 2, 3)
+        >>> mean, var, size = batch_moments(images, axes=(0, 1, 2))
+        >>> mean.tolist(), var.tolist(), int(size)
+        ([10.5, 11.5, 12.5], [47.25, 47.25, 47.25], 8)
     """
     axes = tuple(sorted(axis % x.ndim for axis in axes))
     if shards > 1:

@@ -63,6 +63,16 @@ def population_stats(
 
     Raises:
         ValueError: if there is no batch, or the function returns no `Moments`; for a bad choice.
+
+    Example:
+        >>> from bnjax import batch_moments
+        >>> batches = jnp.array([[[0.0], [2.0]], [[10.0], [12.0]]])  # two batches of two examples
+        >>> def of_a_layer(x):
+        ...     return batch_moments(x, axes=(0,))
+        >>> population_stats(of_a_layer, batches)
+        {'mean': Array([6.], dtype=float32), 'var': Array([2.], dtype=float32)}
+        >>> population_stats(of_a_layer, batches, running_var="biased", estimator="pooled")["var"]
+        Array([26.], dtype=float32)
     """
     check_choices(estimator, running_var)
     lengths = {len(leaf) for leaf in jax.tree.leaves(batches)}

@@ -77,6 +77,17 @@ def renormalize_batch(
 
     Raises:
         ValueError: while tracing, as `normalize_batch`; or for a bad limit.
+
+    Example:
+        >>> x = jnp.array([[2.0], [4.0]])
+        >>> stats = {"mean": jnp.array([0.0]), "var": jnp.array([4.0])}
+        >>> params = batch_norm.init_params(1)
+        >>> y, _ = renormalize_batch(x, params, stats, r_max=jnp.inf, d_max=jnp.inf)
+        >>> print(y[:, 0])  # as inference has it: (x - 0) / 2
+        [1. 2.]
+        >>> y, _ = renormalize_batch(x, params, stats, r_max=1, d_max=0)
+        >>> print(y[:, 0])  # batch normalization
+        [-1.  1.]
     """
     chosen, limits = Settings(**settings), Limits(r_max, d_max)
     check_limits(limits)
@@ -103,6 +114,11 @@ def renorm_limits(
 
     Raises:
         ValueError: for a bad or infinite limit, or an end that is not after the start.
+
+    Example:
+        >>> r_max, d_max = renorm_limits(40_000)
+        >>> float(r_max), float(d_max)
+        (3.0, 5.0)
     """
     check_limits(Limits(r_max, d_max))
     if not math.isfinite(r_max + d_max):

@@ -158,6 +158,11 @@ def split_batch(batch: Tree, micro_batches: int) -> Tree:
     Raises:
         ValueError: if `micro_batches` does not divide the examples, or leaves differ in their
             number.
+
+    Example:
+        >>> images, labels = split_batch((jnp.zeros((6, 8, 8, 3)), jnp.zeros(6)), micro_batches=2)
+        >>> images.shape, labels.shape
+        ((2, 3, 8, 8, 3), (2, 3))
     """
     examples = _leading("batch", batch)
     if micro_batches < 1 or examples % micro_batches:

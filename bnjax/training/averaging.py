@@ -41,6 +41,10 @@ def start_average(tree: Tree) -> Average:
 
     Only `"ema"` and `"ema_tensorflow"` count it: give them the initial parameters. As a copy, it
     survives a train step that the tree is donated to.
+
+    Example:
+        >>> start_average({"w": jnp.ones(2)}).updates
+        Array(0, dtype=int32)
     """
     return Average(jax.tree.map(lambda leaf: jnp.copy(widened(leaf)), tree), jnp.int32(0))
 
@@ -71,6 +75,13 @@ def update_average(
 
     Raises:
         ValueError: for a bad `averaging` or `decay`.
+
+    Example:
+        >>> average = start_average({"w": jnp.zeros(1)})
+        >>> for value in (1.0, 3.0):
+        ...     average = update_average(average, {"w": jnp.full(1, value)}, averaging="cumulative")
+        >>> average.values
+        {'w': Array([2.], dtype=float32)}
     """
     if averaging not in get_args(Averaging):
         names = ", ".join(map(repr, get_args(Averaging)))

@@ -44,6 +44,14 @@ class Schedule(NamedTuple):
         dense_until: step after which `sparse_eval_every` takes the place of `eval_every`.
         sparse_eval_every: steps between evaluations from then on.
         checkpoint_every: steps between checkpoints; 0 for none but on interruption.
+
+    Example:
+        >>> schedule = Schedule(
+        ...     steps=100, steps_per_dispatch=10, eval_every=10, dense_until=20,
+        ...     sparse_eval_every=50, checkpoint_every=50,
+        ... )
+        >>> [*schedule.evaluations(100)]
+        [0, 10, 20, 50, 100]
     """
 
     steps: int

@@ -156,6 +156,10 @@ def make_optimizer(
 
     Raises:
         ValueError: for bad values; at `init`, for parameters of unknown role, if roles matter.
+
+    Example:
+        >>> tx = make_optimizer(momentum_sgd(0.1), l2=1e-4, clip_norm=1.0)
+        >>> state = tx.init({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}})
     """
     if not l2 >= 0:
         raise ValueError(f"l2 must be >= 0, got {l2}.")

@@ -84,6 +84,11 @@ def count_errors(
 
     Raises:
         ValueError: while tracing, if shapes or dtypes do not fit.
+
+    Example:
+        >>> log_probabilities = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]]))
+        >>> count_errors(log_probabilities, jnp.array([0, 0])).top_1
+        Array(1, dtype=int32)
     """
     check_classification(log_probabilities, labels, mask, name="log_probabilities")
     labels = labels[:, None]

@@ -35,6 +35,12 @@ def parameter_roles(params: Tree, named: Mapping[str, Role] | None = None) -> Tr
 
     Raises:
         ValueError: with the path of the first parameter whose role is unknown.
+
+    Example:
+        >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 2))}}
+        >>> params["norm"] = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
+        >>> parameter_roles(params)["norm"]
+        {'bias': 'normalization bias', 'scale': 'scale'}
     """
     named = {} if named is None else named
     check_roles("named", named.values())
@@ -72,6 +78,12 @@ def role_mask(chosen: Collection[Role], roles: Roles = parameter_roles) -> Calla
 
     Raises:
         ValueError: for an unknown role.
+
+    Example:
+        >>> decayed = role_mask({"kernel"})
+        >>> decayed({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}})
+        {'dense': {'bias': False, 'kernel': True}}
+        >>> tx = optax.add_decayed_weights(1e-4, mask=decayed)
     """
     check_roles("chosen", chosen)
     return lambda params: jax.tree.map(lambda role: role in chosen, roles(params))

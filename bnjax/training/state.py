@@ -17,6 +17,10 @@ class TrainState(NamedTuple):
             number in; None without.
         fault: int32, what was not finite first, zero for nothing, see
             `bnjax.training.divergence`; None for a run that is not watched.
+
+    Example:
+        >>> TrainState(jnp.int32(0), params={}, batch_stats={}, opt_state=()).step
+        Array(0, dtype=int32)
     """
 
     step: jax.Array

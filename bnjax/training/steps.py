@@ -52,6 +52,19 @@ def make_train_step(
         axis_name: mapped axes of devices that hold a share of the batch. Gradient and metrics are
             then summed over them, and the gradient is divided by the count of all, so that all
             devices return the same. Layers that share moments must be given the axes themselves.
+
+    Example:
+        >>> from functools import partial
+        >>> from bnjax.models import MLP, apply_train
+        >>> model, images = MLP((8,), norm="batch"), jnp.ones((4, 2, 2, 1))
+        >>> variables = model.init(jax.random.key(0), images, train=False)
+        >>> params, batch_stats = variables["params"], variables["batch_stats"]
+        >>> tx = optax.sgd(0.1)
+        >>> step = jax.jit(make_train_step(partial(apply_train, model), tx))
+        >>> state = TrainState(jnp.int32(0), params, batch_stats, tx.init(params))
+        >>> state, metrics = step(state, (images, jnp.array([0, 1, 2, 3])))
+        >>> int(state.step), int(metrics.examples)
+        (1, 4)
     """
     loss = make_loss(apply, objective)
 

@@ -133,6 +133,14 @@ def whiten_batch(
     Raises:
         ValueError: while tracing, for a bad argument, a batch of one vector, or a `"pca"` of fewer
             vectors than features in a group.
+
+    Example:
+        >>> x = jnp.array([[0.0, 1.0], [2.0, 2.0], [4.0, 6.0], [6.0, 3.0]])
+        >>> params, stats = {}, init_whitening_stats(2)
+        >>> y, stats = whiten_batch(x, params, stats, epsilon=1e-6)
+        >>> print(np.abs(np.cov(y.T, bias=True)))
+        [[1. 0.]
+         [0. 1.]]
     """
     groups = _check_stats(stats, feature_count(x, axis))
     settings = Settings(decay=decay, averaging=averaging, running_var=running_cov)

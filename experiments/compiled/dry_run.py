@@ -1,14 +1,15 @@
-"""The training step of the ImageNet experiment's arms: memory, traffic and least time.
+"""The training step of an experiment's arms: memory, traffic and least time.
 
-`python -m experiments.imagenet_inception dry-run` is the same command.
+`python -m experiments.imagenet_inception dry-run` and `experiments.rethinking_inception` have it.
 """
 
+import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +22,20 @@ from experiments.compiled.results import write
 from experiments.compiled.rows import SCHEMA, Case, Progress, Result, compile_cases
 from experiments.compiled.steps import AbstractStep
 from experiments.compiled.tables import dry_run_table
-from experiments.harness.arm import by_name
 from experiments.harness.bounds import check_several
 from experiments.harness.command_line import ending, preset_in
+from experiments.harness.experiment import Experiment
+from experiments.harness.images.config import ImageConfig
 from experiments.harness.images.programs import Resident, Views, training_program
-from experiments.imagenet_inception.arms import ARMS
-from experiments.imagenet_inception.config import PRESETS, Config
+from experiments.imagenet_inception.experiment import EXPERIMENT as IMAGENET
 
-_RESULTS = Path(__file__).parents[1] / "imagenet_inception" / "results"
 PER_CHIP = 32
 """Images on a chip: the paper's mini-batch, of one replica."""
 MOST_PER_CHIP = 1 << 16
 """More images of 224 pixels than any chip holds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Compiles the training step for TPUs, GPUs or CPU devices that need not be here.
 
@@ -44,9 +44,6 @@ class Arguments:
     --pipeline resident each chip holds all training images, of the network's size.
     """
 
-    config: Config
-    preset: Literal["quick", "cifar", "cifar_resident", "tiny", "paper"] = "paper"
-    """Starting values of all fields; here with bn_x5 alone."""
     topology: tuple[str, ...] = ("v5e:2x4",)
     """What to compile for, one or several: v5e:1x1 to v5e:16x16, v4:2x2x2, v5p:4x4x4, v6e:2x4 (TPU
     slices), h100:8 (GPUs), cpu:8 (CPU devices)."""
@@ -59,10 +56,23 @@ class Arguments:
     """File for the result as JSON. A dry run that was cut short goes on with the same command."""
 
 
-def main(argv: Sequence[str], module: str = "experiments.imagenet_inception") -> None:
-    """Reads the command line after `dry-run` of a module; compiles, prints a table."""
+def main(
+    argv: Sequence[str],
+    module: str = IMAGENET.module,
+    *,
+    experiment: Experiment = IMAGENET,
+    arm: str = "bn_x5",
+) -> None:
+    """Reads the command line after `dry-run` of a module; compiles, prints a table.
+
+    Args:
+        argv: the command line.
+        module: what `python -m` was given.
+        experiment: whose arms are compiled.
+        arm: the one that is compiled if the command line names none.
+    """
     with ending(module):
-        arguments = _parse(argv, module)
+        arguments = _parse(argv, module, experiment, arm)
         write(
             partial(
                 dry_run,
@@ -70,19 +80,21 @@ def main(argv: Sequence[str], module: str = "experiments.imagenet_inception") ->
                 arguments.topology,
                 per_chip=arguments.per_chip,
                 how=arguments.parallel,
+                experiment=experiment,
             ),
-            dry_run_table,
+            partial(dry_run_table, arms=experiment.arms),
             arguments.out,
-            _RESULTS,
+            experiment.results,
         )
 
 
 def dry_run(
-    config: Config,
+    config: Any,
     topologies: Sequence[str],
     *,
     per_chip: int | None = PER_CHIP,
     how: How = "jit",
+    experiment: Experiment = IMAGENET,
     keep: Path | None = None,
     progress: Progress = lambda text: None,
 ) -> Result:
@@ -93,6 +105,7 @@ def dry_run(
         topologies: names, see `bnjax.compilers.topologies`.
         per_chip: images on each chip; None to split `batch_size`.
         how: the way that the chips share the step.
+        experiment: whose configuration it is.
         keep: a file for the rows until all are there: the same call goes on after it.
         progress: is told what is compiled next.
 
@@ -117,27 +130,29 @@ def dry_run(
             size = config.batch_size if per_chip is None else per_chip * parallel.device_count
             one_step = replace(config, batch_size=size, steps_per_dispatch=1)
             _check_batch(one_step, topology, parallel)  # all, before minutes go into the first
-            identity = {"arm": arm, "batch_size": size}
-            make = partial(arm_step, one_step, arm, parallel, classes)
+            chosen = experiment.arm(arm, one_step)
+            pixels = chosen.image_size(one_step)
+            identity = {"arm": arm, "batch_size": size, "image_size": pixels}
+            make = partial(arm_step, one_step, chosen, parallel, classes)
             cases.append(Case(identity, topology, parallel, make))
     settings = {"schema": SCHEMA, "config": asdict(config), "per_chip": per_chip, "parallel": how}
     return compile_cases(cases, settings, keep=keep, progress=progress)
 
 
-def arm_step(config: Config, arm: str, parallel: DataParallel, classes: int) -> AbstractStep:
+def arm_step(config: Any, arm: Any, parallel: DataParallel, classes: int) -> AbstractStep:
     """Returns what trains an arm, `config.steps_per_dispatch` steps at a time.
 
     Raises:
         ValueError: for a batch that the devices cannot share.
     """
-    chosen = by_name(ARMS, arm).changed_by(config)
     views: Views | None = None
     shared: tuple[Resident, ...] = ()
     if config.pipeline == "resident":
-        image, count = (config.image_size, config.image_size, 3), FACTS[config.data].train
-        views = Views(image, chosen.augmentation(config), config.centre)
+        size, count = arm.image_size(config), FACTS[config.data].train
+        image = (size, size, 3)
+        views = Views(image, arm.augmentation(config), config.centre)
         shared = (Resident.abstract(count, image),)
-    program = training_program(config, chosen, parallel, classes=classes, views=views)
+    program = training_program(config, arm, parallel, classes=classes, views=views)
     scalars = (jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32))
     state = jax.eval_shape(program.init, *scalars)
     return AbstractStep(program.step, state, program.batch_shapes, program.axis, shared=shared)
@@ -152,7 +167,7 @@ def _classes(data: str) -> int:
     return FACTS[data].classes
 
 
-def _check_batch(config: Config, topology: Topology, parallel: DataParallel) -> None:
+def _check_batch(config: ImageConfig, topology: Topology, parallel: DataParallel) -> None:
     try:
         parallel.check_batch(config.batch_size // config.micro_batches)
     except ValueError as error:
@@ -161,12 +176,23 @@ def _check_batch(config: Config, topology: Topology, parallel: DataParallel) -> 
         ) from None
 
 
-def _parse(argv: Sequence[str], module: str) -> Arguments:
-    preset: Any = preset_in(argv, PRESETS, default="paper")
+def _parse(argv: Sequence[str], module: str, experiment: Experiment, arm: str) -> Any:
+    presets = experiment.presets
+    preset = preset_in(argv, presets, default="paper")
+    chosen = _arguments_class(experiment, arm)
     return tyro.cli(
-        Arguments,
+        chosen,
         prog=f"python -m {module} dry-run",
+        description=inspect.getdoc(Arguments),
         args=[re.sub("^--arm(?==|$)", "--arms", argument) for argument in argv],
-        default=Arguments(replace(PRESETS[preset], arms=("bn_x5",)), preset),
+        default=chosen(config=replace(presets[preset], arms=(arm,)), preset=preset),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def _arguments_class(experiment: Experiment, arm: str) -> type[Any]:
+    """The arguments, a dataclass for tyro, with the fields of an experiment's configuration."""
+    words = f"Starting values of all fields; here with {arm} alone."
+    preset = Annotated[Literal[tuple(experiment.presets)], tyro.conf.arg(help=words)]
+    fields = [("config", experiment.config), ("preset", preset)]
+    return make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """Tables of compiled steps in Markdown, pure functions of results as JSON."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bnjax.evidence.tables import bullets, table, verdict
-from experiments.harness.arm import by_name
+from experiments.harness.arm import Arm, by_name
 from experiments.imagenet_inception.arms import ARMS
 
 PAPER_BATCH = 32
@@ -20,6 +20,7 @@ _TIMES = (
     *("least time on", "products, ms", "memory, ms", "links, ms", "step, ms"),
     *("XLA's estimate, ms", "images/s", "hours to the paper's steps", "to its images"),
 )
+_STEPS = "steps to 72.2 %"
 _PROGRAMS = {
     "bn_inception": "BN-Inception, a training step",
     "convolutions": "A stack of convolutions, value and gradient",
@@ -44,15 +45,15 @@ Arms = dict[str, Row]
 """The rows of one program and topology, by normalization: bias, flax, bnjax."""
 
 
-def dry_run_table(result: Result) -> str:
+def dry_run_table(result: Result, arms: Sequence[Arm] = ARMS) -> str:
     """Returns what a step takes on each chip, and for how long at least; then how to read it."""
     parts = []
     for arm in dict.fromkeys(row["arm"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["arm"] == arm]
         timed = [row for row in rows if row.get("least_time")]
-        parts += [f"**{by_name(ARMS, arm).label}**", _work(rows)]
-        parts += [table(_TIMES, list(map(_least_time, timed)))] if timed else []
-    return "\n\n".join([*parts, bullets(_dry_run_notes(result))])
+        parts += [f"**{by_name(arms, arm).label}**", _work(rows)]
+        parts += [table(_TIMES, [_least_time(row, arms) for row in timed])] if timed else []
+    return "\n\n".join([*parts, bullets(_dry_run_notes(result, arms))])
 
 
 def _work(rows: list[Row]) -> str:
@@ -97,10 +98,10 @@ def _exchanged(row: Row) -> tuple[int, int]:
     return sum(kind["count"] for kind in kinds), sum(kind["bytes"] for kind in kinds)
 
 
-def _least_time(row: Row) -> list[str]:
+def _least_time(row: Row, arms: Sequence[Arm]) -> list[str]:
     time = row["least_time"]
     rate = row["batch_size"] / time["seconds"]
-    stated = by_name(ARMS, row["arm"]).paper.get("steps to 72.2 %")
+    stated = by_name(arms, row["arm"]).paper.get(_STEPS)
     steps = float(stated) if stated else None
     seconds = [] if steps is None else [steps * time["seconds"], steps * PAPER_BATCH / rate]
     return [
@@ -112,11 +113,12 @@ def _least_time(row: Row) -> list[str]:
     ]
 
 
-def _dry_run_notes(result: Result) -> Iterator[str]:
+def _dry_run_notes(result: Result, arms: Sequence[Arm]) -> Iterator[str]:
     config, rows = result["config"], result["rows"]
     timed = [row for row in rows if row.get("least_time")]
+    sizes = sorted({row.get("image_size", config["image_size"]) for row in rows})
     yield (
-        f"One training step at {config['image_size']} pixels, width {config['width']:g}, "
+        f"One training step at {' and '.join(map(str, sizes))} pixels, width {config['width']:g}, "
         f"{config['compute']} activations, normalization over groups of "
         f"{config['normalize_together']}, `{result['parallel']}` over all chips"
         + (", with recomputed modules" if config["remat"] else "")
@@ -130,6 +132,7 @@ def _dry_run_notes(result: Result) -> Iterator[str]:
             "([step_time.py](../../bnjax/compilers/step_time.py)). A floor: latency, kernels that "
             "reach neither rate, and waiting for data come on top."
         )
+    if timed and any(_STEPS in arm.paper for arm in arms):
         yield (
             "The paper's steps: of 32 images, to 72.2 % (Figure 3); as many steps of this batch, "
             "and as many images. What a larger batch does to the accuracy is not in it."

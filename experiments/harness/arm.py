@@ -1,6 +1,6 @@
 """An arm: one of the networks that an experiment compares, in one record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
@@ -56,6 +56,19 @@ def by_name(arms: Sequence[Kind], name: str) -> Kind:
         if arm.name == name:
             return arm
     raise ValueError(f"arms: unknown {name!r}; choose from {', '.join(arm.name for arm in arms)}.")
+
+
+def expanded(names: Iterable[str], groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Returns names of arms, with those of a group in the place of its word.
+
+    An arm of several groups stands where the first of their words is.
+    """
+    arms: list[str] = []
+    of_words: set[str] = set()
+    for name in names:
+        arms += [arm for arm in groups.get(name, (name,)) if arm not in of_words]
+        of_words.update(groups.get(name, ()))
+    return tuple(arms)
 
 
 def check_arms(given: tuple[str, ...], arms: Sequence[Arm]) -> None:

@@ -54,6 +54,15 @@ def check_population(batches: int, batch_size: int, examples: int) -> None:
         )
 
 
+def check_together(together: int, examples: int) -> None:
+    """Raises ValueError unless groups of `normalize_together` make up what is computed at once."""
+    if together < 2 or examples % together:
+        raise ValueError(
+            f"normalize_together={together} must be 2 or more and divide the {examples} examples "
+            f"that are computed at once (batch_size / micro_batches)."
+        )
+
+
 def check_fields(
     config: Any,
     *,

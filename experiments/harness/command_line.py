@@ -9,7 +9,9 @@ import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 
@@ -115,6 +117,19 @@ def preset_in(argv: Sequence[str], presets: Collection[str], default: str) -> st
     first.add_argument("--preset", nargs="?")
     given = first.parse_known_args(argv)[0].preset
     return given if given in presets else default
+
+
+def refuse_no_values(argv: Sequence[str], config: type[Any]) -> None:
+    """Refuses a list's flag without a value; as an empty list it would change what is run, unsaid.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    flags = {"--" + f.name.replace("_", "-") for f in fields(config) if "tuple[" in str(f.type)}
+    for argument, after in zip(argv, (*argv[1:], "--"), strict=True):
+        flag = argument.replace("_", "-")
+        if flag in flags and after.startswith("--"):
+            raise ValueError(f"{flag} has no value: give it one or more, or leave it out.")
 
 
 def output_folder(out: Path) -> Path:

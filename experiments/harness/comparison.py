@@ -30,6 +30,8 @@ from experiments.harness.weights import FILE
 class Comparison:
     """Best accuracy of each arm, how soon it is as good as a reference's best, and curves.
 
+    If records state the size of networks, as `network` in `final`, the table has it.
+
     Attributes:
         arms: what is compared, in the order of the table.
         reference: name of the arm that the others are held against.
@@ -90,6 +92,9 @@ class Comparison:
         batch = self.batch if any("batch_size" in arm for arm in summary["arms"].values()) else None
         if batch:
             heads += [f"steps in batches of {batch}", f"the same to {name}'s best"]
+        sized = any("network" in arm for arm in summary["arms"].values())
+        if sized:
+            heads += ["parameters", "multiply-adds"]
         papers = list(dict.fromkeys(head for arm in self.arms for head in arm.paper))
         if papers:
             heads += [f"paper: {papers[0]}", *papers[1:]]
@@ -99,6 +104,8 @@ class Comparison:
             cells = _cells(self._label(name, arm), arm)
             if batch:
                 cells += _counted_in(batch, arm)
+            if sized:
+                cells += _size(arm)
             rows.append([*cells, *(stated.get(head, "") for head in papers)])
         return table(heads, rows)
 
@@ -205,6 +212,8 @@ def _summary(group: Runs, reference: Runs | None) -> dict[str, Any]:
         "diverged": _faults(group),
         "waiting_share": max((timing["waiting_share"] for timing in timings), default=None),
     }
+    if "network" in group.finals[0]:
+        summary["network"] = group.finals[0]["network"]
     population = [final["test_population"] for final in group.finals]
     if None not in population:
         summary["final_accuracy_algorithm_2"] = spread(list(map(accuracy, population)))
@@ -240,6 +249,11 @@ def _counted_in(batch: int, arm: dict[str, Any]) -> list[str]:
         f"{times * arm['steps']:,.0f}",
         "" if reached is None else steps(reached, reached["compared"], times),
     ]
+
+
+def _size(arm: dict[str, Any]) -> list[str]:
+    size = arm.get("network", {})
+    return [f"{size[name]:,}" if size else "" for name in ("parameters", "multiply_adds")]
 
 
 def _cells(label: str, arm: dict[str, Any]) -> list[str]:

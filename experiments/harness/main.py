@@ -22,6 +22,7 @@ from experiments.harness.command_line import (
     folder_of_runs,
     output_folder,
     preset_in,
+    refuse_no_values,
     unknown_word,
 )
 from experiments.harness.experiment import Experiment, Task
@@ -60,6 +61,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Any:
     """Returns the arguments of the command, read by tyro: a preset, and what changes it."""
     presets = experiment.presets
     preset = preset_in(argv, presets, default=next(iter(presets)))
+    refuse_no_values(argv, experiment.config)
     chosen = arguments_class(experiment)
     return tyro.cli(
         chosen,

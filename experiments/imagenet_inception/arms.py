@@ -1,6 +1,5 @@
 """The networks that are compared: what each changes, its model, its optimizer."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -233,8 +232,3 @@ GROUPS = {
 """Names of arms by a word that stands for them."""
 FIVE = GROUPS["five"]
 """The five networks of section 4.2.2."""
-
-
-def expanded(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns names of arms, with those of a group in the place of its word."""
-    return tuple(arm for name in names for arm in GROUPS.get(name, (name,)))

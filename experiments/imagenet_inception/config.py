@@ -10,10 +10,10 @@ from bnjax.data.order import Shuffle
 from bnjax.normalization.settings import RunningVar, StatsAveraging
 from experiments.harness import affects
 from experiments.harness.affects import arm, network, nothing, numbers, training, views
-from experiments.harness.arm import by_name
-from experiments.harness.bounds import check_fraction, check_positive
+from experiments.harness.arm import by_name, expanded
+from experiments.harness.bounds import check_fraction, check_positive, check_together
 from experiments.harness.images.config import ImageConfig
-from experiments.imagenet_inception.arms import ARMS, FIVE, GROUPS, expanded
+from experiments.imagenet_inception.arms import ARMS, FIVE, GROUPS
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ class Config(ImageConfig):
     """Average of the parameters that is evaluated in their place. Open: GoogLeNet averaged."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arms", expanded(self.arms))  # frozen, but still in the making
+        object.__setattr__(
+            self, "arms", expanded(self.arms, GROUPS)
+        )  # frozen, but still in the making
         super().__post_init__()
 
     def check(self) -> None:
@@ -133,12 +135,7 @@ class Config(ImageConfig):
                 check_positive(name, given[name])
         if self.l2 is not None and not 0 <= self.l2 < 1e30:
             raise ValueError(f"l2 must be >= 0 and finite, got {self.l2}.")
-        part, together = self.batch_size // self.micro_batches, self.normalize_together
-        if together < 2 or part % together:
-            raise ValueError(
-                f"normalize_together={together} must be 2 or more and divide the {part} examples "
-                f"that are computed at once (batch_size / micro_batches)."
-            )
+        check_together(self.normalize_together, self.batch_size // self.micro_batches)
         check_positive("decay_every", self.decay_every)
         check_positive("decay_factor", self.decay_factor)
         if self.decay_factor > 1:

@@ -6,12 +6,18 @@ from typing import Any
 
 from experiments.harness.arm import by_name
 from experiments.harness.comparison import Comparison, differences_text
+from experiments.harness.images import evaluation_table
+from experiments.harness.images.evaluation_table import Published
 from experiments.harness.page import Page
 from experiments.harness.results import Runs, read_result
-from experiments.imagenet_inception import evaluation_table
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.claims import claims_table
 
+PUBLISHED = (  # Figure 4
+    Published("BN-Inception single crop", "224", "1", "1", "25.2", "7.82"),
+    Published("BN-Inception multicrop", "224", "144", "1", "21.99", "5.82"),
+    Published("BN-Inception ensemble", "224", "144", "6", "20.1", "4.9"),
+)
 REPORT = Comparison(ARMS, reference="inception", figure="figure2.png", batch=32)
 
 
@@ -38,7 +44,7 @@ def more(results: Path) -> dict[str, str]:
         "wide_control_differences": differences_text(wide_controls),
         "claims": claims_table(results, REPORT),
         "memory": memory_text(read_result(results / "long" / "bn_x5-s0").record),
-        "evaluation": evaluation_table.table(_json(results / "evaluation.json")),
+        "evaluation": evaluation_table.table(_json(results / "evaluation.json"), ARMS, PUBLISHED),
     }
 
 

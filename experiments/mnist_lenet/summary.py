@@ -168,10 +168,10 @@ def _arm(group: Runs) -> dict[str, Any]:
         "steps_to": {target: times(values) for target, values in reached.items()},
         "final_accuracy": spread(group.accuracy[:, -1]),
         "best_accuracy": spread(group.accuracy.max(axis=1)),
-        "median_path_length": spread(_path_lengths(group)),
+        "median_path_length": spread(path_lengths(group)),
     }
     if "p50_running" in group.metrics[0][0]["units"]:
-        lengths = _path_lengths(group, "p50_running")
+        lengths = path_lengths(group, "p50_running")
         summary["median_path_length_running"] = spread(lengths)
     population = [record["final"]["test_population"] for record in group.records]
     if None not in population:
@@ -188,7 +188,7 @@ def _difference(plain: Runs, normalized: Runs) -> dict[str, Any]:
     return {"arms": [normalized.arm, plain.arm]} | paired(*last)
 
 
-def _path_lengths(group: Runs, key: str = "p50") -> np.ndarray:
+def path_lengths(group: Runs, key: str = "p50") -> np.ndarray:
     """Each run's mean over units of how far the unit's median input travels once settled."""
     steps, medians = median_paths(group, key)
     settled = medians[:, steps >= SETTLED]

@@ -52,11 +52,13 @@ class Answers:
         return dict(zip(("answers", "deviations", "numbers"), parts, strict=True))
 
     def table(self, summary: dict[str, Any]) -> str:
-        """Returns a line for each explanation, with its verdict."""
+        """Returns a line for each explanation: what was measured, and the verdict."""
         rows = []
         for question, found in self._found(summary):
-            rows.append([question.claim, question.source, str(found["seeds"]), found["verdict"]])
-        return table(["explanation", "source", "seeds", "here"], rows)
+            said = [question.claim, question.source, question.label, str(found["seeds"])]
+            rows.append([*said, _measured(question, found), found["verdict"]])
+        heads = ["explanation", "source", "panel", "seeds", "measured (95 % interval)", "verdict"]
+        return table(heads, rows, left=6)
 
     def deviations(self, summary: dict[str, Any]) -> str:
         """Returns the largest deviation of each identity over seeds, and its bound."""
@@ -68,16 +70,10 @@ class Answers:
         return table(["of", "held against what is said", "largest deviation", "bound"], rows)
 
     def numbers(self, summary: dict[str, Any]) -> str:
-        """Returns what else was measured: means over seeds, and effects with their intervals."""
+        """Returns what else was measured, means over seeds."""
         lines = []
         for question, found in self._found(summary):
             parts = [f"{name} {value:.4g}" for name, value in found["numbers"].items()]
-            if "effect" in found:
-                effect = f"effect {found['effect']:.3g}"
-                if "confidence_95" in found:
-                    low, high = found["confidence_95"]
-                    effect += f", 95 % confidence interval {low:.3g} to {high:.3g}"
-                parts.insert(0, effect)
             if parts:
                 lines.append(f"- {question.label}: {'; '.join(parts)}.")
         return "\n".join(lines)
@@ -102,6 +98,22 @@ class Answers:
     def _found(self, summary: dict[str, Any]) -> list[tuple[Question, dict[str, Any]]]:
         found = summary["questions"]
         return [(each, found[each.name]) for each in self.questions if each.name in found]
+
+
+def _measured(question: Question, found: dict[str, Any]) -> str:
+    """Returns the effect with its interval; of checks, the one that comes closest to its bound."""
+    if "effect" in found:
+        said = f"{found['effect']:+.3g} {question.effect}".rstrip()
+        if "confidence_95" not in found:
+            return said
+        low, high = found["confidence_95"]
+        return f"{said} ({low:+.3g} to {high:+.3g})"
+    worst = max(found["checks"], key=_share_of_bound)
+    return f"off by {worst['deviation']:.1e} at most, bound {worst['bound']:.1e}"
+
+
+def _share_of_bound(check: dict[str, Any]) -> float:
+    return check["deviation"] / check["bound"] if check["bound"] else check["deviation"]
 
 
 def _summary(finals: Sequence[dict[str, Any]], exact: bool) -> dict[str, Any]:

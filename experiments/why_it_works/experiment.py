@@ -1,6 +1,7 @@
 """Explanations of batch normalization given since 2015: which of them hold, in small."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,16 +15,28 @@ from experiments.harness.compute import Compute
 from experiments.harness.experiment import Experiment, Member, Outcome, RunLog, Task
 from experiments.harness.page import Page
 from experiments.why_it_works.answers import Answers
+from experiments.why_it_works.covariate_shift import CovariateShift
 from experiments.why_it_works.dropout_before import DropoutBefore
 from experiments.why_it_works.edge_of_stability import EdgeOfStability
 from experiments.why_it_works.equilibrium import Equilibrium
 from experiments.why_it_works.exponential_rate import ExponentialRate
+from experiments.why_it_works.ghost_batches import GhostBatches
 from experiments.why_it_works.gradient_growth import GradientGrowth
+from experiments.why_it_works.group_normalization import GroupNormalization
+from experiments.why_it_works.group_size import GroupSize
+from experiments.why_it_works.landscape import GradientChange, LossRange, Smoothness
 from experiments.why_it_works.layer_gradient import LayerGradient
+from experiments.why_it_works.layer_jacobians import LayerJacobians
 from experiments.why_it_works.least_squares import LeastSquares
+from experiments.why_it_works.noise_after import NoiseAfter
+from experiments.why_it_works.precise_statistics import PreciseStatistics
 from experiments.why_it_works.question import Question, float64
 from experiments.why_it_works.rank_collapse import RankCollapse
+from experiments.why_it_works.regularizers import DropoutGain, L2Gain
+from experiments.why_it_works.renorm_identity import RenormIdentity
+from experiments.why_it_works.renorm_training import RenormSmallBatches, RenormSortedBatches
 from experiments.why_it_works.residual_stream import ResidualStream
+from experiments.why_it_works.scale_bias_alone import ScaleBiasAlone
 from experiments.why_it_works.stable_rate import StableRate
 
 QUESTIONS: tuple[Question, ...] = (
@@ -34,10 +47,34 @@ QUESTIONS: tuple[Question, ...] = (
     Equilibrium(name="equilibrium", label="equilibrium of the weights"),
     DropoutBefore(name="dropout_before", label="dropout before"),
     LeastSquares(name="least_squares", label="least squares"),
+    RenormIdentity(name="renorm_identity", label="batch renormalization"),
     RankCollapse(name="rank_collapse", label="rank by depth"),
     EdgeOfStability(name="edge_of_stability", label="edge of stability"),
     StableRate(name="stable_rate", label="largest stable rate"),
+    RenormSmallBatches(name="renorm_small_batches", label="renormalization, batches of 4"),
+    RenormSortedBatches(name="renorm_sorted_batches", label="renormalization, sorted batches"),
+    *(
+        kind(name=f"{name}_{speed}", label=f"{label}, rate {rate:g}", rate=rate)
+        for kind, name, label in (
+            (CovariateShift, "covariate_shift", "covariate shift"),
+            (LossRange, "loss_range", "loss on the line"),
+            (GradientChange, "gradient_change", "gradient on the line"),
+            (Smoothness, "smoothness", "smoothness on the line"),
+        )
+        for speed, rate in (("slow", 0.003), ("fast", 0.03))
+    ),
+    NoiseAfter(name="noise_after", label="noise after"),
+    GroupSize(name="group_size", label="size of the groups"),
+    PreciseStatistics(name="precise_statistics", label="precise statistics"),
+    ScaleBiasAlone(name="scale_bias_alone", label="scale and bias alone"),
+    GhostBatches(name="ghost_batches", label="ghost batches"),
+    GroupNormalization(name="group_normalization", label="group normalization"),
+    LayerJacobians(name="layer_jacobians", label="Jacobians of layers"),
+    DropoutGain(name="dropout_gain", label="dropout"),
+    L2Gain(name="l2_gain", label="L2"),
 )
+_QUICK_OBSERVED = ("rank_collapse", "edge_of_stability")
+"""What is observed within seconds."""
 _AT_ONCE = Schedule(
     steps=1,
     steps_per_dispatch=1,
@@ -91,7 +128,7 @@ def train(
     """Measures; a question is answered whole or not at all."""
     log.begin(0, [0])
     log.log(0, {"step": 0})
-    with float64():
+    with float64() if task.arm.in_float64 else nullcontext():
         answer = task.arm.answer(task.seed, data)
     log.log(0, {"step": 1})
     effect = {} if answer.effect is None else {"effect": answer.effect}
@@ -106,7 +143,9 @@ EXPERIMENT = Experiment(
     name="why_it_works",
     config=Config,
     presets={
-        "quick": Config(arms=tuple(name for name in _NAMES if name != "stable_rate")),
+        "quick": Config(
+            arms=tuple(q.name for q in QUESTIONS if q.exact or q.name in _QUICK_OBSERVED)
+        ),
         "full": Config(seeds=3),
     },
     presets_help="quick: one seed, without what takes a minute and more; two minutes on 2 cores. "

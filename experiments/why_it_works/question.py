@@ -54,15 +54,19 @@ class Question(Arm, ABC):
         claim: in a sentence.
         source: authors, year, arXiv number.
         exact: whether it is an identity or a theorem, which any seed must confirm.
+        effect: what an observation's effect is, with its unit.
+        in_float64: whether it computes in float64, as identities need; else in float32.
     """
 
     claim: ClassVar[str]
     source: ClassVar[str]
     exact: ClassVar[bool] = True
+    effect: ClassVar[str] = ""
+    in_float64: ClassVar[bool] = True
 
     @abstractmethod
     def answer(self, seed: int, data: DataSet) -> Answer:
-        """Returns what the measurement with a seed says; computed in float64."""
+        """Returns what the measurement with a seed says."""
 
     @abstractmethod
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:

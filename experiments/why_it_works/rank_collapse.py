@@ -39,6 +39,7 @@ class RankCollapse(Question):
     )
     source: ClassVar[str] = "Daneshmand et al. 2020, 2003.01652; 2021, 2106.03970"
     exact: ClassVar[bool] = False
+    effect: ClassVar[str] = "of the effective rank more, uncentred"
 
     depth: int = numbers(200)
     width: int = numbers(128)

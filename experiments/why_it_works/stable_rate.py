@@ -45,6 +45,7 @@ class StableRate(Question):
     )
     source: ClassVar[str] = "Bjorck et al. 2018, arXiv 1806.02375"
     exact: ClassVar[bool] = False
+    effect: ClassVar[str] = "powers of ten more, at the greatest depth"
 
     depths: tuple[int, ...] = numbers((3, 10, 20))
     rates: tuple[float, ...] = numbers((0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0))

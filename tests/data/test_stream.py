@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from marks import slow
 
 from bnjax.data import DataError
 from bnjax.data.data_set import Example
@@ -323,7 +324,7 @@ def ended(parent, signum):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only /proc tells a zombie")
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [slow(signal.SIGINT), signal.SIGKILL])
 def test_no_worker_outlives_its_parent(signum, tmp_path):
     """Ctrl-C goes to the whole group, as from a terminal; SIGKILL to the parent alone."""
     (tmp_path / "parent.py").write_text(PARENT)

@@ -25,15 +25,18 @@ from bnjax.models import __main__ as models
 from experiments import report, verify
 from experiments.compiled import dry_run
 from experiments.harness import main as harness
+from experiments.harness.images import evaluate
 from experiments.harness.images.compute import ImageCompute
 from experiments.imagenet_inception import __main__ as inception
-from experiments.imagenet_inception import evaluate
 from experiments.imagenet_inception.config import Config as InceptionConfig
 from experiments.imagenet_inception.experiment import EXPERIMENT as INCEPTION
 from experiments.mnist_lenet import __main__ as lenet
 from experiments.mnist_lenet import experiment as lenet_experiment
 from experiments.mnist_lenet.config import Config as LenetConfig
 from experiments.mnist_lenet.experiment import EXPERIMENT as LENET
+from experiments.rethinking_inception import __main__ as rethinking
+from experiments.rethinking_inception.config import Config as RethinkingConfig
+from experiments.rethinking_inception.experiment import EXPERIMENT as RETHINKING
 
 RUN = Path(lenet.__file__).parent / "results" / "mlp_bn-s0"
 NUMBERS = ("nan", "inf", "-inf", "-1", "1e39", "-0.5", "x", "", "1,5", "1e-46", "2x")
@@ -102,7 +105,12 @@ COMMANDS: dict[str, tuple[Callable[[tuple[str, ...]], None], list[type], tuple[s
         [harness.arguments_class(INCEPTION), ImageCompute, InceptionConfig],
         (),
     ),
-    "evaluate": (evaluate.main, [evaluate.Arguments], ("nowhere",)),
+    "rethinking_inception": (
+        _calls(rethinking.main),
+        [harness.arguments_class(RETHINKING), ImageCompute, RethinkingConfig],
+        (),
+    ),
+    "evaluate": (evaluate.subcommand(INCEPTION), [evaluate.Arguments], ("nowhere",)),
     "dry-run": (
         dry_run.main,
         [dry_run.Arguments, InceptionConfig],
@@ -237,6 +245,20 @@ def _no_compute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def test_a_bad_value_is_refused_by_name(case: Case) -> None:
     judged, words = verdict(case)
     assert judged == "named", words
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        ("imagenet_inception", ("--rates",)),
+        ("imagenet_inception", ("--rates", "--seeds", "1")),
+        ("imagenet_inception", ("--arms",)),
+        ("mnist_lenet", ("--sweep", "--seeds", "1")),
+    ],
+)
+def test_a_list_without_a_value_is_refused(command: str, argv: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit, match=f"error: {argv[0]} has no value"):
+        COMMANDS[command][0](argv)
 
 
 if __name__ == "__main__":

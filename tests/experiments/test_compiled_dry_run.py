@@ -21,6 +21,7 @@ from experiments.harness.arm import by_name
 from experiments.harness.images.programs import TrainingProgram, training_program
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.config import PRESETS
+from experiments.rethinking_inception import __main__ as rethinking
 
 X5 = by_name(ARMS, "bn_x5")
 CONFIG = replace(
@@ -206,3 +207,15 @@ def test_the_paper_is_where_the_command_begins(monkeypatch):
     config, names, per_chip = seen[0]
     assert config == replace(PRESETS["paper"], arms=("bn_x5",))
     assert (names, per_chip) == (("v5e:2x4",), 32)
+
+
+def test_rows_have_the_pixels_of_their_arms(monkeypatch, capsys):
+    """Of another experiment, by its command; red where all arms have those of the configuration."""
+    monkeypatch.setattr(module, "training_program", small_program)
+    small = "--preset quick --image-size 24 --googlenet-size 9 --stem-stride 1 --topology cpu:2"
+    monkeypatch.setattr("sys.argv", ["rethinking", "dry-run", *small.split(), "--arm", "googlenet"])
+    rethinking.main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("**GoogLeNet**")
+    assert "One training step at 9 pixels" in printed
+    assert "The paper's steps" not in printed

@@ -23,7 +23,7 @@ ONE_RUN = [*flags(**TINY, seeds=1), "--arms", "mlp"]
 COMMANDS = {
     "mnist_lenet": (mnist, "harness.main.complete", ONE_RUN),
     "imagenet_inception": (imagenet, "harness.main.complete", ["--arms", "bn_x5", "--seeds", "1"]),
-    "evaluate": (imagenet, "imagenet_inception.evaluate.evaluate", ["evaluate", "run"]),
+    "evaluate": (imagenet, "harness.images.evaluate.evaluate", ["evaluate", "run"]),
     "dry-run": (imagenet, "compiled.dry_run.dry_run", ["dry-run"]),
     "benchmarks": (benchmarks, "benchmarks.batch_norm.measure", ["batch_norm", "--no-keep-memory"]),
 }

@@ -13,26 +13,32 @@ import numpy as np
 import pytest
 from runs import inception_task
 
-from bnjax.data import ArraySplit, open_data
+from bnjax.data import ArraySplit, DataError, open_data
+from bnjax.data.data_set import Example
 from bnjax.data.views.augmentation import evaluation_views
 from bnjax.evidence.records import RecordError, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models import load_safetensors, save_safetensors
 from experiments.harness.experiment import Outcome
+from experiments.harness.images import evaluate as command
+from experiments.harness.images import evaluation_table
+from experiments.harness.images.blacklist import Blacklisted, read_blacklist
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.ensembles import plan
+from experiments.harness.images.evaluate import Arguments
 from experiments.harness.runs import complete
 from experiments.harness.weights import FILE, digests
 from experiments.imagenet_inception import __main__ as experiment
-from experiments.imagenet_inception import evaluate as command
 from experiments.imagenet_inception.arms import InceptionArm
 from experiments.imagenet_inception.config import PRESETS
-from experiments.imagenet_inception.evaluate import Arguments, evaluate, main
-from experiments.imagenet_inception.evaluation_table import table
 from experiments.imagenet_inception.experiment import EXPERIMENT
+from experiments.imagenet_inception.page import PUBLISHED
 
 CONFIG = PRESETS["quick"]
 EPSILON, CLASSES, IMAGES = 1e-3, 10, 21
+evaluate = partial(command.evaluate, EXPERIMENT)
+main = command.subcommand(EXPERIMENT, PUBLISHED)
+table = partial(evaluation_table.table, arms=EXPERIMENT.arms, published=PUBLISHED)
 RUNS = (("bn_x30", 0), ("bn_x30", 1), ("inception", 0))
 
 
@@ -180,6 +186,40 @@ def test_each_arms_runs_make_an_ensemble(small, folders, expected):
     assert counted(evaluate(chosen)) == wanted
     alone = counted(evaluate(replace(chosen, ensemble="none")))
     assert set(wanted) - set(alone) == {(1, "population", (0, 1))}
+
+
+def test_listed_images_do_not_count(small, folders, monkeypatch, tmp_path):
+    """As if the data had not had them; red if they count, or if their label is a class."""
+    listed, chosen = tmp_path / "blacklist.txt", Arguments((folders[0],), crops=(1, 12))
+    listed.write_text("test image 0\n  test image 20.JPEG\n\n")
+    some = evaluate(replace(chosen, blacklist=listed))
+    split = few_images("mnist5k").test
+    rest = ArraySplit(split.images[1:-1], split.labels[1:-1], "test")
+    others = open_data("mnist5k")._replace(test=rest)
+    monkeypatch.setattr(command, "open_data", lambda *args, **options: others)
+    assert counted(some) == counted(evaluate(chosen))
+    assert "Of them 2 do not count" in table(some)
+    listed.write_text("7\ntest image 3\n")  # the first is ILSVRC2012_val_00000007
+    with pytest.raises(DataError, match="of its 2 images 1 are among the 19 validation images"):
+        evaluate(replace(chosen, blacklist=listed))
+
+
+@pytest.mark.parametrize("text", ["", "a.JPEG\na.JPEG\n", None])
+def test_a_list_that_is_none_is_refused(folders, tmp_path, text):
+    listed = tmp_path / "blacklist.txt"
+    if text is not None:
+        listed.write_text(text)
+    with pytest.raises(ValueError, match=r"blacklist: .*(one or more images|cannot be read)"):
+        evaluate(Arguments((folders[0],), blacklist=listed))
+
+
+def test_numbers_are_those_of_imagenet_s_files(tmp_path):
+    (tmp_path / "numbers").write_text("36\n50000\n")
+    names = {"ILSVRC2012_val_00000036", "ILSVRC2012_val_00050000"}
+    assert read_blacklist(tmp_path / "numbers") == names
+    split = [Example(b"", 5, f"folder/part-1, record 2, {name}.JPEG") for name in sorted(names)]
+    marked = Blacklisted(split, frozenset({"ILSVRC2012_val_00000036"}))
+    assert [marked[0].label, marked[1].label] == [-1, 5]
 
 
 def test_one_run_is_no_ensemble(small, folders):
@@ -345,7 +385,7 @@ def test_the_command_refuses_in_a_line(monkeypatch, tmp_path):
 
 
 def test_what_cannot_be_written_is_refused_before_any_compute(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "evaluate", lambda _: pytest.fail("computed"))
+    monkeypatch.setattr(command, "evaluate", lambda *_: pytest.fail("computed"))
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=r"error: --out .*file cannot be written \(File exists\)"):
         main([str(folders[0]), "--out", str(tmp_path / "file")])

@@ -99,6 +99,7 @@ def test_a_run_beside_one_that_diverged_goes_on_bitwise(dataset, mixed, tmp_path
             assert json.dumps(finals[0][key]) == json.dumps(finals[1][key])
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_write_one_run_whatever_their_seeds(dataset, tmp_path):
     """Red where the lock is that of the runs which train together."""
 

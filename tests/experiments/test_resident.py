@@ -6,17 +6,16 @@ from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from mnist_commands import assert_same_runs
 from runs import Entries, inception_task
+from small_networks import CONFIG, VIEWS, small_networks
 from tolerances import PARALLEL, assert_trees_close
 
 from bnjax.data import DataError, DataSet, open_data
 from bnjax.data.data_set import Example
-from bnjax.linen import BatchNorm
 from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import DataParallel
 from experiments.harness.images import programs, resident
@@ -24,50 +23,13 @@ from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.resident import ResidentFeed
 from experiments.harness.images.train import train
 from experiments.harness.runs import complete
-from experiments.imagenet_inception.arms import InceptionArm
-from experiments.imagenet_inception.config import PRESETS
 from experiments.imagenet_inception.experiment import EXPERIMENT
-
-CONFIG = replace(
-    PRESETS["quick"],
-    arms=("bn_baseline",),
-    image_size=28,  # that of the digits: views are the pixels, whoever makes them
-    photometric="none",
-    steps=7,
-    eval_every=2,
-    dense_until=4,
-    sparse_eval_every=4,
-    eval_batch=160,  # the last one is filled up
-    checkpoint_every=3,
-    population_batches=2,
-    normalize_together=4,
-)
-
-
-class Small(nn.Module):
-    """Convolution, normalization, ReLU, mean, dense."""
-
-    together: int
-    axis_name: str | None
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        x = nn.Conv(4, (4, 4), (4, 4), use_bias=False, name="conv")(images)
-        norm = BatchNorm(batch=self.together, axis_name=self.axis_name, name="norm")
-        x = nn.relu(norm(x, use_running_average=not train)).mean((1, 2))
-        return nn.Dense(10, name="logits")(x)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
-    def model(arm, config, *, classes=10, axis_name=None):
-        return Small(config.normalize_together, axis_name)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InceptionArm, "model", model)
-        programs._programs.cache_clear()
+    with small_networks():
         yield
-    programs._programs.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +54,6 @@ def outcome(data, how="jit", devices=1, seed=0, **changes):
 def in_loops(monkeypatch):
     """As on accelerators: a dispatch up to the next evaluation or checkpoint."""
     monkeypatch.setattr(resident, "loops", lambda parallel: True)
-
-
-VIEWS = {"crop": "pad", "mirror": True, "photometric": "reduced", "image_size": 32}
 
 
 def assert_close(actual, desired):

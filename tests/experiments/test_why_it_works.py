@@ -1,21 +1,35 @@
 """Explanations of batch normalization: identities hold within their bounds, observations show."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from events import scalars
 
 from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import Run, read_record
+from bnjax.linen import BatchNorm
+from bnjax.models import MLP
 from experiments.harness.compute import Compute
 from experiments.harness.runs import complete_all
 from experiments.verify import verify
+from experiments.why_it_works.along_training import AlongTraining
 from experiments.why_it_works.answers import Answers, verdict
+from experiments.why_it_works.covariate_shift import CovariateShift
 from experiments.why_it_works.experiment import EXPERIMENT, QUESTIONS, Config
 from experiments.why_it_works.gradient_growth import linear_factor, relu_factor
+from experiments.why_it_works.landscape import Landscape
+from experiments.why_it_works.layer_jacobians import singular_values, spread_of
+from experiments.why_it_works.noise_after import NoisyBatchNorm
+from experiments.why_it_works.precise_statistics import average_moments
 from experiments.why_it_works.question import float64
+from experiments.why_it_works.scale_bias_alone import PARTS
 
+ALONG_TRAINING = tuple(q.name for q in QUESTIONS if isinstance(q, AlongTraining))
 SMALL = {  # settings with which a question takes a second or two
     "layer_gradient": {},
     "gradient_growth": {"batches": (16,), "depth": 12, "width": 256, "draws": 4},
@@ -27,6 +41,19 @@ SMALL = {  # settings with which a question takes a second or two
     "rank_collapse": {"depth": 60, "width": 64},
     "edge_of_stability": {},
     "stable_rate": {"depths": (10,), "rates": (0.1, 1.0), "steps": 100},
+    "renorm_identity": {},
+    "renorm_small_batches": {"networks": 2, "steps": 600, "tests": 1, "widths": (50,)},
+    "renorm_sorted_batches": {"networks": 1, "steps": 200, "tests": 1, "widths": (50,)},
+    **{name: {"networks": 1, "depth": 3, "steps": 30} for name in ALONG_TRAINING},
+    "noise_after": {"networks": 1, "steps": 300, "tests": 1},
+    "group_size": {"networks": 1, "groups": (2, 100), "steps": 100, "widths": (50,)},
+    "precise_statistics": {"networks": 1, "tests": 10, "widths": (50,)},
+    "scale_bias_alone": {"networks": 1, "steps": 100, "widths": (50, 50)},
+    "ghost_batches": {"networks": 1, "steps": 20, "large": 200},
+    "group_normalization": {"batches": (2, 16), "examples": 1_600},
+    "layer_jacobians": {"networks": 1, "depth": 3, "width": 32, "steps": 30},
+    "dropout_gain": {"networks": 1, "steps": 100, "widths": (50,)},
+    "l2_gain": {"networks": 1, "steps": 100, "widths": (50,)},
 }
 LOOSER = {
     "equilibrium": 0.15,
@@ -44,8 +71,9 @@ def data():
 
 
 def answer(name, data, **changed):
-    with float64():
-        return replace(BY_NAME[name], **SMALL[name], **changed).answer(0, data)
+    question = replace(BY_NAME[name], **SMALL[name], **changed)
+    with float64() if question.in_float64 else nullcontext():
+        return question.answer(0, data)
 
 
 def test_each_question_is_tried_here():
@@ -59,10 +87,31 @@ def test_what_is_exact_holds(name, data):
 
 
 @pytest.mark.parametrize(
-    "name", ["rank_collapse", pytest.param("stable_rate", marks=pytest.mark.slow)]
+    "name",
+    [
+        "rank_collapse",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "stable_rate",
+                "renorm_small_batches",
+                "renorm_sorted_batches",
+                "noise_after",
+            )
+        ),
+    ],
 )
 def test_what_is_observed_shows(name, data):
     assert answer(name, data).effect > 0
+
+
+def test_sorted_batches_have_one_class_each(data):
+    labels = data.train.labels
+    order = replace(BY_NAME["renorm_sorted_batches"], networks=2, steps=30).order(1, labels)
+    assert order.shape == (2, 30, 40)
+    classes = labels[np.asarray(order)]
+    np.testing.assert_array_equal(classes.max(-1), classes.min(-1))
+    assert len(np.unique(classes)) == 10
 
 
 @pytest.mark.slow
@@ -101,9 +150,155 @@ def test_the_growth_of_gradients_is_that_of_single_layers():
     np.testing.assert_allclose(relu_factor(batch), expected, rtol=0.01)  # of so many draws
 
 
-def test_precision_is_put_back_after_an_error():
-    import jax
+def test_along_the_gradient_of_a_quadratic_the_landscape_is_its_hessian():
+    """Of w' H w / 2: the gradient at w - a g is g - a H g. Seen red with a difference of norms."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(5, 5))
+    hessian, w = root @ root.T, rng.normal(size=5)
+    question = replace(BY_NAME["loss_range_fast"], rate=0.01)
 
+    def loss(params, batch):
+        return params["w"] @ jnp.asarray(hessian) @ params["w"] / 2
+
+    with float64():
+        seen = question.measure(loss, {"w": jnp.asarray(w)}, None)
+    g = hessian @ w
+    lengths = 0.01 * np.array([0, *question.multiples])
+    losses = [(w - a * g) @ hessian @ (w - a * g) / 2 for a in lengths]
+    bend = np.linalg.norm(hessian @ g)
+    expected = {
+        "range of the loss": max(losses) - min(losses),
+        "change of the gradient": lengths[-1] * bend,
+        "change over distance": bend / np.linalg.norm(g),
+        "change over the gradient's length": lengths[-1] * bend / np.linalg.norm(g),
+    }
+    assert seen.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(seen[name], value)
+
+
+def test_covariate_shift_is_that_of_the_layers_below():
+    """Of u' B C v, three layers. Seen red with the layer's own step among those below."""
+    rng = np.random.default_rng(0)
+    u, b, c = rng.normal(size=3), rng.normal(size=(3, 4)), rng.normal(size=(4, 2))
+    v, rate = rng.normal(size=2), 0.1
+    question = replace(BY_NAME["covariate_shift_fast"], depth=2, rate=rate)
+
+    def loss(params, batch):
+        layers = [params[name]["kernel"] for name in ("dense1", "dense2", "logits")]
+        return layers[0] @ layers[1] @ layers[2] @ jnp.asarray(v)
+
+    with float64():
+        kernels = zip(("dense1", "dense2", "logits"), (u, b, c), strict=True)
+        params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels}
+        seen = question.measure(loss, params, None)
+    later_u, later_b = u - rate * b @ c @ v, b - rate * np.outer(u, c @ v)
+    pairs = [
+        (np.outer(u, c @ v), np.outer(later_u, c @ v)),
+        (np.outer(u @ b, v), np.outer(later_u @ later_b, v)),
+    ]
+    shifts = [np.linalg.norm(g - other) / np.linalg.norm(g) for g, other in pairs]
+    lengths = [np.linalg.norm(g) * np.linalg.norm(other) for g, other in pairs]
+    cosines = [np.sum(g * other) / n for (g, other), n in zip(pairs, lengths, strict=True)]
+    np.testing.assert_allclose(seen["shift over the gradient's length"], np.mean(shifts))
+    np.testing.assert_allclose(seen["cosine of the gradients"], np.mean(cosines))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [CovariateShift, Landscape])
+def test_measurements_run_along_the_training(kind, data):
+    name = next(name for name in ALONG_TRAINING if isinstance(BY_NAME[name], kind))
+    found = answer(name, data)
+    assert np.isfinite(found.effect)
+    assert found.curves["step"] == [0, 15]
+    assert len(found.curves["with"]) == len(found.curves["without"]) == 2
+    assert found.curves["with"] != found.curves["without"]
+
+
+def test_noise_has_moments_that_each_call_draws():
+    layer = NoisyBatchNorm(False, shift=0.5, spread=0.1)
+    x = jax.random.normal(jax.random.key(0), (1_000, 200))
+    calls = []
+    for seed in (1, 2):
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(seed)}
+        y, _ = layer.init_with_output(keys, x)
+        calls.append(np.asarray(y, np.float64))
+    shifts = calls[1].mean(0) - calls[0].mean(0)
+    np.testing.assert_allclose(np.sqrt(np.mean(shifts**2)), np.sqrt(2 / 3) * 0.5, rtol=0.15)
+    scales = np.sqrt(calls[0].var(0) - 0.1**2 / 3 - 0.1**2)
+    assert 0.97 < scales.min() < 1.03
+    assert 1.22 < scales.max() < 1.28
+
+
+def small_network(**settings):
+    """A model with normalization, and its variables with scales that are not one."""
+    model = MLP((6, 6), norm=partial(BatchNorm, **settings), activation=jax.nn.relu)
+    variables = model.init(jax.random.key(0), IMAGES[:2], train=False)
+    scale = variables["params"]["hidden1"]["norm"]["scale"]
+    scale += jnp.arange(6, dtype=jnp.float32)
+    variables["params"]["hidden1"]["norm"]["scale"] = scale
+    return model, variables
+
+
+IMAGES = jax.random.uniform(jax.random.key(1), (40, 3, 3, 1))
+
+
+def first_layer(variables, images):
+    return np.asarray(images, float).reshape(len(images), -1) @ np.asarray(
+        variables["params"]["dense1"]["kernel"], float
+    )
+
+
+def test_precise_statistics_average_the_moments_of_batches():
+    """Seen red with a running average."""
+    model, variables = small_network(averaging="cumulative")
+    rows = jnp.asarray(np.random.default_rng(0).permutation(40).reshape(4, 10), jnp.int32)
+    stats = average_moments(model, variables["params"], variables["batch_stats"], IMAGES, rows)[
+        "hidden1"
+    ]["norm"]
+    h = first_layer(variables, IMAGES)[np.asarray(rows)]
+    np.testing.assert_allclose(stats["mean"], h.mean(1).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], h.var(1).mean(0), rtol=1e-5)
+
+
+def test_jacobians_are_those_of_the_layers_as_the_batch_normalizes_them():
+    """By differentiation with the moments held fixed. Seen red without the scale."""
+    model, variables = small_network()
+    params = variables["params"]
+    h = first_layer(variables, IMAGES)
+    xhat = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)
+    scale, bias = (np.asarray(params["hidden1"]["norm"][name]) for name in ("scale", "bias"))
+    kernel = np.asarray(params["dense2"]["kernel"], float)
+    z = np.maximum(xhat * scale + bias, 0) @ kernel
+
+    def layer(active):  # of an example whose units are all active
+        return (active * scale + bias) @ kernel / np.sqrt(z.var(0))
+
+    jacobian = np.stack([layer(row) - layer(np.zeros(6)) for row in np.eye(6)])
+    expected = np.linalg.svd(jacobian, compute_uv=False)
+    found = singular_values(model, variables, IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert spread_of(np.array([np.e, 1 / np.e])) == pytest.approx(1)
+
+
+def test_parts_of_a_network_that_are_trained():
+    _, variables = small_network()
+    params = variables["params"]
+
+    def counts(part):
+        ones = jax.tree.map(lambda leaf: int(leaf.sum()), PARTS[part](params))
+        return {name: sum(jax.tree.leaves(layer)) for name, layer in ones.items()}
+
+    hidden = {"dense1": 0, "hidden1": 12, "dense2": 0, "hidden2": 12, "logits": 0}
+    others = {"dense1": 12, "hidden1": 0, "dense2": 12, "hidden2": 0, "logits": 0}
+    assert counts("scale and bias") == hidden
+    assert counts("two weights a unit") == others
+    assert counts("two weights, last layer") == others | {"logits": 70}
+    assert set(counts("last layer").values()) == {0, 70}
+    assert counts("all")["dense1"] == 54
+
+
+def test_precision_is_put_back_after_an_error():
     with pytest.raises(ZeroDivisionError), float64():
         raise ZeroDivisionError
     assert not jax.config.jax_enable_x64

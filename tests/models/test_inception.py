@@ -343,6 +343,9 @@ def test_images_too_small_for_the_stem_are_refused(network, stride):
     least = SMALLEST[network, stride]
     model = network(**SMALL | {"stem_stride": stride})
     abstract(model, least)
+    model.check_size(least, least + 1)
+    with pytest.raises(ValueError, match=rf"images of {least + 1}x{least - 1} are too small"):
+        model.check_size(least + 1, least - 1)
     with pytest.raises(
         ValueError,
         match=rf"images of {least - 1}x{least - 1} are too small for stem_stride={stride}.*"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow, slow_but
 from norm_layers import INCEPTION, KEY, normal
 
 from bnjax.models import (
@@ -38,7 +39,6 @@ NORMS = {
     "flax": lambda: nn.BatchNorm(),
 }
 STATISTICS = ("batch", "ghost", "flax")
-SLOW = [pytest.mark.slow]
 DENSE = ("mlp", "lenet5")  # whose dense layers leave one value to a mean of instance normalization
 PLACES = [(n, k) for n in NETWORKS for k in NORMS if (n in DENSE, k) != (True, "instance")]
 
@@ -50,15 +50,11 @@ def logits_of(model, variables, x, *, train):
     return jax.tree.leaves(outputs)[0]
 
 
-FAST = ("mlp", "lenet5", "bn_inception")  # the other Inceptions are of the same layers
+FAST = [("bn_inception", "ghost"), *((n, k) for n in DENSE for k in NORMS)]
 
 
 @pytest.mark.parametrize(
-    ("network", "kind"),
-    [
-        pytest.param(*place, marks=[] if place[0] in FAST or place[1] == "group" else SLOW)
-        for place in PLACES
-    ],
+    ("network", "kind"), [place if place in FAST else slow(*place) for place in PLACES]
 )
 def test_every_norm_fits_into_every_network(network, kind):
     """Traced: which variables there are, and the shapes of outputs in both modes."""
@@ -106,11 +102,12 @@ def check_gradients(network, kind):
         assert np.any(leaf), path
 
 
-@pytest.mark.parametrize("kind", [kind for kind in NORMS if kind != "instance"])
+@pytest.mark.parametrize("kind", slow_but(["batch", "group"], sorted({*NORMS} - {"instance"})))
 def test_gradients_of_an_mlp(kind):
     check_gradients("mlp", kind)
 
 
+@pytest.mark.slow
 def test_gradients_of_lenet():
     check_gradients("lenet5", "layer")
 

@@ -166,6 +166,7 @@ def test_another_number_of_classes(tmp_path, state):
         load(tmp_path, more, class_offset=-1)
 
 
+@pytest.mark.slow
 def test_a_new_classifier(tmp_path, state):
     """Of the model's classes, from the key; the rest as it was. The file may lack one."""
     model = MODEL.clone(classes=5)

@@ -9,6 +9,7 @@ import pytest
 from eight_devices import layer
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from marks import slow
 from tolerances import PARALLEL, assert_trees_close
 
 import bnjax
@@ -47,16 +48,18 @@ GROUPS = [2, 4, 6, 7, 8, 16, "all"]
 @pytest.mark.parametrize(
     ("batch", "settings", "masked"),
     [
-        *((k, {}, False) for k in GROUPS),
-        *((k, {"activation": "relu"}, True) for k in (4, 7, 8)),
-        *((k, {"impl": "autodiff"}, True) for k in (6, 8)),
+        *(slow(k, {}, False) for k in GROUPS),
+        (7, {"activation": "relu"}, True),
+        *(slow(k, {"activation": "relu"}, True) for k in (4, 8)),
+        (6, {"impl": "autodiff"}, True),
+        slow(8, {"impl": "autodiff"}, True),
     ],
 )
 @pytest.mark.parametrize(  # on meshes of automatic axes they are in test_groups.py too
     "types",
     [
         pytest.param((EXPLICIT,), id="explicit"),
-        pytest.param((AUTO,), id="auto", marks=pytest.mark.slow),
+        slow((AUTO,), id="auto"),
     ],
 )
 def test_groups_of_k_are_the_same_on_any_mesh(types, batch, settings, masked):
@@ -73,12 +76,15 @@ def test_groups_of_k_are_the_same_on_any_mesh(types, batch, settings, masked):
 @pytest.mark.parametrize(
     ("types", "spec", "batch", "shape"),
     [
-        *itertools.product([BOTH], [P("data"), P(("data", "model"))], [4, 7, "all"], [SMALL]),
+        *itertools.product([BOTH], [P("data"), P(("data", "model"))], [7], [SMALL]),
+        *itertools.starmap(
+            slow, itertools.product([BOTH], [P("data"), P(("data", "model"))], [4, "all"], [SMALL])
+        ),
         ((EXPLICIT, AUTO), P("data"), 8, SMALL),
         *itertools.product([BOTH], [P(None, "data"), P(None, None, "model")], [5, "all"], [SMALL]),
         (BOTH, P(None, "data", "model"), "all", LARGE),
         *(
-            pytest.param(BOTH, spec, batch, LARGE, marks=pytest.mark.slow)
+            slow(BOTH, spec, batch, LARGE)
             for spec, batch in [
                 *itertools.product([P("data")], [6, "all"]),
                 (P(None, "data", "model"), 6),

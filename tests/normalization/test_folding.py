@@ -190,10 +190,12 @@ def test_under_jit_and_vmap():
     members = [normalization(5, offset=offset) for offset in (0.0, 2.0)]
     params, stats = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     kernels = normal(2, 7, 5)
-    together = jax.jit(jax.vmap(lambda k, p, s: fold(k, None, p, s)))(kernels, params, stats)
-    apart = [fold(kernel, None, *member) for kernel, member in zip(kernels, members, strict=True)]
-    for i, each in enumerate(apart):
-        jax.tree.map(lambda a, b, i=i: assert_close(a[i], np.float64(b), ROUNDED), together, each)
+    together = jax.jit(jax.vmap(lambda k, p, s: fold(k, None, p, s, epsilon=EPSILON)))
+    folded, addend = together(kernels, params, stats)
+    for i, member in enumerate(members):
+        scale, mean, beta = exact(*member)
+        assert_close(folded[i], np.float64(kernels[i]) * scale, ROUNDED)
+        assert_within(addend[i], beta - mean * scale, 8 * U * (abs(beta) + abs(mean * scale)))
 
 
 # --- errors -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import reference
 from eight_devices import mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from marks import slow
 from tolerances import EXACT, PARALLEL, assert_close
 
 import bnjax
@@ -195,7 +196,7 @@ def test_large_layers_of_other_types(x64, dtype):
     assert_close(moments.var, batch.var, MEANS if dtype == "bfloat16" else EXACT)
 
 
-@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+@pytest.mark.parametrize("impl", ["fused", slow("autodiff")])
 def test_checkpoint_leaves_the_statistics_bitwise(impl):
     """And an ensemble of one: vmap batches the branches for each platform."""
     x, weights = values(SHAPE), values(SHAPE, 1)

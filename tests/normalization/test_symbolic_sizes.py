@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from eight_devices import layer
+from marks import slow
 from tolerances import PARALLEL, assert_trees_close
 
 import bnjax
@@ -14,15 +15,17 @@ EXAMPLES = ("b", [(4,), (6,)])
 IMAGES = ("b, h, w", [(4, 3, 2), (6, 8, 40)])
 
 
-@pytest.mark.parametrize("sizes", [EXAMPLES, IMAGES], ids=["examples", "images"])
+@pytest.mark.parametrize(
+    "sizes", [slow(EXAMPLES, id="examples"), pytest.param(IMAGES, id="images")]
+)
 @pytest.mark.parametrize(
     ("settings", "masked"),
     [
         ({}, False),
-        ({}, True),
-        ({"activation": "relu"}, False),
+        slow({}, True),
+        slow({"activation": "relu"}, False),
         ({"activation": "relu", "averaging": "cumulative"}, True),
-        ({"impl": "autodiff", "running_var": "biased"}, True),
+        slow({"impl": "autodiff", "running_var": "biased"}, True),
     ],
 )
 def test_one_step_for_all_sizes(sizes, settings, masked):

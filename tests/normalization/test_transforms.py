@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
+from marks import slow
 from tolerances import assert_close
 
 import bnjax
@@ -32,7 +33,7 @@ def test_jit_traces_once_for_all_batches():
 
 @pytest.mark.parametrize(
     ("impl", "settings"),
-    [("fused", {}), ("autodiff", {}), ("fused", {"batch": 6, "activation": "sigmoid"})],
+    [slow("fused", {}), slow("autodiff", {}), ("fused", {"batch": 6, "activation": "sigmoid"})],
 )
 def test_vmap_over_members_of_an_ensemble(impl, settings):
     """Each member has parameters and statistics of its own, and a batch of its own."""

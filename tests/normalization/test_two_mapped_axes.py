@@ -10,6 +10,7 @@ import reference
 from eight_devices import DECAY, EPSILON, FEATURES, layer
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from marks import slow, slow_but
 from tolerances import PARALLEL, assert_close
 
 import bnjax
@@ -47,9 +48,9 @@ MAPPERS = {
 }
 
 
-@pytest.mark.parametrize("impl", ["fused", pytest.param("autodiff", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("how", MAPPERS)
+@pytest.mark.parametrize("impl", ["fused", slow("autodiff")])
+@pytest.mark.parametrize("masked", [slow(False), True])
+@pytest.mark.parametrize("how", slow_but(["vmap in pmap", "vmaps around shard_map"], MAPPERS))
 def test_one_batch(how, masked, impl):
     """Forward, statistics and gradients against float64. Red: JAX's AssertionError."""
     mappers = MAPPERS[how]

@@ -1,4 +1,4 @@
-"""What the README says of torch and no other parity test shows."""
+"""What docs/others.md says of torch and no other parity test shows."""
 
 import numpy as np
 import pytest

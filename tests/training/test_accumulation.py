@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from marks import slow
 
 from bnjax.linen import BatchNorm
 from bnjax.training.accumulation import accumulate, make_accumulating_step, split_batch
@@ -115,7 +116,7 @@ def largest_difference(a, b):
     return max(float(jnp.abs(x - y).max()) for x, y in pairs)
 
 
-@pytest.mark.parametrize("averaging", ["ema", "ema_debiased", "cumulative"])
+@pytest.mark.parametrize("averaging", ["ema", slow("ema_debiased"), slow("cumulative")])
 def test_it_is_one_batch_normalized_in_groups(averaging):
     """Gradient and statistics. Red for a sum in place of a mean, or counts that are averaged."""
     result = accumulated(averaging=averaging)

@@ -1,11 +1,13 @@
 """One run on one device and on eight, by jit, shard_map and pmap: the same steps in float64."""
 
+import itertools
 from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow, slow_but
 from small_runs import (
     EXAMPLES,
     RATE,
@@ -31,7 +33,7 @@ from bnjax.training.steps import make_loss, make_train_step, scan_steps
 
 HOWS = ["jit", "shard_map", "pmap"]
 # What steps compute is tested in all ways; what a step is made of in one, and by `-m slow` in all.
-PARTS = ["jit", *(pytest.param(how, marks=pytest.mark.slow) for how in HOWS[1:])]
+PARTS = slow_but(["jit"], HOWS)
 
 
 @lru_cache
@@ -75,13 +77,14 @@ def assert_expected(result, expected):
     assert (metrics.correct, metrics.examples) == (expected.correct, expected.examples)
 
 
-@pytest.mark.parametrize("batch", ["all", "device", 4, 16])
+FAST = [("jit", 1, 4), ("jit", 8, 16), ("shard_map", 8, "all"), ("pmap", 8, "device")]
+
+
 @pytest.mark.parametrize(
-    ("how", "devices"),
+    ("how", "devices", "batch"),
     [
-        *((how, 8) for how in HOWS),
-        ("jit", 1),
-        *(pytest.param(how, 1, marks=pytest.mark.slow) for how in HOWS[1:]),
+        place if place in FAST else slow(*place)
+        for place in itertools.product(HOWS, (1, 8), ("all", "device", 4, 16))
     ],
 )
 def test_steps_equal_float64(how, devices, batch):

@@ -1,17 +1,14 @@
 """Two processes of four devices are one run of eight; and what they say if they do not fit."""
 
-import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from host_processes import free_port, run_two_hosts
 from made_checkpoints import make_state as make_saved
 from small_runs import STEPS, batch_of, make_batches, make_state, make_step
 from tolerances import PARALLEL, assert_close
@@ -20,37 +17,12 @@ from bnjax.training.parallel import DataParallel, HostsError, initialize_hosts, 
 from bnjax.training.parallel.hosts import Meeting, find_meeting
 from bnjax.training.parallel.roll_call import call_roll
 
-WORKER = Path(__file__).parents[1] / "support" / "two_hosts.py"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """What two processes saw."""
     out = tmp_path_factory.mktemp("two hosts")
-    address = f"127.0.0.1:{free_port()}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, WORKER, address, "2", str(index), out],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
-        )
-        for index in (0, 1)
-    ]
-    try:
-        said = [process.communicate(timeout=400)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    return out, [json.loads((out / f"{index}.json").read_text()) for index in (0, 1)]
+    return out, run_two_hosts("two_hosts.py", out)
 
 
 @pytest.mark.slow

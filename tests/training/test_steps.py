@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import slow
 from tolerances import assert_bitwise, assert_trees_close
 
 from bnjax.linen import BatchNorm
@@ -132,7 +133,7 @@ def choosing(train_step, images, labels):
     return lambda state, chosen: train_step(state, (prepare(images[chosen]), labels[chosen]))
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [slow(1), 4])
 def test_one_dispatch_equals_single_steps(steps):
     """Indices choose the examples of each step; metrics are the sums over all of them."""
     train_step, _, state = make(NORM)

@@ -15,6 +15,7 @@ import tolerances
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
+from marks import slow
 from tolerances import assert_close
 
 import bnjax
@@ -100,7 +101,7 @@ def test_gradients_under_a_mask(x64):
     assert_close(np.delete(dx, 2, axis=0), np.delete(without, 2, axis=0), CLOSE)
 
 
-@pytest.mark.parametrize("mode", ["fwd", "rev"])
+@pytest.mark.parametrize("mode", [slow("fwd"), "rev"])
 def test_derivatives_of_the_root_up_to_the_third(x64, mode):
     """Red if the solution by eigenvectors is differentiated instead of the equation."""
     x, weights = make("two_pairs")
@@ -239,7 +240,13 @@ def vmap(f, **settings):
 
 @pytest.mark.parametrize(
     ("how", "masked"),
-    [("jit", True), ("shard_map", False), ("shard_map", True), ("pmap", True), ("vmap", True)],
+    [
+        ("jit", True),
+        ("shard_map", False),
+        slow("shard_map", True),
+        slow("pmap", True),
+        slow("vmap", True),
+    ],
 )
 def test_eight_devices_are_one(how, masked):
     """Red for a covariance of one device's vectors, or a mean of devices' means."""
@@ -286,6 +293,7 @@ def test_a_batch_over_several_mesh_axes():
     assert_close(y, np.float64(expected), {"rtol": 1e-4, "atol": 1e-4})
 
 
+@pytest.mark.slow
 def test_groups_of_devices_are_batches_of_their_own():
     x, keep, weights = rows(masked=False)
     groups = [[0, 1, 2, 3], [4, 5, 6, 7]]

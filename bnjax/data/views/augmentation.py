@@ -177,13 +177,15 @@ def evaluation_view(
 
 
 def evaluation_views(
-    image: Image, image_size: int, crops: Literal[1, 10, 144], *, fraction: float = CENTRE
+    image: Image, image_size: int, crops: Literal[1, 10, 12, 144], *, fraction: float = CENTRE
 ) -> np.ndarray:
     """Returns the crops over which probabilities are averaged in evaluation.
 
     - 1: `evaluation_view`.
     - 10: the shorter side is resized to `image_size / fraction`; the corners and the centre of the
       central square, and their mirror images (Krizhevsky et al. 2012).
+    - 12: those, and that square resized and its mirror image. Szegedy et al. 2016 evaluate over 12
+      crops and do not say which; these are what the 144 have of one square.
     - 144: the shorter side is resized to 256, 288, 320 and 352 for views of 224, for others in
       proportion; of each the left, centre and right square (top, centre, bottom in portrait); of
       each the corners, the centre, and the square resized (Szegedy et al. 2014, section 7).
@@ -195,7 +197,7 @@ def evaluation_views(
         image: a JPEG or PNG file, or uint8 [height, width, 1 or 3].
         image_size: height and width of the views, pixels.
         crops: how many.
-        fraction: part of the shorter side that stays, for 1 and 10 crops.
+        fraction: part of the shorter side that stays, for 1, 10 and 12 crops.
 
     Returns:
         uint8 [crops, image_size, image_size, 3].
@@ -206,11 +208,14 @@ def evaluation_views(
     """
     if crops == 1:
         return evaluation_view(image, image_size, fraction=fraction)[None]
-    if crops not in (10, 144):
-        raise ValueError(f"crops must be 1, 10 or 144, got {crops}.")
+    if crops not in (10, 12, 144):
+        raise ValueError(f"crops must be 1, 10, 12 or 144, got {crops}.")
     check_view(image_size, fraction)
     pixels = open_image(image).pixels()
-    views = _ten(pixels, image_size, fraction) if crops == 10 else _googlenet(pixels, image_size)
+    if crops == 144:
+        views = [*_googlenet(pixels, image_size)]
+    else:
+        views = [*_six(pixels, image_size, fraction)][: crops // 2]
     return np.stack([turned for view in views for turned in (view, view[:, ::-1])])
 
 
@@ -257,20 +262,24 @@ def _draw_interpolation(augmentation: Augmentation, rng: np.random.Generator) ->
     return augmentation.interpolation
 
 
-def _ten(pixels: np.ndarray, size: int, fraction: float) -> Iterator[np.ndarray]:
+def _six(pixels: np.ndarray, size: int, fraction: float) -> Iterator[np.ndarray]:
     scaled = _resized_to(pixels, round(size / fraction))
     _, centre, _ = squares(scaled.width, scaled.height)
-    for window in five_windows(centre, size):
-        yield _cut(scaled, window)
+    yield from _of_square(scaled, centre, size)
 
 
 def _googlenet(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for scale in SCALES:
         scaled = _resized_to(pixels, round(scale * size))
         for square in squares(scaled.width, scaled.height):
-            for window in five_windows(square, size):
-                yield _cut(scaled, window)
-            yield scaled.resized(square, (size, size))
+            yield from _of_square(scaled, square, size)
+
+
+def _of_square(picture: Picture, square: Window, size: int) -> Iterator[np.ndarray]:
+    """Corners and centre of a square, then the square resized."""
+    for window in five_windows(square, size):
+        yield _cut(picture, window)
+    yield picture.resized(square, (size, size))
 
 
 def _resized_to(pixels: np.ndarray, shorter: int) -> Picture:

@@ -84,6 +84,14 @@ def load_pretrained(
         ValueError: if the model's settings are not those of the source; for another ending, a file
             that is damaged or of another network (missing, left-over and misshapen arrays are
             listed), values that are not finite, negative variances, or another number of classes.
+
+    Example:
+        >>> from functools import partial
+        >>> from bnjax.models import InceptionV3
+        >>> model = InceptionV3(norm=partial(BatchNorm, epsilon=1e-3), count_include_pad=True)
+        >>> path = "inception_v3_google-0cc3c7bd.pth"
+        >>> loaded = load_pretrained(model, path, source="torchvision")  # doctest: +SKIP
+        >>> logits = model.apply(loaded.variables, images, train=False).main  # doctest: +SKIP
     """
     found = find_source(source, model)
     if class_offset < 0 or (class_offset and new_classifier is not None):

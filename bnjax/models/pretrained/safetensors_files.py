@@ -65,6 +65,15 @@ def save_safetensors(
         ValueError: for another ending, names with a slash, nothing to save, leaves that are no
             arrays or of a dtype that the format lacks, or metadata that is not text.
         OSError: if the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> variables = {"params": {"dense": {"kernel": np.ones((2, 3), np.float32)}}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_safetensors(variables, f"{folder}/ours.safetensors", metadata={"by": "me"})
+        ...     saved = load_safetensors(f"{folder}/ours.safetensors")
+        >>> saved.variables["params"]["dense"]["kernel"].shape, saved.metadata["by"]
+        ((2, 3), 'me')
     """
     from safetensors import SafetensorError  # late, as every reader of files here
     from safetensors.numpy import save_file
@@ -115,6 +124,10 @@ def load_safetensors(path: str | Path) -> Saved:
         FileNotFoundError: if there is no such file.
         ValueError: for another ending, a file that is damaged or not of safetensors, or names that
             are not those of nested dictionaries.
+
+    Example:
+        >>> saved = load_safetensors("ours.safetensors")  # doctest: +SKIP
+        >>> model.apply(saved.variables, images, train=False)  # doctest: +SKIP
     """
     arrays, metadata = read_safetensors(_checked_path(path))
     variables: dict[str, Any] = {}

@@ -30,6 +30,12 @@ class Preprocessing(NamedTuple):
         mean: taken from each channel of values in 0..255, in the order of `channels`.
         scale: divides each channel then.
         channels: their order.
+
+    Example:
+        >>> half = (127.5, 127.5, 127.5)
+        >>> preprocessing = Preprocessing(299, 342, "bilinear", mean=half, scale=half)
+        >>> print(preprocessing.normalize(np.array([0, 51, 255], np.uint8)))
+        [-1.  -0.6  1. ]
     """
 
     size: int

@@ -39,6 +39,13 @@ class DataParallel:
 
     Raises:
         ValueError: for an unknown `how`, or no devices.
+
+    Example:
+        >>> parallel = DataParallel("shard_map", devices=jax.devices()[:1])
+        >>> parallel.axis_name, parallel.device_count
+        ('data', 1)
+        >>> parallel.split({"x": np.ones((4, 2))})["x"].shape
+        (4, 2)
     """
 
     def __init__(self, how: How = "jit", *, devices: Sequence[jax.Device] | None = None) -> None:

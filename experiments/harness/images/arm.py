@@ -22,8 +22,8 @@ from experiments.harness.arm import Arm
 class ImageArm(Arm):
     """A network of images; experiments give the network, and what else differs from this.
 
-    In `model`, `optimizer`, `objective` and `draw`, a configuration has those fields alone that
-    programs depend on, so that runs that differ in others share them.
+    In `model`, `optimizer`, `objective`, `draw` and `image_size`, a configuration has those fields
+    alone that programs depend on, so that runs that differ in others share them.
     """
 
     def model(self, config: Any, *, classes: int, axis_name: str | None = None) -> nn.Module:
@@ -58,9 +58,13 @@ class ImageArm(Arm):
         """Returns the length of a run."""
         return config.steps
 
+    def image_size(self, config: Any) -> int:
+        """Returns height and width of the network's input, pixels."""
+        return config.image_size
+
     def augmentation(self, config: Any) -> Augmentation:
         """Returns how training views are made."""
-        return Augmentation(config.image_size, config.crop, mirror=config.mirror)
+        return Augmentation(self.image_size(config), config.crop, mirror=config.mirror)
 
     def order(self) -> Shuffle:
         """Returns how thoroughly examples are shuffled."""

@@ -18,10 +18,11 @@ from bnjax.training.parallel import DataParallel
 from bnjax.training.predictions import Errors, count_errors, mean_prediction, predict
 from experiments.harness import affects
 from experiments.harness.experiment import Task
+from experiments.harness.images.blacklist import LEFT_OUT
 from experiments.harness.images.programs import logits_of
 
 Tree = Any
-Crops = Literal[1, 10, 144]
+Crops = Literal[1, 10, 12, 144]
 Statistics = Literal["running", "population"]
 
 
@@ -35,6 +36,11 @@ class Trained(NamedTuple):
 
     task: Task
     weights: dict[str, Tree]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of its network's input, pixels."""
+        return self.task.arm.image_size(self.task.config)
 
     @property
     def normalized(self) -> bool:
@@ -103,7 +109,7 @@ def measure(
     parallel: DataParallel,
     workers: int = 0,
 ) -> list[Errors]:
-    """Counts errors, each validation image once.
+    """Counts errors, each validation image once; those with the label `LEFT_OUT` do not count.
 
     The networks see the same views, one network after another.
 
@@ -126,7 +132,7 @@ def measure(
     rows = np.arange(share, dtype=np.int32) + share * jax.process_index()
     view = partial(
         evaluation_views,
-        image_size=runs[0].task.config.image_size,
+        image_size=runs[0].image_size,
         crops=crops,
         fraction=fraction,
     )
@@ -211,6 +217,7 @@ def _errors(groups: list[list[int]]) -> Callable[..., list[Errors]]:
     def errors(logs: list[jax.Array], batch: tuple[jax.Array, ...]) -> list[Errors]:
         labels, mask, rows = batch
         own = [log[rows] for log in logs]
+        mask &= labels != LEFT_OUT
         means = (mean_prediction(jnp.stack([own[i] for i in group]), 0) for group in groups)
         return [count_errors(mean, labels, mask) for mean in means]
 

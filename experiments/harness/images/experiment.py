@@ -8,7 +8,7 @@ from typing import Any
 from bnjax.data import DataSet
 from experiments.harness import affects
 from experiments.harness.bounds import check_population
-from experiments.harness.experiment import Experiment, Member, Task
+from experiments.harness.experiment import Experiment, Member, Task, Train
 from experiments.harness.images import resident
 from experiments.harness.images.arm import ImageArm
 from experiments.harness.images.compute import ImageCompute
@@ -25,6 +25,7 @@ def image_experiment(
     presets_help: str,
     arms: tuple[ImageArm, ...],
     page: Page,
+    train: Train = train,
 ) -> Experiment:
     """Returns an experiment whose arms are networks of images; the arguments are `Experiment`'s."""
     return Experiment(
@@ -99,6 +100,7 @@ def _check_read(config: ImageConfig, arms: Sequence[ImageArm]) -> None:
         arm.model(read, classes=2)
         arm.optimizer(read, 0.0)
         arm.objective(read)
+        arm.image_size(read)
     usual = affects.programs(type(config)())
     for name, value in affects.programs(config).items():
         if name not in read.names | _READ_BY_TRAINING and value != usual[name]:
@@ -109,7 +111,7 @@ def _check_read(config: ImageConfig, arms: Sequence[ImageArm]) -> None:
 
 
 _READ_BY_TRAINING = {
-    *("image_size", "batch_size", "micro_batches", "steps_per_dispatch"),
+    *("batch_size", "micro_batches", "steps_per_dispatch"),
     *("parameter_averaging", "parameter_decay"),
 }
 """Fields that programs read themselves (`programs`)."""

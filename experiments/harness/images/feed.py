@@ -76,8 +76,9 @@ class Feed:
             yield from map(self._parallel.split, self._kept)
             return
         config, kept = self._config, []
-        view = partial(evaluation_view, image_size=config.image_size, fraction=config.centre)
-        keeps = len(self._data.test) * 3 * config.image_size**2 <= KEPT_BYTES
+        size = self._arm.image_size(config)
+        view = partial(evaluation_view, image_size=size, fraction=config.centre)
+        keeps = len(self._data.test) * 3 * size**2 <= KEPT_BYTES
         with evaluation_batches(
             self._data.test,
             view,

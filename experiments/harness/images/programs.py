@@ -266,7 +266,8 @@ def _training_program(
     axis_name = parallel.axis_name
     model = arm.model(config, classes=classes, axis_name=axis_name)
     layout = batch_layout(config, config.steps_per_dispatch)
-    image = (config.image_size, config.image_size, 3)
+    size = arm.image_size(config)
+    image = (size, size, 3)
     averaging = config.parameter_averaging
 
     def init(seed: jax.Array, learning_rate: jax.Array) -> State:

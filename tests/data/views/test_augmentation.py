@@ -128,6 +128,11 @@ def test_ten_crops_by_hand():
         np.testing.assert_array_equal(views[2 * place], window)
         np.testing.assert_array_equal(views[2 * place + 1], window[:, ::-1])
     assert views.shape == (10, 56, 56, 3)
+    twelve = evaluation_views(image, 56, 12)
+    np.testing.assert_array_equal(twelve[:10], views)
+    square = open_image(image).resized(Window(0, 0, 64, 64), (56, 56))
+    np.testing.assert_array_equal(twelve[10], square)
+    np.testing.assert_array_equal(twelve[11], twelve[10][:, ::-1])
 
 
 def test_144_crops_by_hand(monkeypatch):
@@ -202,7 +207,7 @@ def test_bad_arguments_of_views_are_refused():
     ):
         with pytest.raises(ValueError, match=said):
             evaluation_view(PHOTO, **choices)
-    with pytest.raises(ValueError, match="crops must be 1, 10 or 144, got 5"):
+    with pytest.raises(ValueError, match="crops must be 1, 10, 12 or 144, got 5"):
         evaluation_views(PHOTO, 8, 5)
     with pytest.raises(ValueError, match="fraction must be in"):
         evaluation_views(PHOTO, 8, 10, fraction=2)

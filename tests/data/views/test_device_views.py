@@ -200,6 +200,7 @@ def test_views_depend_on_image_seed_and_position_alone():
     np.testing.assert_array_equal(sharded, want)
 
 
+@pytest.mark.slow
 def test_compiled_and_eager_views_are_the_same():
     """But for a level: a compiled program rounds fewer of the numbers in between."""
     augmentation = Augmentation(SIZE, photometric="none")

@@ -1,9 +1,10 @@
-"""python -m experiments.imagenet_inception evaluate RUN ...: errors over crops and ensembles."""
+"""python -m experiments.NAME evaluate RUN ...: errors over crops and ensembles."""
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from bnjax.training.parallel import (
     is_first,
 )
 from experiments.harness.command_line import ending, output_folder
+from experiments.harness.experiment import Experiment
+from experiments.harness.images.blacklist import Blacklisted, check_left_out, read_blacklist
 from experiments.harness.images.ensembles import (
     Crops,
     Statistics,
@@ -32,10 +35,9 @@ from experiments.harness.images.ensembles import (
     plan,
     scores_of,
 )
+from experiments.harness.images.evaluation_table import Published, table
 from experiments.harness.runs import task_of
 from experiments.harness.weights import load_weights
-from experiments.imagenet_inception.evaluation_table import table
-from experiments.imagenet_inception.experiment import EXPERIMENT
 
 SCHEMA = 1
 MOST_VIEWS = 1 << 20
@@ -53,14 +55,17 @@ class Arguments:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs, for example runs/imagenet_inception/cifar/bn_x30-s*."""
     crops: tuple[Crops, ...] = (1,)
-    """Views of each image, one or several of 1, 10 and 144."""
+    """Views of each image, one or several of 1, 10, 12 and 144."""
     statistics: tuple[Statistics, ...] = ("running", "population")
     """Of normalization: the running averages, or those of Algorithm 2."""
     ensemble: Literal["all", "arm", "none"] = "all"
     """Whose predictions are averaged: those of all runs; of each arm's runs; none."""
     fraction: float | None = None
-    """Of 1 and 10 crops: part of the shorter side that a crop keeps. By default what the runs were
-    evaluated with; for 10 crops 0.875 if that was all, of which ten crops would be two."""
+    """Of 1, 10 and 12 crops: part of the shorter side that a crop keeps. By default what the runs
+    were evaluated with; for 10 and 12 crops 0.875 if that was all, of which ten would be two."""
+    blacklist: Path | None = None
+    """File of validation images that do not count, one a line: its file's name or, of ImageNet, its
+    number. Szegedy et al. 2016 leave out the 1,762 of the blacklist of ILSVRC 2014."""
     views: int = 256
     """About how many views are in memory at once, over all devices."""
     out: Path | None = None
@@ -83,19 +88,30 @@ class Arguments:
     """Of several hosts: number of this process, from zero."""
 
 
-def main(argv: Sequence[str]) -> None:
+def subcommand(
+    experiment: Experiment, published: Sequence[Published] = ()
+) -> Callable[[Sequence[str]], None]:
+    """Returns what `run_command` takes for `evaluate`.
+
+    Args:
+        experiment: whose runs are evaluated; its arms are networks of images.
+        published: the paper's numbers, for the table.
+    """
+    return partial(main, experiment, published)
+
+
+def main(experiment: Experiment, published: Sequence[Published], argv: Sequence[str]) -> None:
     """Reads the command line after `evaluate`; evaluates, prints a table."""
-    with ending("experiments.imagenet_inception"):
-        arguments = tyro.cli(
-            Arguments, prog="python -m experiments.imagenet_inception evaluate", args=argv
-        )
+    with ending(experiment.module):
+        prog = f"python -m {experiment.module} evaluate"
+        arguments = tyro.cli(Arguments, prog=prog, args=argv)
         initialize_hosts(arguments.coordinator, arguments.process_count, arguments.process_index)
         out = None if arguments.out is None else local_path("--out", arguments.out)
         all_succeed(lambda: output_folder(out) if out is not None and is_first() else None)
-        result = evaluate(arguments)
+        result = evaluate(experiment, arguments)
         if not is_first():
             return
-        text = table(result)
+        text = table(result, experiment.arms, published)
         try:
             if out is not None:
                 (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -104,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
             print(text)
 
 
-def evaluate(arguments: Arguments) -> dict[str, Any]:
+def evaluate(experiment: Experiment, arguments: Arguments) -> dict[str, Any]:
     """Counts the errors of all runs and ensembles.
 
     Returns:
@@ -115,7 +131,13 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         ValueError, RecordError, DataError, HostsError: before any compute.
     """
     _check(arguments)
-    records, runs, data = all_succeed(lambda: _read(arguments))
+    records, runs, data = all_succeed(lambda: _read(experiment, arguments))
+    names = (
+        None
+        if arguments.blacklist is None
+        else all_succeed(partial(read_blacklist, arguments.blacklist))
+    )
+    counting = data if names is None else data._replace(test=Blacklisted(data.test, names))
     described = [_described(record) for record in records]
     all_hosts_agree(described, "the runs")
     groups = _groups([run.task.arm.name for run in runs], arguments.ensemble)
@@ -128,13 +150,15 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         counts = measure(
             runs,
             scores,
-            data,
+            counting,
             crops=crops,
             fraction=fraction,
             views=arguments.views,
             parallel=parallel,
             workers=arguments.workers,
         )
+        if names is not None:
+            check_left_out(names, len(data.test), int(counts[0].examples))
         for score, errors in zip(scores, counts, strict=True):
             evaluations.append(
                 {
@@ -146,14 +170,15 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
             )
     return {
         "schema": SCHEMA,
-        "experiment": EXPERIMENT.name,
+        "experiment": experiment.name,
         "data": {
             "name": data.name,
             "sha256": data.sha256,
             "classes": data.classes,
             "validation": len(data.test),
         },
-        "image_size": runs[0].task.config.image_size,
+        "left_out": len(names or ()),
+        "image_size": runs[0].image_size,
         "runs": described,
         "evaluations": evaluations,
         "parallel": arguments.parallel,
@@ -178,19 +203,21 @@ def _check(arguments: Arguments) -> None:
     check_workers(arguments.workers)
 
 
-def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], DataSet]:
+def _read(
+    experiment: Experiment, arguments: Arguments
+) -> tuple[list[dict[str, Any]], list[Trained], DataSet]:
     """Records, weights and data; all runs must see the same images in the same size."""
     if arguments.out is not None:
-        require_commit(arguments.out, EXPERIMENT.results)
+        require_commit(arguments.out, experiment.results)
     records, runs = [], []
     for path in arguments.runs:
         record = read_record(path)
         with making_sense(path / "record.json"):
-            if record["experiment"] != EXPERIMENT.name:
+            if record["experiment"] != experiment.name:
                 raise RecordError(
-                    f"{path} holds a run of {record['experiment']}, not of {EXPERIMENT.name}."
+                    f"{path} holds a run of {record['experiment']}, not of {experiment.name}."
                 )
-            task = task_of(EXPERIMENT, record)
+            task = task_of(experiment, record)
         weights = load_weights(path, record)
         run = Trained(task, weights)
         lacks = run.normalized and "population_stats" not in weights
@@ -204,7 +231,7 @@ def _read(arguments: Arguments) -> tuple[list[dict[str, Any]], list[Trained], Da
     for path, record, run in zip(arguments.runs, records, runs, strict=True):
         pairs = {
             "data": (records[0]["data"]["sha256"], record["data"]["sha256"]),
-            "image_size": (runs[0].task.config.image_size, run.task.config.image_size),
+            "image_size": (runs[0].image_size, run.image_size),
             "centre": (runs[0].task.config.centre, run.task.config.centre),
         }
         for name, (first, other) in pairs.items():
@@ -258,7 +285,7 @@ def _groups(arms: list[str], ensemble: str) -> list[tuple[int, ...]]:
 def _fraction(arguments: Arguments, crops: Crops, centre: float) -> float:
     if arguments.fraction is not None:
         return arguments.fraction
-    return CENTRE if crops == 10 and centre == 1 else centre
+    return CENTRE if crops in (10, 12) and centre == 1 else centre
 
 
 def _described(record: dict[str, Any]) -> dict[str, Any]:

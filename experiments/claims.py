@@ -1,0 +1,278 @@
+"""What the README claims: a line each, with the committed numbers that it rests on.
+
+A claim says on which side of zero its difference lies. Records that say otherwise are an error:
+then the sentence has to change.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from bnjax.evidence.statistics import accuracy, steps_to
+from bnjax.evidence.tables import table
+from experiments.benchmarks.tables import ratio_by_turn
+from experiments.harness.differences import confidence_95, paired
+from experiments.harness.experiment import ROOT
+from experiments.harness.found import experiment
+from experiments.harness.results import Runs, load_runs
+from experiments.mnist_lenet import summary as mnist
+
+Side = Literal["above", "below", "unclear"]
+
+
+class Finding(NamedTuple):
+    """What pairs of runs say.
+
+    Attributes:
+        text: the difference with its interval, for the table.
+        side: of zero, on which the whole interval lies; "unclear" if it holds zero.
+        runs: how many of each, in words.
+    """
+
+    text: str
+    side: Side
+    runs: str
+
+
+class Claim(NamedTuple):
+    """A sentence of the README.
+
+    Attributes:
+        text: what is claimed.
+        page: the folder of its page in `experiments`.
+        side: of zero, on which its difference lies.
+        find: reads the difference from committed results.
+    """
+
+    text: str
+    page: str
+    side: Side
+    find: Callable[[], Finding]
+
+
+def claims_table() -> str:
+    """Returns a line for each claim; a function of the committed results.
+
+    Raises:
+        ValueError: results contradict a claim.
+    """
+    return table(["claim", "difference (95 % interval)", "runs", "more"], map(_row, CLAIMS), left=4)
+
+
+def _row(claim: Claim) -> list[str]:
+    found = claim.find()
+    if found.side != claim.side:
+        raise ValueError(
+            f"the README claims {claim.text!r}, {claim.side}; the results in {claim.page} say "
+            f"{found.text}, {found.side}: change CLAIMS in experiments/claims.py."
+        )
+    return [
+        claim.text,
+        found.text,
+        found.runs,
+        f"[{claim.page}](experiments/{claim.page}/README.md)",
+    ]
+
+
+def points(first: Mapping[int, float], second: Mapping[int, float]) -> Finding:
+    """Returns the difference of two accuracies by seed, fractions, in points of a per cent."""
+    return _paired(first, second, lambda value: f"{100 * value:+.2f}", " points")
+
+
+def times(first: Mapping[int, float], second: Mapping[int, float], what: str) -> Finding:
+    """Returns how many times larger the first is than the second, by seed.
+
+    The interval is of the logarithm of the ratio.
+    """
+    own, theirs = ({seed: float(np.log(x)) for seed, x in each.items()} for each in (first, second))
+    return _paired(own, theirs, lambda value: f"{np.exp(value):.1f}", f" times {what}")
+
+
+def _paired(
+    first: Mapping[int, float],
+    second: Mapping[int, float],
+    shown: Callable[[float], str],
+    unit: str,
+) -> Finding:
+    difference = paired(first, second)
+    low, high = difference["confidence_95"]
+    text = f"{shown(difference['mean'])}{unit} ({shown(low)} to {shown(high)})"
+    return Finding(text, _side(low, high), f"{difference['seeds']} pairs")
+
+
+def _side(low: float, high: float) -> Side:
+    return "above" if low > 0 else "below" if high < 0 else "unclear"
+
+
+def _by_seed(seeds: Sequence[int], values: Iterable[float]) -> dict[int, float]:
+    return dict(zip(seeds, map(float, values), strict=True))
+
+
+def _best(name: str, first: str, second: str) -> Finding:
+    """The best accuracies of two arms, each behind its folder below an experiment's results."""
+    return points(_arm(name, first).best(), _arm(name, second).best())
+
+
+def _arm(name: str, place: str) -> Runs:
+    folder, _, arm = place.rpartition("/")
+    found = experiment(name)
+    return load_runs(found.arms, found.results / folder)[arm]
+
+
+def _final(name: str, first: str, second: str) -> Finding:
+    """The same of the accuracies at the end."""
+    last = [
+        _by_seed(arm.seeds, [accuracy(final["test"]) for final in arm.finals])
+        for arm in (_arm(name, first), _arm(name, second))
+    ]
+    return points(last[0], last[1])
+
+
+def _steps(name: str, first: str, second: str, target: float) -> Finding:
+    """How many times fewer steps the first arm takes to an accuracy."""
+    taken = []
+    for arm in (_arm(name, first), _arm(name, second)):
+        rows = zip(arm.seeds, arm.steps, arm.accuracy, strict=True)
+        reached = {seed: steps_to(target, at, values) for seed, at, values in rows}
+        taken.append({seed: float(steps) for seed, steps in reached.items() if steps})
+        if len(taken[-1]) < len(arm.seeds):
+            raise ValueError(f"not all runs of {arm.label} come to {target:.0%}.")
+    return times(taken[1], taken[0], "fewer steps")
+
+
+def _mnist_best_rates() -> Finding:
+    """The final accuracies of the sigmoid network, each arm at the best rate of its sweep."""
+    sweep = mnist.load_sweep(experiment("mnist_lenet").results)
+    best = [max(sweep[arm], key=lambda runs: runs.accuracy[:, -1].mean()) for arm in _SIGMOID]
+    first, second = (_by_seed(runs.seeds, runs.accuracy[:, -1]) for runs in best)
+    return points(first, second)
+
+
+def _mnist_paths() -> Finding:
+    """How far median inputs travel, normalized as at inference, over those without."""
+    runs = mnist.load_runs(experiment("mnist_lenet").results)
+    first, second = (runs[arm] for arm in _SIGMOID)
+    own, theirs = mnist.path_lengths(first, "p50_running"), mnist.path_lengths(second)
+    return times(_by_seed(first.seeds, own), _by_seed(second.seeds, theirs), "as far")
+
+
+def _largest_rate() -> Finding:
+    """How many times the largest rate is, at which the deepest networks train."""
+    found = experiment("why_it_works")
+    answers: Any = found.page.report
+    effects = [final["effect"] for final in answers.load(found.results)["stable_rate"]]
+    low, high = confidence_95(effects)
+    mean, *interval = (f"{10**value:.0f}" for value in (np.mean(effects), low, high))
+    text = f"{mean} times ({' to '.join(interval)})"
+    return Finding(text, _side(low, high), f"{len(effects)} seeds")
+
+
+def _explanations() -> Finding:
+    """How many explanations hold."""
+    found = experiment("why_it_works")
+    questions = found.page.report.summarize(found.results)["questions"].values()
+    verdicts = [question["verdict"] for question in questions]
+    exactly, in_small = (verdicts.count(verdict) for verdict in _HOLDS)
+    text = f"{exactly} of {len(verdicts)} hold exactly, {in_small} in small"
+    side: Side = "above" if exactly + in_small == len(verdicts) else "unclear"
+    return Finding(text, side, f"{min(question['seeds'] for question in questions)} seeds")
+
+
+def _speed(file: str, cell: Mapping[str, Any], peer: str) -> Finding:
+    """The time of a step over a peer's, turn by turn."""
+    path = ROOT / "experiments" / "benchmarks" / "results" / f"{file}.json"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (own,) = (each["seconds"] for each in cells if cell.items() <= each.items())
+    ratio = ratio_by_turn(own, "ours", peer)
+    low, high = np.log([ratio.low, ratio.high])
+    text = f"{ratio.median:.2f} of the time (quartiles {ratio.low:.2f} to {ratio.high:.2f})"
+    return Finding(text, _side(low, high), f"{len(own['ours'])} turns")
+
+
+_SIGMOID = ("mlp_bn", "mlp")
+_HOLDS = ("holds exactly", "holds in small")
+_MNIST = "mnist_lenet"
+_INCEPTION = "imagenet_inception"
+_NORMS = "norms"
+_WHY = "why_it_works"
+_SPEED = "benchmarks"
+
+CLAIMS = (
+    Claim(
+        "MNIST: the paper's sigmoid network reaches 90 % sooner with BN",
+        _MNIST,
+        "above",
+        lambda: _steps("mnist_lenet", *_SIGMOID, 0.9),
+    ),
+    Claim(
+        "It ends a little higher, at one learning rate for both",
+        _MNIST,
+        "above",
+        lambda: _final("mnist_lenet", *_SIGMOID),
+    ),
+    Claim(
+        "With each at its best of seven rates, they cannot be told apart",
+        _MNIST,
+        "unclear",
+        _mnist_best_rates,
+    ),
+    Claim(
+        "Inputs of its last hidden layer wander *more*, normalized as at inference",
+        _MNIST,
+        "above",
+        _mnist_paths,
+    ),
+    Claim(
+        "CIFAR-10: Inception, half as wide, becomes better by BN alone",
+        _INCEPTION,
+        "above",
+        lambda: _best("imagenet_inception", "wide/bn_baseline", "wide/inception"),
+    ),
+    Claim(
+        "An eighth as wide, on smaller feature maps, it cannot be told from the one without",
+        _INCEPTION,
+        "unclear",
+        lambda: _best("imagenet_inception", "bn_baseline", "inception"),
+    ),
+    Claim(
+        "There, BN-x5 cannot be told from its whole recipe without BN",
+        _INCEPTION,
+        "unclear",
+        lambda: _best("imagenet_inception", "bn_x5", "recipe_x5/inception"),
+    ),
+    Claim(
+        "There, five times the rate is better *without* BN, too (the paper: infinity)",
+        _INCEPTION,
+        "above",
+        lambda: _best("imagenet_inception", "inception_x5/inception", "inception"),
+    ),
+    Claim(
+        "Digits, one rate: BN is ahead of no normalization",
+        _NORMS,
+        "above",
+        lambda: _best("norms", "batch", "none"),
+    ),
+    Claim(
+        "Layer normalization there cannot be told from none",
+        _NORMS,
+        "unclear",
+        lambda: _best("norms", "layer", "none"),
+    ),
+    Claim("Networks of 20 layers train at higher rates with BN", _WHY, "above", _largest_rate),
+    Claim("Explanations since 2015, each measured in small", _WHY, "above", _explanations),
+    Claim(
+        "Training BN-Inception on an H100, a step is faster than with Flax's layer",
+        _SPEED,
+        "below",
+        lambda: _speed("gpu/train_step", {"dtype": "bfloat16"}, "flax"),
+    ),
+    Claim(
+        "On two CPU cores, it is slower than PyTorch's",
+        _SPEED,
+        "above",
+        lambda: _speed("networks", {"size": "full"}, "torch"),
+    ),
+)
+"""To add a claim is one entry."""

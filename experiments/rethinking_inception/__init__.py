@@ -1,0 +1,1 @@
+"""From GoogLeNet to Inception-v3, row by row."""

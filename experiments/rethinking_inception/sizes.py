@@ -1,0 +1,77 @@
+"""python -m experiments.rethinking_inception sizes: how large and how costly each network is."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from bnjax.data.sets import FACTS
+from bnjax.evidence.tables import table
+from bnjax.models.summary import summarize
+from experiments.harness.command_line import ending, output_folder
+from experiments.rethinking_inception.arms import ARMS
+from experiments.rethinking_inception.config import PRESETS
+
+FILE = "sizes.json"
+_OF = ("paper", "tiny")
+_HEADS = ("image", "parameters", "multiply-adds")
+
+Sizes = dict[str, dict[str, dict[str, int]]]
+"""By preset and arm: `image_size`, `parameters` and `multiply_adds`."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Parameters, and multiply-adds of an image, of every network of the presets paper and tiny.
+
+    Side heads are left out; nothing is trained.
+    """
+
+    out: Path | None = None
+    """Folder for sizes.json; by default nowhere."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the command line after `sizes`; counts, prints a table."""
+    with ending("experiments.rethinking_inception"):
+        prog = "python -m experiments.rethinking_inception sizes"
+        out = tyro.cli(Arguments, prog=prog, args=argv).out
+        folder = None if out is None else output_folder(out)
+        sizes = {
+            preset: {
+                arm.name: network_size(arm, PRESETS[preset], FACTS[PRESETS[preset].data].classes)
+                for arm in ARMS
+            }
+            for preset in _OF
+        }
+        if folder is not None:
+            (folder / FILE).write_text(json.dumps(sizes, indent=1) + "\n")
+        print(sizes_table(sizes))
+
+
+def network_size(arm: Any, config: Any, classes: int) -> dict[str, int]:
+    """Returns a network's image size, parameters, and multiply-adds, without side heads."""
+    size = arm.image_size(config)
+    network = summarize(arm.model(config, classes=classes), (size, size, 3)).network
+    return {
+        "image_size": size,
+        "parameters": network.parameters,
+        "multiply_adds": network.multiply_adds,
+    }
+
+
+def sizes_table(sizes: Sizes) -> str:
+    """Returns a line for each network, beside the cost that the paper gives."""
+    heads = ["network", *(f"{preset}: {head}" for preset in _OF for head in _HEADS)]
+    rows = [
+        [
+            arm.label,
+            *(f"{number:,}" for preset in _OF for number in sizes[preset][arm.name].values()),
+            arm.paper.get("cost, 1e9", ""),
+        ]
+        for arm in ARMS
+    ]
+    return table([*heads, "in the paper, 1e9"], rows)

@@ -1,0 +1,67 @@
+"""The README's claims are what the committed runs say, and cannot say otherwise."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import claims
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def row(words):
+    """The numbers of the README's line with these words: difference, low, high."""
+    (line,) = [line for line in README.splitlines() if words in line]
+    return [float(number) for number in re.findall(r"[-+]?\d+\.\d+", line.split("|")[2])], line
+
+
+def best(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    tests = [json.loads(line)["test"] for line in lines]
+    return max(test["correct"] / test["examples"] for test in tests)
+
+
+def test_a_difference_is_that_of_the_logs():
+    """In float64, from the files. Red for unpaired runs, or a normal interval."""
+    results = ROOT / "experiments" / "imagenet_inception" / "results" / "wide"
+    pairs = [(f"bn_baseline-s{seed}", f"inception-s{seed}") for seed in range(3)]
+    change = 100 * np.array([best(results / a) - best(results / b) for a, b in pairs])
+    low, high = stats.t.interval(0.95, 2, change.mean(), stats.sem(change))
+    found, line = row("becomes better by BN alone")
+    np.testing.assert_allclose(found, [change.mean(), low, high], atol=0.005)
+    assert "| 3 pairs |" in line
+
+
+def test_a_ratio_is_that_of_the_logarithms():
+    results = ROOT / "experiments" / "mnist_lenet" / "results"
+
+    def steps(arm, seed):
+        lines = (results / f"{arm}-s{seed}" / "metrics.jsonl").read_text().splitlines()
+        entries = [json.loads(line) for line in lines]
+        return next(e["step"] for e in entries if e["test"]["correct"] >= 0.9 * 10_000)
+
+    change = np.log([steps("mlp", seed) / steps("mlp_bn", seed) for seed in range(10)])
+    bounds = stats.t.interval(0.95, 9, change.mean(), stats.sem(change))
+    found, _ = row("reaches 90 % sooner")
+    np.testing.assert_allclose(found, np.exp([change.mean(), *bounds]), atol=0.05)
+
+
+@pytest.mark.parametrize(("second", "side"), [(0.5, "above"), (0.62, "unclear"), (0.8, "below")])
+def test_a_claim_that_the_runs_contradict_is_an_error(monkeypatch, second, side):
+    """Red if a side is not held against the interval."""
+    first = {seed: 0.6 + seed / 100 for seed in range(3)}
+    found = claims.points(first, {seed: second + seed**2 / 100 for seed in range(3)})
+    assert found.side == side
+    for claimed in ("above", "unclear", "below"):
+        claim = claims.Claim("normalized is better", "norms", claimed, lambda: found)
+        monkeypatch.setattr(claims, "CLAIMS", (claim,))
+        if claimed == side:
+            assert claims.claims_table().endswith("[norms](experiments/norms/README.md) |")
+            continue
+        with pytest.raises(ValueError, match=f"claims 'normalized is better', {claimed}.* {side}"):
+            claims.claims_table()
