@@ -17,6 +17,7 @@ with `epoch` in updates. Other settings that the papers name:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +178,25 @@ def make_optimizer(
         steps.append(optax.clip_by_global_norm(clip_norm))  # frozen gradients are zero by now
     steps.append(optax.masked(rule, role_mask(train, roles)) if frozen else rule)
     return optax.chain(*steps)
+
+
+def rate_in_use(opt_state: Any) -> float | None:
+    """Returns the learning rate of the last update, or the first before any; None if unknown.
+
+    Args:
+        opt_state: host arrays, of `sgd`, `momentum_sgd`, `rmsprop`, or what has one of them in it.
+    """
+    states = jax.tree.leaves(opt_state, is_leaf=_has_hyperparameters)
+    for values in (state.hyperparams for state in states if _has_hyperparameters(state)):
+        if "learning_rate" in values:
+            return float(values["learning_rate"])
+        if "initial" in values:
+            return float(values["initial"]) * float(values["fraction"])
+    return None
+
+
+def _has_hyperparameters(state: Any) -> bool:
+    return hasattr(state, "hyperparams")
 
 
 def _descend(

@@ -5,8 +5,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
+import jax
+import numpy as np
+
 from bnjax.extras import extra
 from bnjax.training.objectives import Metrics
+from bnjax.training.optimizers import rate_in_use
+from bnjax.training.state import TrainState
 
 
 def require_tensorboard() -> ModuleType:
@@ -20,6 +25,26 @@ def require_tensorboard() -> ModuleType:
     return tensorboardX
 
 
+def watched(state: TrainState) -> dict[str, float]:
+    """Returns what curves show of a state: learning rate, and the moments of each normalization.
+
+    Of the running mean and variance of a layer, `[features]` each, the mean and the standard
+    deviation over features.
+
+    Args:
+        state: host arrays of one run.
+    """
+    rate = rate_in_use(state.opt_state)
+    shown = {} if rate is None else {"learning_rate": rate}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state.batch_stats)[0]:
+        *layer, name = (str(entry.key) for entry in path)
+        if name in ("mean", "var"):
+            values = np.asarray(leaf, np.float64)
+            shown[f"moments/{'/'.join(layer)}/{name}"] = float(values.mean())
+            shown[f"moments/{'/'.join(layer)}/{name}_spread"] = float(values.std())
+    return shown
+
+
 class TensorBoard:
     """The TensorBoard log of one run, in a folder of its own."""
 
@@ -27,6 +52,12 @@ class TensorBoard:
         """Opens the log; entries after `first_step` from before are not shown any more."""
         module = require_tensorboard()
         self._writer: Any = module.SummaryWriter(str(directory), purge_step=first_step + 1)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs numbers by name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def log(self, step: int, metrics: Mapping[str, Metrics]) -> None:
         """Logs mean loss and accuracy of each kind of metrics that counts any example."""

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Self
 
 import tyro
 
+from bnjax.training.tensorboard import require_tensorboard
+
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -18,6 +20,9 @@ class Compute:
     """Time from the start after which to stop, as 90s, 10m or 1.5h: the run under way saves after
     its dispatch, no other begins, what is finished is reported, and the status is 0. The same
     command goes on. Compiling is not cut short, and a step is always taken."""
+    tensorboard: bool = field(default=False, kw_only=True)
+    """Write curves for TensorBoard too, below --out: loss, accuracy, learning rate, and of each
+    normalization mean and spread of its moments; needs the extra `tensorboard`."""
     started: Annotated[float, tyro.conf.Suppress] = field(
         default_factory=time.monotonic, init=False, repr=False, compare=False
     )
@@ -31,16 +36,17 @@ class Compute:
         passed = time.monotonic() - self.started
         return self.stop_after is not None and passed >= seconds(self.stop_after)
 
-    @property
-    def tensorboard(self) -> bool:
-        """Whether logs for TensorBoard are written."""
-        return False
-
     def start(self) -> None:
         """Prepares the process, before JAX starts."""
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be, before any compute."""
+        """Refuses what cannot be, before any compute.
+
+        Raises:
+            MissingExtraError: for TensorBoard's curves, without what writes them.
+        """
+        if self.tensorboard:
+            require_tensorboard()
 
     def shared(self) -> dict[str, Any]:
         """Returns what all hosts of a run must agree on, JSON values."""

@@ -79,6 +79,9 @@ class RunLog:
     def log(self, position: int, entry: dict[str, Any]) -> None:
         """Takes what a member measured at an evaluation."""
 
+    def show(self, position: int, step: int, values: dict[str, float]) -> None:
+        """Takes what only curves for TensorBoard show, after the entry of the same step."""
+
 
 class Train(Protocol):
     """Trains the members of a task, from the newest whole checkpoint on if there is one.

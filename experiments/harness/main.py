@@ -142,7 +142,6 @@ def run(experiment: Experiment, arguments: Any) -> None:
                 data,
                 compute,
                 out,
-                tensorboard=compute.tensorboard,
                 begins=position in left[:1],
             )
     except OutOfTime:

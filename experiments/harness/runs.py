@@ -75,7 +75,6 @@ def complete(
     compute: Any,
     out: Path,
     *,
-    tensorboard: bool = False,
     begins: bool = False,
 ) -> None:
     """Trains those runs of a task that `out` does not hold whole already.
@@ -87,9 +86,9 @@ def complete(
         experiment: whose runs they are.
         task: the runs.
         data: what to train and measure on.
-        compute: how.
+        compute: how; logs for TensorBoard, if it asks for them, are written below
+            `out`/tensorboard.
         out: where the runs are.
-        tensorboard: whether to write logs for TensorBoard, below `out`/tensorboard.
         begins: whether it takes a step even if `compute` is out of time, as the first one must: a
             short time would otherwise be used up by the same preparations again and again.
 
@@ -113,7 +112,7 @@ def complete(
         if experiment.together:
             names = [run_name(task, member) for member in task.members]
             held.enter_context(_alone(out, names))
-        _complete(experiment, task, data, compute, out, tensorboard=tensorboard)
+        _complete(experiment, task, data, compute, out)
 
 
 def complete_all(
@@ -153,9 +152,7 @@ def _alone(out: Path, names: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def _complete(
-    experiment: Experiment, task: Task, data: Any, compute: Any, out: Path, *, tensorboard: bool
-) -> None:
+def _complete(experiment: Experiment, task: Task, data: Any, compute: Any, out: Path) -> None:
     folder = checkpoint_folder(experiment, task, data, out)
     if experiment.together and not folder.exists():  # no checkpoint of all members together
         left = [m for m in task.members if not is_finished(out / run_name(task, m))]
@@ -172,7 +169,7 @@ def _complete(
         if gather_json(bool(runs) and all(run.finished for run in runs))[0]:
             return  # another process has finished them meanwhile
         started = time.perf_counter()
-        with _Writer(runs, task, out / "tensorboard" if tensorboard else None) as writer:
+        with _Writer(runs, task, out / "tensorboard" if compute.tensorboard else None) as writer:
             outcomes = experiment.train(
                 task,
                 data,
@@ -241,8 +238,15 @@ class _Writer(RunLog):
             return
         self._runs[position].log(entry)
         if position in self._boards:
-            sums = {name: Metrics(**entry[name]) for name in ("train", "test")}
+            sums: dict[str, Metrics] = {
+                name: Metrics(**entry[name]) for name in ("train", "test") if name in entry
+            }
             self._boards[position].log(entry["step"], sums)
+
+    def show(self, position: int, step: int, values: dict[str, float]) -> None:
+        """Adds to the curves, where there are any."""
+        if position in self._boards:
+            self._boards[position].show(step, values)
 
 
 def task_of(experiment: Experiment, record: dict[str, Any]) -> Task:

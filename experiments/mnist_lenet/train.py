@@ -21,6 +21,7 @@ from bnjax.training.objectives import Metrics, check_labels
 from bnjax.training.parallel import HostCheckpoints, Members, Together, default_together, member
 from bnjax.training.state import TrainState
 from bnjax.training.steps import make_eval_step, make_train_step, scan_steps
+from bnjax.training.tensorboard import watched
 from experiments.harness.compute import Compute
 from experiments.harness.experiment import Outcome, RunLog, Task
 from experiments.mnist_lenet.arms import DigitsArm
@@ -84,10 +85,17 @@ def train(
         state, metrics = run_steps(state, members.place(chosen), images, labels)
         return state, members.fetch(metrics)
 
-    def record(step: int, sums: Metrics, evaluation: dict[str, Any]) -> None:
+    def measure(state: TrainState) -> tuple[dict[str, Any], TrainState | None]:
+        evaluation = members.fetch(evaluate(state, test, probe))
+        return evaluation, members.fetch(state) if compute.tensorboard else None
+
+    def record(step: int, sums: Metrics, measured: tuple[dict[str, Any], Any]) -> None:
+        evaluation, shown = measured
         for i in range(members.count):
             if diverged[i] is None:
                 log.log(i, _entry(task, i, step, member(sums, i), member(evaluation, i)))
+                if shown is not None:
+                    log.show(i, step, watched(member(shown, i)))
 
     seeds = np.array([own.seed for own in task.members])
     learning_rates = np.array([own.learning_rate for own in task.members])
@@ -125,7 +133,7 @@ def train(
         last = fit(
             RunFunctions(
                 train=run,
-                evaluate=lambda state: members.fetch(evaluate(state, test, probe)),
+                evaluate=measure,
                 inputs=indices,
                 snapshot=members.fetch,
                 check=check,

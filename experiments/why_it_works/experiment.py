@@ -131,6 +131,8 @@ def train(
     with float64() if task.arm.in_float64 else nullcontext():
         answer = task.arm.answer(task.seed, data)
     log.log(0, {"step": 1})
+    effect = {} if answer.effect is None else {"effect": answer.effect}
+    log.show(0, 1, effect | answer.numbers)
     checks = [check._asdict() for check in answer.checks]
     return [Outcome(answer._asdict() | {"checks": checks}, {})]
 

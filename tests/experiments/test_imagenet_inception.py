@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from events import scalars
 from mnist_commands import assert_same_runs, content, flags
 from runs import Entries, inception_task
 from tolerances import PARALLEL
@@ -36,6 +37,7 @@ from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.train import train
 from experiments.harness.runs import checkpoint_folder, complete, run_name
+from experiments.harness.weights import load_weights
 from experiments.imagenet_inception import __main__ as command
 from experiments.imagenet_inception.arms import InceptionArm
 from experiments.imagenet_inception.config import PRESETS
@@ -448,7 +450,8 @@ def test_the_help_tells_of_the_other_commands(cli):
 
 
 def test_tensorboard(cli, tmp_path, monkeypatch):
-    arguments = (*flags(**TINY), "--arms", "inception", "--tensorboard", "--out")
+    """Its last moments are those of the weights; a rate is that of the last update before."""
+    arguments = (*flags(**TINY), "--arms", "bn_x5", "--tensorboard", "--out")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tensorboardX", None)
         ended = cli(*arguments, tmp_path / "without")
@@ -456,8 +459,22 @@ def test_tensorboard(cli, tmp_path, monkeypatch):
     assert "pip install 'bnjax[tensorboard]'" in ended.err
     assert not (tmp_path / "without").exists()
     assert cli(*arguments, tmp_path / "with").code == 0
-    (events,) = (tmp_path / "with" / "tensorboard" / "inception-s0").iterdir()
-    assert all(name in events.read_bytes() for name in (b"accuracy/test", b"loss/train"))
+    shown = scalars(tmp_path / "with" / "tensorboard" / "bn_x5-s0")
+    run = tmp_path / "with" / "bn_x5-s0"
+    log = {entry["step"]: entry["test"] for entry in read_metrics(run)}
+    tested = {step: sums["correct"] / sums["examples"] for step, sums in log.items()}
+    assert shown["accuracy/test"] == pytest.approx(tested)
+    stats = load_weights(run, read_record(run))["batch_stats"]["norm"]
+    last = max(log)
+    for name in ("mean", "var"):
+        values = np.asarray(stats[name], np.float64)
+        assert shown[f"moments/norm/{name}"][last] == pytest.approx(values.mean(), rel=1e-6)
+        assert shown[f"moments/norm/{name}_spread"][last] == pytest.approx(values.std(), rel=1e-6)
+    assert shown["moments/norm/var_spread"][0] == 0  # variance 1 at first
+    rates = shown["learning_rate"]
+    assert set(rates) == set(log)
+    assert rates[0] == pytest.approx(5 * PRESETS["quick"].learning_rate)
+    assert rates[last] <= rates[0]
 
 
 def test_a_profile_is_for_perfetto(data, tmp_path):

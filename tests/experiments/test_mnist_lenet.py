@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from events import scalars
 from mnist_commands import ROOT, TINY, Ended, assert_same_runs, content, end, flags, start
 from runs import JAX_HAS_STARTED
 
@@ -58,7 +59,8 @@ def cli(monkeypatch, capsys):
 def finished(tmp_path_factory):
     """The folder of a small run of the paper's pair, and how its process ended."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    process = start(*flags(**TINY, seeds=2), "--arms", "mlp", "mlp_bn", "--out", out)
+    words = ("--arms", "mlp", "mlp_bn", "--tensorboard", "--out")
+    process = start(*flags(**TINY, seeds=2), *words, out)
     return out, end(process)
 
 
@@ -79,7 +81,7 @@ def test_a_run_directory_holds_record_and_metrics(finished):
     out, _ = finished
     runs = [f"{arm}-s{seed}" for arm in ("mlp", "mlp_bn") for seed in (0, 1)]
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [*runs, "checkpoints", "figure1.png", "summary.json"]
+        [*runs, "checkpoints", "figure1.png", "summary.json", "tensorboard"]
     )
     dataset = in_memory(open_data("mnist5k"))
     for name in runs:
@@ -104,6 +106,23 @@ def test_a_run_directory_holds_record_and_metrics(finished):
         population = record["final"]["test_population"]
         assert (population is None) == name.startswith("mlp-")
         assert population is None or population["examples"] == 1000
+
+
+def test_each_run_has_curves_of_its_own(finished):
+    """Of the runs of an arm that train together; moments where there is normalization."""
+    out, _ = finished
+    moments = {}
+    for arm in ("mlp", "mlp_bn"):
+        for seed in (0, 1):
+            shown = scalars(out / "tensorboard" / f"{arm}-s{seed}")
+            tested = [entry["test"] for entry in read_metrics(out / f"{arm}-s{seed}")]
+            losses = [sums["loss"] / sums["examples"] for sums in tested]
+            assert list(shown["loss/test"].values()) == pytest.approx(losses)
+            assert list(shown["learning_rate"].values()) == pytest.approx([0.1] * 5)
+            moments[arm, seed] = {tag: shown[tag] for tag in shown if tag.startswith("moments/")}
+    assert moments["mlp", 0] == {}
+    assert len(moments["mlp_bn", 0]) == 4 * 3
+    assert moments["mlp_bn", 0] != moments["mlp_bn", 1]
 
 
 def test_a_record_names_no_host_and_no_path(finished):

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from events import scalars
 
 from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import Run, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP
+from experiments.harness.compute import Compute
 from experiments.harness.runs import complete_all
 from experiments.verify import verify
 from experiments.why_it_works.along_training import AlongTraining
@@ -305,7 +307,7 @@ def test_precision_is_put_back_after_an_error():
 @pytest.fixture
 def measured(tmp_path):
     config = Config(arms=("layer_gradient",), seeds=2)
-    complete_all(EXPERIMENT, config, tmp_path)
+    complete_all(EXPERIMENT, config, tmp_path, compute=Compute(tensorboard=True))
     return tmp_path
 
 
@@ -317,6 +319,9 @@ def test_a_measurement_is_a_run_that_is_reported_and_repeated(measured):
     assert "holds exactly" in report.tables(measured, summary)[0]
     assert [path.name for path in report.draw(measured)] == ["answers.png"]
     assert verify(measured / "layer_gradient-s0").bitwise
+    numbers = read_record(measured / "layer_gradient-s1")["final"]["numbers"]
+    shown = scalars(measured / "tensorboard" / "layer_gradient-s1")
+    assert shown == {name.replace(" ", "_"): {1: pytest.approx(numbers[name])} for name in numbers}
 
 
 def changed_record(folder, to, change):

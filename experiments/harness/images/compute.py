@@ -11,7 +11,6 @@ import tyro
 from bnjax.data.stream import check_workers
 from bnjax.paths import local_path
 from bnjax.training.parallel import DataParallel, How, initialize_hosts
-from bnjax.training.tensorboard import require_tensorboard
 from experiments.harness.compute import Compute
 
 
@@ -23,8 +22,6 @@ class ImageCompute(Compute):
     """How the devices share a batch; the numbers are the same but for rounding."""
     workers: int = 0
     """Processes that make views; 0 for threads of this one."""
-    tensorboard: bool = False
-    """Write curves for TensorBoard too, below --out; needs the extra `tensorboard`."""
     profile: Path | None = None
     """Folder for a profile of the third to fifth dispatch of each run, for Perfetto."""
     coordinator: str | None = None
@@ -48,8 +45,7 @@ class ImageCompute(Compute):
 
     def check(self) -> None:
         """Raises ValueError for what cannot be, before any compute."""
-        if self.tensorboard:
-            require_tensorboard()
+        super().check()
         if self.profile is not None:
             local_path("--profile", self.profile)
         check_workers(self.workers)

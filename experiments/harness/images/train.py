@@ -16,6 +16,7 @@ from bnjax.training.memory import Held, held
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import DataParallel, HostCheckpoints
 from bnjax.training.profiles import profiled
+from bnjax.training.tensorboard import watched
 from experiments.harness.experiment import Outcome, RunLog, Task
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
@@ -80,8 +81,14 @@ def train(
         raise_if_diverged(state.train)
         clock.tick(int(parallel.fetch(state.train.step)))
 
-    def record(step: int, sums: Metrics, test: Metrics) -> None:
+    def measure(state: State) -> tuple[Metrics, dict[str, float]]:
+        shown = watched(parallel.fetch(state.train)) if compute.tensorboard else {}
+        return evaluate(variables_of(state)), shown
+
+    def record(step: int, sums: Metrics, measured: tuple[Metrics, dict[str, float]]) -> None:
+        test, shown = measured
         log.log(0, {"step": step, "train": _json(sums), "test": _json(test)})
+        log.show(0, step, shown)
         memory.append(held())
 
     with feed:
@@ -90,7 +97,7 @@ def train(
             with profiled(programs.train, compute.profile) as step:
                 functions = RunFunctions(
                     train=lambda state, inputs: step(state, *inputs),
-                    evaluate=lambda state: evaluate(variables_of(state)),
+                    evaluate=measure,
                     inputs=feed.training,
                     snapshot=parallel.fetch,
                     check=check,
