@@ -1,5 +1,6 @@
 """Explanations of batch normalization: identities hold within their bounds, observations show."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import Run, read_record
@@ -17,15 +19,14 @@ from experiments.harness.runs import complete_all
 from experiments.verify import verify
 from experiments.why_it_works.along_training import AlongTraining
 from experiments.why_it_works.answers import Answers, verdict
-from experiments.why_it_works.covariate_shift import CovariateShift
 from experiments.why_it_works.experiment import EXPERIMENT, QUESTIONS, Config
 from experiments.why_it_works.gradient_growth import linear_factor, relu_factor
-from experiments.why_it_works.landscape import Landscape
 from experiments.why_it_works.layer_jacobians import singular_values, spread_of
 from experiments.why_it_works.noise_after import NoisyBatchNorm
 from experiments.why_it_works.precise_statistics import average_moments
 from experiments.why_it_works.question import float64
 from experiments.why_it_works.scale_bias_alone import PARTS
+from experiments.why_it_works.side_by_side import seeds_of
 
 ALONG_TRAINING = tuple(q.name for q in QUESTIONS if isinstance(q, AlongTraining))
 SMALL = {  # settings with which a question takes a second or two
@@ -203,14 +204,18 @@ def test_covariate_shift_is_that_of_the_layers_below():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [CovariateShift, Landscape])
-def test_measurements_run_along_the_training(kind, data):
-    name = next(name for name in ALONG_TRAINING if isinstance(BY_NAME[name], kind))
+@pytest.mark.parametrize("name", [q.name for q in QUESTIONS if not q.in_float64])
+def test_an_observation_is_a_number_and_a_panel(name, data):
     found = answer(name, data)
     assert np.isfinite(found.effect)
-    assert found.curves["step"] == [0, 15]
-    assert len(found.curves["with"]) == len(found.curves["without"]) == 2
-    assert found.curves["with"] != found.curves["without"]
+    assert all(map(np.isfinite, found.numbers.values()))
+    axes = Figure().add_subplot()
+    BY_NAME[name].draw(axes, [json.loads(json.dumps(found._asdict()))])
+    assert axes.lines
+
+
+def test_no_two_seeds_share_a_network():
+    assert [*seeds_of(0, 3), *seeds_of(1, 3)] == list(range(6))
 
 
 def test_noise_has_moments_that_each_call_draws():
