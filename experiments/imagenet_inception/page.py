@@ -8,9 +8,10 @@ from experiments.harness.arm import by_name
 from experiments.harness.comparison import Comparison, differences_text
 from experiments.harness.page import Page
 from experiments.harness.results import Runs, read_result
-from experiments.imagenet_inception import evaluation_table, rates
+from experiments.imagenet_inception import evaluation_table
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.claims import claims_table
+from experiments.imagenet_inception.rates import rates_text
 
 REPORT = Comparison(ARMS, reference="inception", figure="figure2.png", batch=32)
 
@@ -37,7 +38,7 @@ def more(results: Path) -> dict[str, str]:
         "control_differences": differences_text(controls),
         "wide_control_differences": differences_text(wide_controls),
         "claims": claims_table(results, REPORT),
-        "rates": rates.rates_text(results / rates.FOLDER),
+        "rates": rates_text(lambda name: load(str(Path(name).parent))[Path(name).name]),
         "memory": memory_text(read_result(results / "long" / "bn_x5-s0").record),
         "evaluation": evaluation_table.table(_json(results / "evaluation.json")),
     }
@@ -64,7 +65,7 @@ def _json(path: Path) -> Any:
 PAGE = Page(
     REPORT,
     folders=(
-        *("", "recipe_x1", "recipe_x5", "recipe_x30", "inception_x5", rates.FOLDER),
+        *("", "recipe_x1", "recipe_x5", "recipe_x30", "inception_x5"),
         *("wide", "wide/inception_x5", "wide/inception_x30"),
     ),
     drawn=("", "wide"),
