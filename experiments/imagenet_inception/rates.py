@@ -1,38 +1,32 @@
-"""Whether what normalization gains depends on the learning rate: a sweep of two arms, paired."""
+"""Whether what normalization gains in the narrow network grows with the learning rate."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 from experiments.harness.differences import difference_line, paired
-from experiments.harness.results import load_sweep
-from experiments.imagenet_inception.arms import ARMS
+from experiments.harness.results import Runs
 
-FOLDER = "rates"
-"""Of the sweep, below the results."""
-_ARMS = ("bn_baseline", "inception")
+_PAIRS = {  # at each multiple of the rate: with normalization, and the same without
+    1: ("bn_baseline", "inception"),
+    5: ("bn_x5", "recipe_x5/inception"),
+    30: ("bn_x30", "recipe_x30/inception"),
+}
+_ONE_RECIPE = (5, 30)
+"""Multiples whose pairs differ from each other in the rate alone."""
 
 
-def rates_text(folder: Path) -> str:
-    """Returns the difference of best accuracies at each rate, then how it changes with the rate.
+def rates_text(runs: Callable[[str], Runs]) -> str:
+    """Returns what normalization gains at each rate, then how the gain changes with it.
 
     Args:
-        folder: of a sweep, `sweep/ARM-lrRATE-sSEED` below it, with both arms at each rate.
+        runs: of an arm behind its folder below the results, as in `recipe_x5/inception`.
     """
-    sweep = load_sweep(ARMS, folder / "sweep")
-    gains: dict[float, dict[int, float]] = {}
-    lines = []
-    for first, second in zip(*(sweep[arm] for arm in _ARMS), strict=True):
-        rate = first.record["learning_rate"]
-        own, theirs = first.best(), second.best()
-        gains[rate] = {seed: own[seed] - theirs[seed] for seed in own if seed in theirs}
-        at = f" at {rate:g}"
-        lines.append(difference_line(first.label + at, second.label + at, paired(own, theirs)))
-    lowest, *others = sorted(gains)
-    lines += [
-        difference_line(
-            f"This difference at {rate:g}",
-            f"that at {lowest:g}",
-            paired(gains[rate], gains[lowest]),
-        )
-        for rate in others
-    ]
+    gains, lines = {}, []
+    for multiple, (first, second) in _PAIRS.items():
+        own, theirs = runs(first).best(), runs(second).best()
+        gains[multiple] = {seed: own[seed] - theirs[seed] for seed in own if seed in theirs}
+        difference = paired(own, theirs)
+        lines.append(difference_line(f"x{multiple}, with", "without", difference))
+    low, high = _ONE_RECIPE
+    change = paired(gains[high], gains[low])
+    lines.append(difference_line(f"The gain at x{high}", f"that at x{low}", change))
     return "\n".join(lines)
