@@ -130,7 +130,7 @@ def dry_run(
             size = config.batch_size if per_chip is None else per_chip * parallel.device_count
             one_step = replace(config, batch_size=size, steps_per_dispatch=1)
             _check_batch(one_step, topology, parallel)  # all, before minutes go into the first
-            chosen = experiment.arm(arm, one_step)
+            chosen: Any = experiment.arm(arm, one_step)
             pixels = chosen.image_size(one_step)
             identity = {"arm": arm, "batch_size": size, "image_size": pixels}
             make = partial(arm_step, one_step, chosen, parallel, classes)
@@ -193,6 +193,6 @@ def _parse(argv: Sequence[str], module: str, experiment: Experiment, arm: str) -
 def _arguments_class(experiment: Experiment, arm: str) -> type[Any]:
     """The arguments, a dataclass for tyro, with the fields of an experiment's configuration."""
     words = f"Starting values of all fields; here with {arm} alone."
-    preset = Annotated[Literal[tuple(experiment.presets)], tyro.conf.arg(help=words)]
+    preset: Any = Annotated[Literal[tuple(experiment.presets)], tyro.conf.arg(help=words)]
     fields = [("config", experiment.config), ("preset", preset)]
     return make_dataclass("Arguments", fields, bases=(Arguments,), frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """python -m experiments.rethinking_inception: from GoogLeNet to Inception-v3, row by row."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from experiments.compiled import dry_run
@@ -12,7 +13,7 @@ from experiments.rethinking_inception.page import PUBLISHED
 
 def main() -> None:
     """Reads the command line, trains, prints tables, draws the figure; or hands it on."""
-    words = {
+    words: dict[str, Callable[[Sequence[str]], None]] = {
         "dry-run": partial(
             dry_run.main, module=EXPERIMENT.module, experiment=EXPERIMENT, arm="inception_v3"
         ),

@@ -138,7 +138,6 @@ _EPOCH = 1_281_167 / 1_600
 _narrow = partial(
     Config,
     unnormalized_factor=1 / 6,  # 0.0075: of three, imagenet_inception's best at this width
-    eval_batch=500,
 )
 PRESETS = {
     "quick": _narrow(eval_every=100, dense_until=400),
@@ -152,6 +151,7 @@ PRESETS = {
         population_batches=50,
         eval_every=400,
         dense_until=1_600,
+        eval_batch=500,
         checkpoint_every=400,
     ),
     "tiny": Config(

@@ -41,6 +41,7 @@ CHANGES = (
     Change("Table 3: label smoothing", "label_smoothing", "rmsprop", "+0.3"),
     Change("Table 3: factorized 7x7", "factorized_7x7", "label_smoothing", "+1.2"),
     Change("Table 3: BN-auxiliary", "inception_v3", "factorized_7x7", "+0.4"),
+    Change("Table 3: BN-Inception to v3", "inception_v3", "bn_inception", "+4.0"),
     Change("Table 3, all of it", "inception_v3", "googlenet", "+7.8"),
     Change("Table 2: 299 pixels, not 151", "inception_v3", "half_resolution", "+0.2"),
     Change("Table 2: 299 pixels, not 79", "inception_v3", "quarter_resolution", "+1.4"),
