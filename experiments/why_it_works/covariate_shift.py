@@ -34,7 +34,9 @@ class CovariateShift(AlongTraining):
     source: ClassVar[str] = (
         "Ioffe & Szegedy 2015; as measured by Santurkar et al. 2018, arXiv 1805.11604"
     )
-    effect: ClassVar[str] = "more of the cosine of both gradients, mean over layers and training"
+    effect: ClassVar[str] = (
+        "of the cosine of both gradients, with minus without, mean over layers and training"
+    )
     shown: ClassVar[str] = _COSINE
 
     def measure(self, loss: Loss, params: Any, batch: Any) -> dict[str, jax.Array]:

@@ -33,7 +33,7 @@ class Landscape(AlongTraining):
     """
 
     source: ClassVar[str] = "Santurkar et al. 2018, arXiv 1805.11604, Figure 4"
-    effect: ClassVar[str] = "powers of ten less, mean over the training"
+    effect: ClassVar[str] = "powers of ten, without over with, mean over the training"
 
     multiples: tuple[float, ...] = numbers((0.5, 1.0, 2.0, 4.0))
 
