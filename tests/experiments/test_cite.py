@@ -77,6 +77,11 @@ def test_a_file_of_results_is_cited():
     assert "year" not in bibtex(source)
 
 
+def test_what_was_counted_and_not_run_has_no_line(tmp_path):
+    (tmp_path / "sizes.json").write_text('{"small": {"parameters": 3}}')
+    assert made_by(tmp_path / "sizes.json") == ""
+
+
 def run_command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["cite", *map(str, arguments)])
     cite.main()
