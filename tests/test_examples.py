@@ -37,8 +37,10 @@ EXAMPLES = {
     for module in MODULES
     if (found := [t for t in FINDER.find(module, globs={}) if t.examples])
 }
-LARGE = {f"bnjax.models.{name}" for name in ("bn_inception", "googlenet", "inception_v3")}
-"""Networks that take seconds to trace."""
+SLOW = {f"bnjax.models.{name}" for name in ("bn_inception", "googlenet", "inception_v3")}
+SLOW |= {"bnjax.inference", "bnjax.models.training_mode", "bnjax.whitening.layer"}
+SLOW |= {"bnjax.training.objectives", "bnjax.training.steps"}
+"""Modules whose examples take seconds to trace or compile."""
 WITHOUT = {"DataError", "Pretrained", "Saved", "Split"}
 """What others return or raise; their examples show it."""
 
@@ -63,7 +65,7 @@ class Digits(doctest.OutputChecker):
 
 @pytest.mark.parametrize(
     "module",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in EXAMPLES],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in EXAMPLES],
 )
 def test_examples_print_what_they_say(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -41,7 +41,7 @@ def badge(path):
 
 def run(path, folder, **environ):
     """The notebook after a run in a fresh kernel, on CPU, without network, in a clone of links."""
-    for entry in ("bnjax", "experiments", "notebooks", "pyproject.toml"):
+    for entry in ("bnjax", "experiments", "notebooks", "pyproject.toml", "CITATION.cff"):
         (folder / entry).symlink_to(ROOT / entry)
     return execute(nbformat.read(path, as_version=4), folder, PIP_NO_INDEX="1", **environ)
 

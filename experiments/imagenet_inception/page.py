@@ -12,6 +12,7 @@ from experiments.harness.page import Page
 from experiments.harness.results import Runs, read_result
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.claims import claims_table
+from experiments.imagenet_inception.rates import rates_text
 
 PUBLISHED = (  # Figure 4
     Published("BN-Inception single crop", "224", "1", "1", "25.2", "7.82"),
@@ -43,6 +44,7 @@ def more(results: Path) -> dict[str, str]:
         "control_differences": differences_text(controls),
         "wide_control_differences": differences_text(wide_controls),
         "claims": claims_table(results, REPORT),
+        "rates": rates_text(lambda name: load(str(Path(name).parent))[Path(name).name]),
         "memory": memory_text(read_result(results / "long" / "bn_x5-s0").record),
         "evaluation": evaluation_table.table(_json(results / "evaluation.json"), ARMS, PUBLISHED),
     }

@@ -1,6 +1,5 @@
 """What the experiment's README holds: the rows, and each change beside the paper's."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from experiments.harness.images.evaluation_table import Published
 from experiments.harness.page import Page
 from experiments.harness.results import Runs
 from experiments.rethinking_inception.arms import ARMS
-from experiments.rethinking_inception.sizes import FILE, sizes_table
+from experiments.rethinking_inception.sizes import read_sizes, sizes_table
 
 
 class Change(NamedTuple):
@@ -145,7 +144,7 @@ def more(results: Path) -> dict[str, str]:
     return {
         "changes": changes_table(runs),
         "side_heads": side_heads_table(runs),
-        "sizes": sizes_table(json.loads((results / FILE).read_text())),
+        "sizes": sizes_table(read_sizes(results)),
     }
 
 

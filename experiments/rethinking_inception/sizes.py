@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from bnjax.data.sets import FACTS
+from bnjax.evidence.environment import environment, require_commit
 from bnjax.evidence.tables import table
 from bnjax.models.summary import summarize
 from experiments.harness.command_line import ending, output_folder
@@ -16,6 +17,7 @@ from experiments.rethinking_inception.arms import ARMS
 from experiments.rethinking_inception.config import PRESETS
 
 FILE = "sizes.json"
+RESULTS = Path(__file__).parent / "results"
 _OF = ("paper", "tiny")
 _HEADS = ("image", "parameters", "multiply-adds")
 
@@ -40,6 +42,8 @@ def main(argv: Sequence[str]) -> None:
         prog = "python -m experiments.rethinking_inception sizes"
         out = tyro.cli(Arguments, prog=prog, args=argv).out
         folder = None if out is None else output_folder(out)
+        if folder is not None:
+            require_commit(folder, RESULTS)
         sizes = {
             preset: {
                 arm.name: network_size(arm, PRESETS[preset], FACTS[PRESETS[preset].data].classes)
@@ -48,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
             for preset in _OF
         }
         if folder is not None:
-            (folder / FILE).write_text(json.dumps(sizes, indent=1) + "\n")
+            result = {"environment": environment(), "sizes": sizes}
+            (folder / FILE).write_text(json.dumps(result, indent=1) + "\n")
         print(sizes_table(sizes))
 
 
@@ -61,6 +66,12 @@ def network_size(arm: Any, config: Any, classes: int) -> dict[str, int]:
         "parameters": network.parameters,
         "multiply_adds": network.multiply_adds,
     }
+
+
+def read_sizes(results: Path) -> Sizes:
+    """Reads what `sizes --out` wrote."""
+    sizes: Sizes = json.loads((results / FILE).read_text(encoding="utf-8"))["sizes"]
+    return sizes
 
 
 def sizes_table(sizes: Sizes) -> str:

@@ -18,12 +18,14 @@ from bnjax.models import MLP, apply_train
 from bnjax.training.state import TrainState
 from bnjax.training.steps import make_train_step
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import draw_over_steps
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
 from experiments.why_it_works.side_by_side import Digits, orders, seeds_of, start
 
 Loss = Callable[[Any, Any], jax.Array]
 """`(params, (images, labels)) -> mean loss in training`"""
 _KINDS = {"with": BatchNorm, "without": None}
+_STYLES = {"with": (NORMALIZED, "-"), "without": (PLAIN, "--")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +112,4 @@ class AlongTraining(Question):
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws what is shown, of all seeds, over the training."""
-        for position, answer in enumerate(answers):
-            for kind, color, line in (("with", NORMALIZED, "-"), ("without", PLAIN, "--")):
-                curves, label = answer["curves"], kind if position == 0 else None
-                axes.plot(curves["step"], curves[kind], line, color=color, lw=0.8, label=label)
-        axes.set(xlabel="step", ylabel=self.shown)
-        axes.legend(frameon=False)
+        draw_over_steps(axes, answers, _STYLES, self.shown)

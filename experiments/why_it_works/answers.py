@@ -70,13 +70,13 @@ class Answers:
         return table(["of", "held against what is said", "largest deviation", "bound"], rows)
 
     def numbers(self, summary: dict[str, Any]) -> str:
-        """Returns what else was measured, means over seeds."""
-        lines = []
+        """Returns what else was measured, means over seeds; what several tell alike, once."""
+        lines: dict[str, str] = {}
         for question, found in self._found(summary):
-            parts = [f"{name} {value:.4g}" for name, value in found["numbers"].items()]
-            if parts:
-                lines.append(f"- {question.label}: {'; '.join(parts)}.")
-        return "\n".join(lines)
+            said = "; ".join(f"{name} {value:.4g}" for name, value in found["numbers"].items())
+            if said:
+                lines.setdefault(said, f"- {question.label}: {said}.")
+        return "\n".join(lines.values())
 
     def draw(self, out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
         """Draws a panel for each question that was answered."""

@@ -20,9 +20,7 @@ from experiments.why_it_works.dropout_before import DropoutBefore
 from experiments.why_it_works.edge_of_stability import EdgeOfStability
 from experiments.why_it_works.equilibrium import Equilibrium
 from experiments.why_it_works.exponential_rate import ExponentialRate
-from experiments.why_it_works.ghost_batches import GhostBatches
 from experiments.why_it_works.gradient_growth import GradientGrowth
-from experiments.why_it_works.group_normalization import GroupNormalization
 from experiments.why_it_works.group_size import GroupSize
 from experiments.why_it_works.landscape import GradientChange, LossRange, Smoothness
 from experiments.why_it_works.layer_gradient import LayerGradient
@@ -32,11 +30,9 @@ from experiments.why_it_works.noise_after import NoiseAfter
 from experiments.why_it_works.precise_statistics import PreciseStatistics
 from experiments.why_it_works.question import Question, float64
 from experiments.why_it_works.rank_collapse import RankCollapse
-from experiments.why_it_works.regularizers import DropoutGain, L2Gain
 from experiments.why_it_works.renorm_identity import RenormIdentity
 from experiments.why_it_works.renorm_training import RenormSmallBatches, RenormSortedBatches
 from experiments.why_it_works.residual_stream import ResidualStream
-from experiments.why_it_works.scale_bias_alone import ScaleBiasAlone
 from experiments.why_it_works.stable_rate import StableRate
 
 QUESTIONS: tuple[Question, ...] = (
@@ -66,12 +62,7 @@ QUESTIONS: tuple[Question, ...] = (
     NoiseAfter(name="noise_after", label="noise after"),
     GroupSize(name="group_size", label="size of the groups"),
     PreciseStatistics(name="precise_statistics", label="precise statistics"),
-    ScaleBiasAlone(name="scale_bias_alone", label="scale and bias alone"),
-    GhostBatches(name="ghost_batches", label="ghost batches"),
-    GroupNormalization(name="group_normalization", label="group normalization"),
     LayerJacobians(name="layer_jacobians", label="Jacobians of layers"),
-    DropoutGain(name="dropout_gain", label="dropout"),
-    L2Gain(name="l2_gain", label="L2"),
 )
 _QUICK_OBSERVED = ("rank_collapse", "edge_of_stability")
 """What is observed within seconds."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from matplotlib.axes import Axes
 
@@ -23,13 +23,14 @@ from bnjax.data import DataSet
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import draw_over_steps
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
 from experiments.why_it_works.side_by_side import (
     Digits,
-    accuracies,
     orders,
     seeds_of,
     start,
+    tested,
     training,
 )
 
@@ -108,7 +109,7 @@ class NoiseAfter(Question):
         kinds = {"normalized": BatchNorm, "with noise": noisy, "without": None}
         train, test = Digits.of(data.train), Digits.of(data.test)
         reached = {kind: self._accuracies(norm, seed, train, test) for kind, norm in kinds.items()}
-        last = {kind: values[-1] for kind, values in reached.items()}
+        last = {kind: float(values[-1]) for kind, values in reached.items()}
         stretch = self.steps // self.tests
         return Answer(
             effect=last["with noise"] - last["without"],
@@ -117,7 +118,7 @@ class NoiseAfter(Question):
             numbers={f"accuracy, {kind}": value for kind, value in last.items()},
         )
 
-    def _accuracies(self, norm: Any, seed: int, train: Digits, test: Digits) -> list[float]:
+    def _accuracies(self, norm: Any, seed: int, train: Digits, test: Digits) -> np.ndarray:
         """Mean accuracies on the test set by running statistics and without noise, per cent."""
         hidden, he = (self.width,) * self.depth, nn.initializers.he_normal()
         model = MLP(hidden, norm=norm, activation=nn.relu, kernel_init=he)
@@ -125,17 +126,8 @@ class NoiseAfter(Question):
         advance = training(model, tx)
         state = start(model, tx, seeds, train)
         order = orders(seeds, 0, self.steps, self.batch_size, len(train.labels))
-        reached = []
-        for stretch in jnp.split(order, self.tests, axis=1):
-            state, _ = advance(state, train, stretch)
-            reached.append(100 * float(accuracies(model, state, test).mean()))
-        return reached
+        return 100 * tested(model, advance, state, train, test, order, self.tests).mean(1)
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds over their training."""
-        for position, answer in enumerate(answers):
-            for kind, (color, line) in _STYLES.items():
-                curves, label = answer["curves"], kind if position == 0 else None
-                axes.plot(curves["step"], curves[kind], line, color=color, lw=0.8, label=label)
-        axes.set(xlabel="step", ylabel="test accuracy, %")
-        axes.legend(frameon=False)
+        draw_over_steps(axes, answers, _STYLES, "test accuracy, %")

@@ -21,6 +21,7 @@ from bnjax.data import DataSet
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP, apply_train
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import draw_over_steps
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
 from experiments.why_it_works.side_by_side import (
     Digits,
@@ -59,7 +60,7 @@ class PreciseStatistics(Question):
 
     networks: int = numbers(4)
     steps: int = numbers(600)
-    tests: int = numbers(20)
+    tests: int = numbers(15)
     batch_size: int = numbers(40)
     batches: int = numbers(25)
     widths: tuple[int, ...] = numbers((100, 100))
@@ -100,12 +101,7 @@ class PreciseStatistics(Question):
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds over their training."""
-        for position, answer in enumerate(answers):
-            for name, (color, line) in _STYLES.items():
-                curves, label = answer["curves"], name if position == 0 else None
-                axes.plot(curves["step"], curves[name], line, color=color, lw=0.8, label=label)
-        axes.set(xlabel="step", ylabel="test accuracy, %")
-        axes.legend(frameon=False)
+        draw_over_steps(axes, answers, _STYLES, "test accuracy, %")
 
 
 def average_moments(

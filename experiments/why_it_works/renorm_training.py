@@ -23,17 +23,18 @@ from bnjax.linen import BatchNorm, BatchRenorm
 from bnjax.models import MLP
 from bnjax.normalization import renorm_limits
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import draw_over_steps
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
 from experiments.why_it_works.side_by_side import (
     Digits,
-    accuracies,
     orders,
     seeds_of,
     start,
+    tested,
     training,
 )
 
-_KINDS = ("BN", "renormalized")
+_STYLES = {"BN": (PLAIN, "--"), "renormalized": (NORMALIZED, "-")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class RenormSmallBatches(Question):
     effect: ClassVar[str] = "points of accuracy more"
     in_float64: ClassVar[bool] = False
 
-    networks: int = numbers(4)
+    networks: int = numbers(2)
     steps: int = numbers(3_000)
     tests: int = numbers(6)
     batch_size: int = numbers(4)
@@ -74,7 +75,7 @@ class RenormSmallBatches(Question):
         """Returns by how many points renormalization is better at the end."""
         train, test = Digits.of(data.train), Digits.of(data.test)
         order = self.order(seed, np.asarray(data.train.labels))
-        reached = {name: self._accuracies(name, seed, train, test, order) for name in _KINDS}
+        reached = {name: self._accuracies(name, seed, train, test, order) for name in _STYLES}
         last = {name: 100 * float(values[-1].mean()) for name, values in reached.items()}
         stretch = self.steps // self.tests
         return Answer(
@@ -110,20 +111,11 @@ class RenormSmallBatches(Question):
         tx = optax.sgd(self.rate)
         advance = training(plain if name == "BN" else opening, tx)
         state = start(plain, tx, seeds_of(seed, self.networks), train)
-        reached = []
-        for stretch in jnp.split(order, self.tests, axis=1):
-            state, _ = advance(state, train, stretch)
-            reached.append(accuracies(plain, state, test))
-        return np.stack(reached)
+        return tested(plain, advance, state, train, test, order, self.tests)
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds over their training."""
-        for position, answer in enumerate(answers):
-            for name, color, line in zip(_KINDS, (PLAIN, NORMALIZED), ("--", "-"), strict=True):
-                curves, label = answer["curves"], name if position == 0 else None
-                axes.plot(curves["step"], curves[name], line, color=color, lw=0.8, label=label)
-        axes.set(xlabel="step", ylabel="test accuracy, %")
-        axes.legend(frameon=False)
+        draw_over_steps(axes, answers, _STYLES, "test accuracy, %")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,9 @@ from bnjax.training.objectives import Metrics, classification_metrics
 from bnjax.training.state import TrainState
 from bnjax.training.steps import make_train_step, scan_steps
 
+Advance = Callable[[TrainState, "Digits", jax.Array], tuple[TrainState, Metrics]]
+"""`(states, digits, order) -> (states, metrics)`, with the metrics summed over the steps."""
+
 
 class Digits(NamedTuple):
     """Examples on the device.
@@ -66,8 +69,8 @@ def orders(seeds: Sequence[int], first: int, steps: int, batch_size: int, size: 
 
 def training(
     model: nn.Module | Callable[[jax.Array], nn.Module], tx: optax.GradientTransformation
-) -> Callable[[TrainState, Digits, jax.Array], tuple[TrainState, Metrics]]:
-    """Makes `(states, digits, order) -> (states, metrics)`, with the metrics summed over steps.
+) -> Advance:
+    """Makes what trains.
 
     Args:
         model: or the model as a function of the step, with the same variables at each.
@@ -83,6 +86,36 @@ def training(
         return scan_steps(step)(state, order)
 
     return jax.jit(jax.vmap(one, in_axes=(0, None, 0)))
+
+
+def tested(
+    model: nn.Module,
+    advance: Advance,
+    state: TrainState,
+    train: Digits,
+    test: Digits,
+    order: jax.Array,
+    tests: int,
+) -> np.ndarray:
+    """Trains, and returns the accuracies by running statistics after each of `tests` stretches.
+
+    Args:
+        model: the network in inference.
+        advance: from `training`.
+        state: of the networks before.
+        train: to train on.
+        test: to test on.
+        order: int32 `[networks, steps, batch_size]`; as many steps as divide into `tests`.
+        tests: how many.
+
+    Returns:
+        `[tests, networks]`, fractions.
+    """
+    reached = []
+    for stretch in jnp.split(order, tests, axis=1):
+        state, _ = advance(state, train, stretch)
+        reached.append(accuracies(model, state, test))
+    return np.stack(reached)
 
 
 def trained(

@@ -28,7 +28,7 @@ from experiments.rethinking_inception.sizes import network_size
 from experiments.verify import verify
 
 QUICK, PAPER = PRESETS["quick"], PRESETS["paper"]
-SIZES = json.loads((EXPERIMENT.results / sizes.FILE).read_text())
+SIZES = sizes.read_sizes(EXPERIMENT.results)
 
 
 def arm(name, config=PAPER):
@@ -107,7 +107,7 @@ def test_the_size_of_a_network_leaves_side_heads_out():
 @pytest.mark.slow
 def test_the_committed_sizes_are_those_of_the_networks(tmp_path):
     sizes.main(["--out", str(tmp_path)])
-    assert json.loads((tmp_path / sizes.FILE).read_text()) == SIZES
+    assert sizes.read_sizes(tmp_path) == SIZES
 
 
 def test_resolutions_cost_nearly_the_same():

@@ -1,5 +1,6 @@
 """Explanations of batch normalization: identities hold within their bounds, observations show."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from events import scalars
+from matplotlib.figure import Figure
 
 from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import Run, read_record
@@ -19,15 +21,13 @@ from experiments.harness.runs import complete_all
 from experiments.verify import verify
 from experiments.why_it_works.along_training import AlongTraining
 from experiments.why_it_works.answers import Answers, verdict
-from experiments.why_it_works.covariate_shift import CovariateShift
 from experiments.why_it_works.experiment import EXPERIMENT, QUESTIONS, Config
 from experiments.why_it_works.gradient_growth import linear_factor, relu_factor
-from experiments.why_it_works.landscape import Landscape
 from experiments.why_it_works.layer_jacobians import singular_values, spread_of
 from experiments.why_it_works.noise_after import NoisyBatchNorm
 from experiments.why_it_works.precise_statistics import average_moments
 from experiments.why_it_works.question import float64
-from experiments.why_it_works.scale_bias_alone import PARTS
+from experiments.why_it_works.side_by_side import seeds_of
 
 ALONG_TRAINING = tuple(q.name for q in QUESTIONS if isinstance(q, AlongTraining))
 SMALL = {  # settings with which a question takes a second or two
@@ -48,12 +48,7 @@ SMALL = {  # settings with which a question takes a second or two
     "noise_after": {"networks": 1, "steps": 300, "tests": 1},
     "group_size": {"networks": 1, "groups": (2, 100), "steps": 100, "widths": (50,)},
     "precise_statistics": {"networks": 1, "tests": 10, "widths": (50,)},
-    "scale_bias_alone": {"networks": 1, "steps": 100, "widths": (50, 50)},
-    "ghost_batches": {"networks": 1, "steps": 20, "large": 200},
-    "group_normalization": {"batches": (2, 16), "examples": 1_600},
     "layer_jacobians": {"networks": 1, "depth": 3, "width": 32, "steps": 30},
-    "dropout_gain": {"networks": 1, "steps": 100, "widths": (50,)},
-    "l2_gain": {"networks": 1, "steps": 100, "widths": (50,)},
 }
 LOOSER = {
     "equilibrium": 0.15,
@@ -205,14 +200,18 @@ def test_covariate_shift_is_that_of_the_layers_below():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [CovariateShift, Landscape])
-def test_measurements_run_along_the_training(kind, data):
-    name = next(name for name in ALONG_TRAINING if isinstance(BY_NAME[name], kind))
+@pytest.mark.parametrize("name", [q.name for q in QUESTIONS if not q.in_float64])
+def test_an_observation_is_a_number_and_a_panel(name, data):
     found = answer(name, data)
     assert np.isfinite(found.effect)
-    assert found.curves["step"] == [0, 15]
-    assert len(found.curves["with"]) == len(found.curves["without"]) == 2
-    assert found.curves["with"] != found.curves["without"]
+    assert all(map(np.isfinite, found.numbers.values()))
+    axes = Figure().add_subplot()
+    BY_NAME[name].draw(axes, [json.loads(json.dumps(found._asdict()))])
+    assert axes.lines
+
+
+def test_no_two_seeds_share_a_network():
+    assert [*seeds_of(0, 3), *seeds_of(1, 3)] == list(range(6))
 
 
 def test_noise_has_moments_that_each_call_draws():
@@ -279,23 +278,6 @@ def test_jacobians_are_those_of_the_layers_as_the_batch_normalizes_them():
     found = singular_values(model, variables, IMAGES)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert spread_of(np.array([np.e, 1 / np.e])) == pytest.approx(1)
-
-
-def test_parts_of_a_network_that_are_trained():
-    _, variables = small_network()
-    params = variables["params"]
-
-    def counts(part):
-        ones = jax.tree.map(lambda leaf: int(leaf.sum()), PARTS[part](params))
-        return {name: sum(jax.tree.leaves(layer)) for name, layer in ones.items()}
-
-    hidden = {"dense1": 0, "hidden1": 12, "dense2": 0, "hidden2": 12, "logits": 0}
-    others = {"dense1": 12, "hidden1": 0, "dense2": 12, "hidden2": 0, "logits": 0}
-    assert counts("scale and bias") == hidden
-    assert counts("two weights a unit") == others
-    assert counts("two weights, last layer") == others | {"logits": 70}
-    assert set(counts("last layer").values()) == {0, 70}
-    assert counts("all")["dense1"] == 54
 
 
 def test_precision_is_put_back_after_an_error():

@@ -129,6 +129,8 @@ def value_and_pullback(x):
 def test_a_large_batch_far_from_zero(masked, offset):
     """The mean is as good as rounded once, the variance right to 1e-6.
 
+    Before JAX 0.10 XLA adds up in longer rows, and the variance is right to 5e-6.
+
     Red if the mean of the first pass stays as it is, or the square of its error in the variance.
     """
     rng = np.random.default_rng(0)
@@ -139,7 +141,8 @@ def test_a_large_batch_far_from_zero(masked, offset):
     batch = reference.forward(x, None, None, mask=mask)
     rounding = {"rtol": 0.8 * tolerances.UNIT["float32"], "atol": 0}
     assert_close(stats["mean"], batch.mean, rounding, "mean")
-    assert_close(stats["var"], batch.var, {"rtol": 1e-6, "atol": 0}, "var")
+    sum_error = 5e-6 if jax.__version_info__ < (0, 10) else 1e-6
+    assert_close(stats["var"], batch.var, {"rtol": sum_error, "atol": 0}, "var")
     assert_close(y, batch.y, tolerances.output("float32", offset), "y")
 
 

@@ -132,14 +132,10 @@ def evaluate(experiment: Experiment, arguments: Arguments) -> dict[str, Any]:
     """
     _check(arguments)
     records, runs, data = all_succeed(lambda: _read(experiment, arguments))
-    names = (
-        None
-        if arguments.blacklist is None
-        else all_succeed(partial(read_blacklist, arguments.blacklist))
-    )
-    counting = data if names is None else data._replace(test=Blacklisted(data.test, names))
+    names = all_succeed(lambda: _blacklist(arguments))
+    counting = data._replace(test=Blacklisted(data.test, names))
     described = [_described(record) for record in records]
-    all_hosts_agree(described, "the runs")
+    all_hosts_agree([described, sorted(names)], "the runs and the blacklist")
     groups = _groups([run.task.arm.name for run in runs], arguments.ensemble)
     scores = scores_of(runs, groups, arguments.statistics)
     parallel = DataParallel(arguments.parallel)
@@ -157,8 +153,7 @@ def evaluate(experiment: Experiment, arguments: Arguments) -> dict[str, Any]:
             parallel=parallel,
             workers=arguments.workers,
         )
-        if names is not None:
-            check_left_out(names, len(data.test), int(counts[0].examples))
+        check_left_out(names, len(data.test), int(counts[0].examples))
         for score, errors in zip(scores, counts, strict=True):
             evaluations.append(
                 {
@@ -177,7 +172,7 @@ def evaluate(experiment: Experiment, arguments: Arguments) -> dict[str, Any]:
             "classes": data.classes,
             "validation": len(data.test),
         },
-        "left_out": len(names or ()),
+        "left_out": len(names),
         "image_size": runs[0].image_size,
         "runs": described,
         "evaluations": evaluations,
@@ -242,6 +237,10 @@ def _read(
                 )
     _check_seeds(list(arguments.runs), records)
     return records, runs, _open(arguments, records[0])
+
+
+def _blacklist(arguments: Arguments) -> frozenset[str]:
+    return frozenset() if arguments.blacklist is None else read_blacklist(arguments.blacklist)
 
 
 def _check_seeds(paths: list[Path], records: list[dict[str, Any]]) -> None:

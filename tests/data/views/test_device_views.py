@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
@@ -194,7 +194,7 @@ def test_views_depend_on_image_seed_and_position_alone():
     scanned = jax.jit(lambda batches: jax.lax.scan(step, None, batches)[1])(batches)
     np.testing.assert_array_equal(scanned.reshape(want.shape), want)
 
-    lying = NamedSharding(jax.make_mesh((8,), ("data",)), P("data"))
+    lying = NamedSharding(jax.make_mesh((8,), ("data",), (AxisType.Auto,)), P("data"))
     sharded, _ = made(*jax.device_put((IMAGES, POSITIONS), lying), augmentation)
     assert len(sharded.sharding.device_set) == 8
     np.testing.assert_array_equal(sharded, want)
