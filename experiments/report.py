@@ -116,11 +116,10 @@ def _with_results() -> list[Experiment]:
 
 def _with_origins(blocks: dict[str, str], sources: dict[str, Path]) -> dict[str, str]:
     """The blocks, and below those with a table what made it and how to cite it."""
-    lines = {source: made_by(source) for source in set(sources.values())}
-    return {
-        name: f"{text}\n\n{lines[sources[name]]}" if "| ---" in text else text
-        for name, text in blocks.items()
-    }
+    tables = [name for name, text in blocks.items() if "| ---" in text]
+    lines = {source: made_by(source) for source in {sources[name] for name in tables}}
+    below = {name: f"{blocks[name]}\n\n{lines[sources[name]]}".rstrip() for name in tables}
+    return blocks | below
 
 
 def _speed() -> dict[str, str]:

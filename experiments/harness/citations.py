@@ -107,7 +107,15 @@ def bibtex(source: Origin) -> str:
 
 
 def made_by(results: Path) -> str:
-    """Returns a line of Markdown: what made the results, and how to cite them."""
+    """Returns a line of Markdown: what made the results, and how to cite them.
+
+    Empty for a folder without a run yet, and for a file that names no environment: it holds what
+    was counted, not what was run.
+    """
+    if results.is_dir() and not any(results.rglob("record.json")):
+        return ""
+    if results.is_file() and "environment" not in json.loads(results.read_text(encoding="utf-8")):
+        return ""
     source = origin([results])
     return f"*By {source.line}. To cite: `python -m experiments.cite {source.paths[0]}`.*"
 

@@ -77,6 +77,13 @@ def test_a_file_of_results_is_cited():
     assert "year" not in bibtex(source)
 
 
+def test_what_was_not_run_has_no_line(tmp_path):
+    """A folder without a run yet; numbers that were counted."""
+    assert made_by(tmp_path) == ""
+    (tmp_path / "sizes.json").write_text('{"small": {"parameters": 3}}')
+    assert made_by(tmp_path / "sizes.json") == ""
+
+
 def run_command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["cite", *map(str, arguments)])
     cite.main()
@@ -125,6 +132,8 @@ def test_each_generated_table_says_what_made_it():
     assert len(tables) > 20
     line = r"\*By bnjax [\d., ]+, commits? \w{7}.* `python -m experiments\.cite (\S+)`\.\*"
     for block in tables:
+        if block.count("\n") == 1:
+            continue  # of an experiment without a run yet
         (path,) = re.findall(line, block.splitlines()[-1])
         assert made_by(ROOT / path) == block.splitlines()[-1]
 
