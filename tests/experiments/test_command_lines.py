@@ -47,6 +47,7 @@ HARMLESS = {
     # Zero is a value of theirs, or what is small is rounded to it.
     *((name, "0") for name in ("checkpoint_every", "dense_until", "workers", "process_index")),
     *((name, "1e-46") for name in ("dropout", "l2", "momentum", "label_smoothing", "decay")),
+    ("rmsprop_decay", "1e-46"),
     *((name, "1e-46") for name in ("parameter_decay", "threshold", "width", "centre", "fraction")),
     # Long runs, and distances between events that never come.
     *((name, HUGE[0]) for name in ("steps", "accelerated_steps", "dense_until", "depth")),
