@@ -46,7 +46,9 @@ class LayerJacobians(Question):
     )
     source: ClassVar[str] = "Ioffe & Szegedy 2015, arXiv 1502.03167, section 3.3"
     exact: ClassVar[bool] = False
-    effect: ClassVar[str] = "less of the mean |log| of the singular values, after training"
+    effect: ClassVar[str] = (
+        "less of the mean absolute logarithm of the singular values, after training"
+    )
     in_float64: ClassVar[bool] = False
 
     networks: int = numbers(2)

@@ -173,24 +173,26 @@ def test_along_the_gradient_of_a_quadratic_the_landscape_is_its_hessian():
 
 
 def test_covariate_shift_is_that_of_the_layers_below():
-    """Of u' B C v, three layers. Seen red with the layer's own step among those below."""
+    """Of (u' B C v)^2 / 2, three layers. Seen red with the layer's own step among those below."""
     rng = np.random.default_rng(0)
     u, b, c = rng.normal(size=3), rng.normal(size=(3, 4)), rng.normal(size=(4, 2))
-    v, rate = rng.normal(size=2), 0.1
+    v, rate = rng.normal(size=2), 0.01
     question = replace(BY_NAME["covariate_shift_fast"], depth=2, rate=rate)
 
     def loss(params, batch):
         layers = [params[name]["kernel"] for name in ("dense1", "dense2", "logits")]
-        return layers[0] @ layers[1] @ layers[2] @ jnp.asarray(v)
+        return jnp.square(layers[0] @ layers[1] @ layers[2] @ jnp.asarray(v)) / 2
 
     with float64():
         kernels = zip(("dense1", "dense2", "logits"), (u, b, c), strict=True)
         params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels}
         seen = question.measure(loss, params, None)
-    later_u, later_b = u - rate * b @ c @ v, b - rate * np.outer(u, c @ v)
+    s = u @ b @ c @ v
+    later_u, later_b = u - rate * s * b @ c @ v, b - rate * s * np.outer(u, c @ v)
+    pull_b, pull_c = later_u @ b @ c @ v, later_u @ later_b @ c @ v
     pairs = [
-        (np.outer(u, c @ v), np.outer(later_u, c @ v)),
-        (np.outer(u @ b, v), np.outer(later_u @ later_b, v)),
+        (s * np.outer(u, c @ v), pull_b * np.outer(later_u, c @ v)),
+        (s * np.outer(u @ b, v), pull_c * np.outer(later_u @ later_b, v)),
     ]
     shifts = [np.linalg.norm(g - other) / np.linalg.norm(g) for g, other in pairs]
     lengths = [np.linalg.norm(g) * np.linalg.norm(other) for g, other in pairs]
