@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from events import scalars
+from marks import slow, slow_but
 from matplotlib.figure import Figure
 
 from bnjax.data import in_memory, open_data
@@ -75,7 +76,10 @@ def test_each_question_is_tried_here():
     assert set(SMALL) == set(BY_NAME)
 
 
-@pytest.mark.parametrize("name", [q.name for q in QUESTIONS if q.exact])
+FAST = ("gradient_growth", "layer_gradient", "least_squares", "renorm_identity", "residual_stream")
+
+
+@pytest.mark.parametrize("name", slow_but(FAST, [q.name for q in QUESTIONS if q.exact]))
 def test_what_is_exact_holds(name, data):
     for check in answer(name, data).checks:
         assert check.deviation <= max(check.bound, LOOSER.get(name, 0) * (check.bound > 1e-6))
@@ -85,15 +89,7 @@ def test_what_is_exact_holds(name, data):
     "name",
     [
         "rank_collapse",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in (
-                "stable_rate",
-                "renorm_small_batches",
-                "renorm_sorted_batches",
-                "noise_after",
-            )
-        ),
+        *map(slow, ("stable_rate", "renorm_small_batches", "renorm_sorted_batches", "noise_after")),
     ],
 )
 def test_what_is_observed_shows(name, data):
@@ -216,6 +212,7 @@ def test_no_two_seeds_share_a_network():
     assert [*seeds_of(0, 3), *seeds_of(1, 3)] == list(range(6))
 
 
+@pytest.mark.slow
 def test_noise_has_moments_that_each_call_draws():
     layer = NoisyBatchNorm(False, shift=0.5, spread=0.1)
     x = jax.random.normal(jax.random.key(0), (1_000, 200))
@@ -250,6 +247,7 @@ def first_layer(variables, images):
     )
 
 
+@pytest.mark.slow
 def test_precise_statistics_average_the_moments_of_batches():
     """Seen red with a running average."""
     model, variables = small_network(averaging="cumulative")
