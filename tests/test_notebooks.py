@@ -60,6 +60,7 @@ def execute(notebook, folder, **environ):
     )
     apart = {"IPYTHONDIR": str(folder), "JAX_PLATFORMS": "cpu"}
     apart["TFDS_DATA_DIR"] = "prepared"  # in that folder: holds nothing
+    apart["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA says on stderr that a busy machine compiles slowly
     return client.execute(env=os.environ | apart | environ)
 
 
