@@ -26,7 +26,8 @@ from bnjax.data.order import Order
 from bnjax.data.stream import evaluation_batches, training_batches
 from bnjax.data.workers import Stream
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
+PLACES = (TESTS / "data", TESTS / "support", TESTS.parent)  # of what a process imports
 SIZE = 23
 
 
@@ -331,7 +332,7 @@ def test_no_worker_outlives_its_parent(signum, tmp_path):
     command = [sys.executable, str(tmp_path / "parent.py")]
     with subprocess.Popen(
         command,
-        env=os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PLACES))},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -51,7 +51,7 @@ def accuracies(folder):
 
 def test_every_run_has_a_row_with_the_numbers_of_its_record(shown):
     rows = shown.tables["runs"]
-    assert len(rows) == len(list(records())) == 45
+    assert len(rows) == len(list(records()))
     for row, links, (folder, record) in zip(rows, shown.links["runs"], by_row(shown), strict=True):
         assert (row["experiment"], row["seed"]) == (record["experiment"], str(record["seed"]))
         final = record["final"]
@@ -90,7 +90,7 @@ def of_arm(name, arm):
 
 def test_means_and_spreads_are_those_of_the_logs(shown):
     rows = {row["network or question"]: row for row in shown.tables["networks"]}
-    assert len(rows) == 15
+    assert len(rows) == len({(record["experiment"], record["arm"]) for _, record in records()})
     for arm, label in (("batch", "batch"), ("layer", "layer"), ("group", "4 groups")):
         best = [max(run) for run in of_arm("norms", arm)]
         expected = f"{np.mean(best):.2f} ± {np.std(best, ddof=1):.2f}"
