@@ -34,7 +34,7 @@ class Change(NamedTuple):
 
 
 CHANGES = (
-    Change("Table 3: batch normalization", "bn_googlenet", "googlenet", "+2.2"),
+    Change("Table 3: batch normalization, its rate, no LRN", "bn_googlenet", "googlenet", "+2.2"),
     Change("Table 3: BN-Inception", "bn_inception", "bn_googlenet", "+1.6"),
     Change("Table 3: Inception-v2", "inception_v2", "bn_inception", "+1.8"),
     Change("Table 3: RMSProp", "rmsprop", "inception_v2", "+0.3"),
@@ -54,7 +54,7 @@ CHANGES = (
     Change("Section 4: a plain side head", "factorized_7x7", "no_side_head"),
     Change("Section 4: a normalized side head", "inception_v3", "no_side_head"),
     Change("Section 7: label smoothing", "inception_v3", "unsmoothed", "+0.2"),
-    Change("Section 8: RMSProp, not momentum", "inception_v3", "momentum"),
+    Change("Section 8: RMSProp with clipping, not momentum", "inception_v3", "momentum"),
 )
 PUBLISHED = (  # Tables 3 to 5, validation; the ensemble's top-5 error on the test set is 3.58
     Published("GoogLeNet", "224", "1", "1", "29", "9.2"),
