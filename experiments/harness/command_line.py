@@ -10,6 +10,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def refuse_no_values(argv: Sequence[str], config: type[Any]) -> None:
         ValueError: naming the flag.
     """
     flags = {"--" + f.name.replace("_", "-") for f in fields(config) if "tuple[" in str(f.type)}
-    for argument, after in zip(argv, (*argv[1:], "--"), strict=True):
+    for argument, after in pairwise((*argv, "--")):
         flag = argument.replace("_", "-")
         if flag in flags and after.startswith("--"):
             raise ValueError(f"{flag} has no value: give it one or more, or leave it out.")

@@ -262,6 +262,12 @@ def test_a_list_without_a_value_is_refused(command: str, argv: tuple[str, ...]) 
         COMMANDS[command][0](argv)
 
 
+@pytest.mark.parametrize("command", ["imagenet_inception", "mnist_lenet"])
+def test_no_argument_at_all_is_a_command(command: str) -> None:
+    with pytest.raises(Accepted):
+        COMMANDS[command][0](())
+
+
 if __name__ == "__main__":
     counts: Counter[tuple[str, str]] = Counter()
     with no_compute():
