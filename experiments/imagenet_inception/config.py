@@ -119,9 +119,7 @@ class Config(ImageConfig):
     """Average of the parameters that is evaluated in their place. Open: GoogLeNet averaged."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "arms", expanded(self.arms, GROUPS)
-        )  # frozen, but still in the making
+        object.__setattr__(self, "arms", expanded(self.arms, GROUPS))  # frozen, still in the making
         super().__post_init__()
 
     def check(self) -> None:

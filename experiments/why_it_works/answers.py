@@ -108,8 +108,10 @@ def _measured(question: Question, found: dict[str, Any]) -> str:
             return said
         low, high = found["confidence_95"]
         return f"{said} ({low:+.3g} to {high:+.3g})"
-    worst = max(found["checks"], key=_share_of_bound)
-    return f"off by {worst['deviation']:.1e} at most, bound {worst['bound']:.1e}"
+    checks = found["checks"]
+    worst = max(checks, key=_share_of_bound)
+    closest = f", closest of {len(checks)}" if len(checks) > 1 else ""
+    return f"off by {worst['deviation']:.1e}, bound {worst['bound']:.1e}{closest}"
 
 
 def _share_of_bound(check: dict[str, Any]) -> float:

@@ -3,10 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+
+from experiments.why_it_works.question import rounded
 
 Styles = Mapping[str, tuple[str, str]]
 """Colour and line by the name of a curve."""
+
+
+def over_steps(steps: int, reached: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    """Returns curves of what was taken at equal distances up to the last step.
+
+    Args:
+        steps: of the training.
+        reached: `[tests]` by the name of a curve.
+    """
+    (tests,) = {len(values) for values in reached.values()}
+    curves: dict[str, list[Any]] = {"step": [steps // tests * (i + 1) for i in range(tests)]}
+    return curves | {name: rounded(values) for name, values in reached.items()}
 
 
 def draw_over_steps(

@@ -23,8 +23,8 @@ from bnjax.data import DataSet
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP
 from experiments.harness.affects import numbers
-from experiments.why_it_works.curves import draw_over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
+from experiments.why_it_works.curves import draw_over_steps, over_steps
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question
 from experiments.why_it_works.side_by_side import (
     Digits,
     orders,
@@ -110,11 +110,9 @@ class NoiseAfter(Question):
         train, test = Digits.of(data.train), Digits.of(data.test)
         reached = {kind: self._accuracies(norm, seed, train, test) for kind, norm in kinds.items()}
         last = {kind: float(values[-1]) for kind, values in reached.items()}
-        stretch = self.steps // self.tests
         return Answer(
             effect=last["with noise"] - last["without"],
-            curves={"step": [stretch * (i + 1) for i in range(self.tests)]}
-            | {kind: rounded(values) for kind, values in reached.items()},
+            curves=over_steps(self.steps, reached),
             numbers={f"accuracy, {kind}": value for kind, value in last.items()},
         )
 

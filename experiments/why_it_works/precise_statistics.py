@@ -21,8 +21,8 @@ from bnjax.data import DataSet
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP, apply_train
 from experiments.harness.affects import numbers
-from experiments.why_it_works.curves import draw_over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
+from experiments.why_it_works.curves import draw_over_steps, over_steps
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question
 from experiments.why_it_works.side_by_side import (
     Digits,
     accuracies,
@@ -87,11 +87,11 @@ class PreciseStatistics(Question):
         numbers = {f"accuracy, {name}": float(values.mean()) for name, values in points.items()}
         for name, values in points.items():
             numbers[f"change from test to test, {name}"] = float(np.std(np.diff(values, axis=0)))
-        stretch_steps = self.steps // self.tests
         return Answer(
             effect=numbers["accuracy, precise"] - numbers["accuracy, running"],
-            curves={"step": [stretch_steps * (i + 1) for i in range(self.tests)]}
-            | {name: rounded(values.mean(1)) for name, values in points.items()},
+            curves=over_steps(
+                self.steps, {name: values.mean(1) for name, values in points.items()}
+            ),
             numbers=numbers,
         )
 

@@ -23,8 +23,8 @@ from bnjax.linen import BatchNorm, BatchRenorm
 from bnjax.models import MLP
 from bnjax.normalization import renorm_limits
 from experiments.harness.affects import numbers
-from experiments.why_it_works.curves import draw_over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
+from experiments.why_it_works.curves import draw_over_steps, over_steps
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question
 from experiments.why_it_works.side_by_side import (
     Digits,
     orders,
@@ -77,11 +77,11 @@ class RenormSmallBatches(Question):
         order = self.order(seed, np.asarray(data.train.labels))
         reached = {name: self._accuracies(name, seed, train, test, order) for name in _STYLES}
         last = {name: 100 * float(values[-1].mean()) for name, values in reached.items()}
-        stretch = self.steps // self.tests
         return Answer(
             effect=last["renormalized"] - last["BN"],
-            curves={"step": [stretch * (i + 1) for i in range(self.tests)]}
-            | {name: rounded(100 * values.mean(1)) for name, values in reached.items()},
+            curves=over_steps(
+                self.steps, {name: 100 * values.mean(1) for name, values in reached.items()}
+            ),
             numbers={f"accuracy, {name}": value for name, value in last.items()},
         )
 
