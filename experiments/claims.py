@@ -14,7 +14,13 @@ import numpy as np
 from bnjax.evidence.statistics import accuracy, steps_to
 from bnjax.evidence.tables import table
 from experiments.benchmarks.tables import ratio_by_turn
-from experiments.harness.differences import confidence_95, paired
+from experiments.harness.differences import (
+    confidence_95,
+    in_points,
+    interval,
+    paired,
+    with_interval,
+)
 from experiments.harness.experiment import ROOT
 from experiments.harness.found import experiment
 from experiments.harness.results import Runs, load_runs
@@ -79,7 +85,7 @@ def _row(claim: Claim) -> list[str]:
 
 def points(first: Mapping[int, float], second: Mapping[int, float]) -> Finding:
     """Returns the difference of two accuracies by seed, fractions, in points of a per cent."""
-    return _paired(first, second, lambda value: f"{100 * value:+.2f}", " points")
+    return _paired(first, second, in_points, " points")
 
 
 def times(first: Mapping[int, float], second: Mapping[int, float], what: str) -> Finding:
@@ -98,8 +104,8 @@ def _paired(
     unit: str,
 ) -> Finding:
     difference = paired(first, second)
-    low, high = difference["confidence_95"]
-    text = f"{shown(difference['mean'])}{unit} ({shown(low)} to {shown(high)})"
+    low, high = interval(difference) or (0, 0)
+    text = with_interval(difference, shown, unit)
     return Finding(text, _side(low, high), f"{difference['seeds']} pairs")
 
 
@@ -165,8 +171,8 @@ def _largest_rate() -> Finding:
     answers: Any = found.page.report
     effects = [final["effect"] for final in answers.load(found.results)["stable_rate"]]
     low, high = confidence_95(effects)
-    mean, *interval = (f"{10**value:.0f}" for value in (np.mean(effects), low, high))
-    text = f"{mean} times ({' to '.join(interval)})"
+    mean, *ends = (f"{10**value:.0f}" for value in (np.mean(effects), low, high))
+    text = f"{mean} times ({' to '.join(ends)})"
     return Finding(text, _side(low, high), f"{len(effects)} seeds")
 
 

@@ -1,6 +1,6 @@
 """Accuracies compared: two arms, paired by seed; one more run, with those of other seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,43 @@ def confidence_95(values: Sequence[float] | np.ndarray) -> list[float]:
     array = np.asarray(values, float)
     half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
     return [round(float(bound), 6) for bound in (array.mean() - half, array.mean() + half)]
+
+
+def interval(difference: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Returns the interval of a paired difference; None if its seeds do not tell how it scatters.
+
+    That is of one seed, or where evaluations are too far apart to tell the seeds apart.
+    """
+    if not difference["sd"]:
+        return None
+    low, high = difference["confidence_95"]
+    return low, high
+
+
+def with_interval(
+    difference: Mapping[str, Any], shown: Callable[[float], str], unit: str = ""
+) -> str:
+    """Returns the mean of a paired difference, its unit and, if it has one, its interval.
+
+    Args:
+        difference: as `paired` returns it.
+        shown: the text of a number.
+        unit: with the space before it.
+    """
+    text = f"{shown(difference['mean'])}{unit}"
+    ends = interval(difference)
+    return text if ends is None else f"{text} ({shown(ends[0])} to {shown(ends[1])})"
+
+
+def in_points(fraction: float) -> str:
+    """Returns a difference of accuracies in points of a per cent."""
+    return f"{100 * fraction:+.2f}"
+
+
+def verdict(difference: Mapping[str, Any]) -> str:
+    """Returns what the interval says to a claim that the difference is above zero."""
+    low, high = interval(difference) or (0, 0)
+    return "shown" if low > 0 else "contradicted" if high < 0 else "not shown"
 
 
 def difference_line(first: str, second: str, difference: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bnjax.evidence.tables import table
 from experiments.harness.comparison import Comparison, match_steps
-from experiments.harness.differences import paired
+from experiments.harness.differences import in_points, paired, verdict, with_interval
 from experiments.harness.results import Runs
 
 
@@ -19,12 +19,12 @@ class Finding(NamedTuple):
     Attributes:
         seeds: that both have.
         text: the difference, for the table.
-        interval: of 95 %, where above 0 is what a claim says; None if there is none.
+        verdict: what it says to a claim of which it is the whole difference.
     """
 
     seeds: int
     text: str
-    interval: tuple[float, float] | None
+    verdict: str
 
 
 class Claim(NamedTuple):
@@ -47,7 +47,7 @@ class Claim(NamedTuple):
 
 def best_accuracy(first: Runs, second: Runs) -> Finding:
     """Best accuracies, in points."""
-    return _finding(first.best(), second.best(), lambda value: f"{100 * value:+.2f}", "points")
+    return _finding(first.best(), second.best(), in_points, " points")
 
 
 def fewer_steps(first: Runs, second: Runs) -> Finding:
@@ -59,22 +59,19 @@ def fewer_steps(first: Runs, second: Runs) -> Finding:
     own, theirs = match_steps(first, second), match_steps(second, second)
     if not all([*own.values(), *theirs.values()]):  # never, or before the first step
         reached = sum(steps is not None for steps in own.values())
-        return Finding(len(own), f"{reached} of {len(own)} reach it", None)
+        return Finding(len(own), f"{reached} of {len(own)} reach it", "not shown")
     before, after = (
         {seed: float(np.log(at)) for seed, at in steps.items() if at} for steps in (theirs, own)
     )
-    return _finding(before, after, lambda value: f"{np.exp(value):.1f}", "times fewer")
+    return _finding(before, after, lambda value: f"{np.exp(value):.1f}", " times fewer")
 
 
 def _finding(
     first: dict[int, float], second: dict[int, float], shown: Callable[[float], str], unit: str
 ) -> Finding:
     difference = paired(first, second)
-    text = f"{shown(difference['mean'])} {unit}"
-    if not difference["sd"]:  # one seed, or evaluations too far apart to tell the seeds apart
-        return Finding(difference["seeds"], text, None)
-    low, high = difference["confidence_95"]
-    return Finding(difference["seeds"], f"{text} ({shown(low)} to {shown(high)})", (low, high))
+    text = with_interval(difference, shown, unit)
+    return Finding(difference["seeds"], text, verdict(difference))
 
 
 _NORMALIZED = (
@@ -161,13 +158,8 @@ def _judged(claim: Claim, pair: Sequence[Runs]) -> list[str]:
     differ = ", ".join(f"`{name}`" for name in changed)
     if len(changed) > 3:
         differ = f"the whole recipe, {len(changed)} settings"
-    verdict = _verdict(finding.interval) if changed == [claim.setting] else "none: more differs"
-    return [differ, str(finding.seeds), finding.text, verdict]
-
-
-def _verdict(interval: tuple[float, float] | None) -> str:
-    low, high = interval or (0, 0)
-    return "shown" if low > 0 else "contradicted" if high < 0 else "not shown"
+    says = finding.verdict if changed == [claim.setting] else "none: more differs"
+    return [differ, str(finding.seeds), finding.text, says]
 
 
 def _identity(runs: Runs) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bnjax.evidence.tables import table
 from experiments.harness.comparison import Comparison
-from experiments.harness.differences import paired
+from experiments.harness.differences import in_points, paired, verdict, with_interval
 from experiments.harness.images.evaluation_table import Published
 from experiments.harness.page import Page
 from experiments.harness.results import Runs
@@ -91,8 +91,8 @@ def changes_table(runs: Mapping[str, Runs]) -> str:
             difference = paired(after.best(), before.best())
             if difference["seeds"]:
                 pair = f"{after.label} against {before.label}"
-                cells = [change.text, pair, str(difference["seeds"])]
-                rows.append([*cells, points(difference), says(difference), change.paper])
+                says = [with_interval(difference, in_points), verdict(difference)]
+                rows.append([change.text, pair, str(difference["seeds"]), *says, change.paper])
     return table(_HEADS, rows, left=2) if rows else ""
 
 
@@ -106,25 +106,13 @@ def side_heads_table(runs: Mapping[str, Runs]) -> str:
     for part in _PARTS:
         pairs = [paired(_at(part, head), _at(part, without)) for head in heads]
         rows.append(
-            [f"{100 * part:.0f} %", *(points(pair) if pair["seeds"] else "" for pair in pairs)]
+            [
+                f"{100 * part:.0f} %",
+                *(with_interval(pair, in_points) if pair["seeds"] else "" for pair in pairs),
+            ]
         )
     titles = (f"{head.label} minus {without.label}, points" for head in heads)
     return table(["of the steps", *titles], rows)
-
-
-def points(difference: Mapping[str, Any]) -> str:
-    """Returns a paired difference in points of a per cent, and its interval if it has one."""
-    text = f"{100 * difference['mean']:+.2f}"
-    if "confidence_95" not in difference:
-        return text
-    low, high = (100 * bound for bound in difference["confidence_95"])
-    return f"{text} ({low:+.2f} to {high:+.2f})"
-
-
-def says(difference: Mapping[str, Any]) -> str:
-    """Returns what an interval says to a gain: shown, contradicted, or nothing."""
-    low, high = difference.get("confidence_95", (-1, 1))
-    return "shown" if low > 0 else "contradicted" if high < 0 else "not told apart"
 
 
 def _at(part: float, runs: Runs) -> dict[int, float]:

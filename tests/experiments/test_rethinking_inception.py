@@ -271,7 +271,7 @@ def test_changes_are_paired_by_seed_and_stand_beside_the_paper_s(tmp_path):
     mean, half = 41 / 3, 4.302653 * np.std([9, 14, 18], ddof=1) / np.sqrt(3)
     text = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
     assert side_head.endswith(f" | 3 | {text} | shown | no number |")
-    assert "| 3 | +0.00 (-2.48 to +2.48) | not told apart |" in rmsprop
+    assert "| 3 | +0.00 (-2.48 to +2.48) | not shown |" in rmsprop
     early, *_, late = side_heads_table(runs).splitlines()[2:]
     assert early.startswith("| 25 % | +0.33 (")
     assert late.startswith("| 100 % | +14.33 (")
