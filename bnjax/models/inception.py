@@ -1,5 +1,6 @@
 """The common parts of the Inception family: settings, checks, stem, classifier."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from functools import partial
 from itertools import count
@@ -61,7 +62,7 @@ REDUCTIONS = {  # strides go in the order of Szegedy et al. 2016, Table 2: the f
 }
 
 
-class InceptionNetwork(WithNorm):
+class InceptionNetwork(WithNorm, ABC):
     """The settings of every network of the family; bad ones raise ValueError where it is made.
 
     Attributes:
@@ -134,9 +135,9 @@ class InceptionNetwork(WithNorm):
                 "smaller stem_stride."
             )
 
+    @abstractmethod
     def _grid(self) -> tuple[Callable[[int], int], int]:
         """How many rows the first Inception module gets, by those of the images; those it needs."""
-        raise NotImplementedError
 
     def _stem_rows(self, n: int) -> int:
         """Rows that `googlenet_stem` makes of `n`."""

@@ -5,6 +5,7 @@ Figures 2 and 9, with which the paper compares them, are options of theirs.
 The paper's text has no widths; these are the ones that all public implementations share.
 """
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, Literal
 
@@ -75,7 +76,7 @@ class Traditional(Branches):
         return jnp.concatenate([one, single, double, pooled], axis=-1)
 
 
-class GridReduction(Branches):
+class GridReduction(Branches, ABC):
     """Half the grid and more channels: Figure 10, or one of the two alternatives of Figure 9.
 
     Figure 9 gives its modules no widths. Here they are the convolutions of Figure 10 with stride 1,
@@ -100,9 +101,9 @@ class GridReduction(Branches):
         y = jnp.concatenate([*branches, _halve(x) if parallel else x], axis=-1)
         return _halve(y) if self.order == "pool_last" else y
 
+    @abstractmethod
     def _convolve(self, x: jax.Array, step: Step, train: bool) -> list[jax.Array]:
         """The branches; the last convolution of each has the step."""
-        raise NotImplementedError
 
 
 class ReductionTo17(GridReduction):
