@@ -47,3 +47,10 @@ def x64():
         yield
     finally:
         jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def promotion():
+    """Flax itself relies on implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -45,13 +45,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def promotion():
-    """Flax itself relies on implicit promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def inputs(shape, steps=3, dtype=jnp.float32) -> list[jax.Array]:
     rng = np.random.default_rng(4)
     return [jnp.asarray(t / 2 + (1 + t / 4) * rng.normal(size=shape), dtype) for t in range(steps)]

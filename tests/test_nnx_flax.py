@@ -20,13 +20,6 @@ CLOSE = {"rtol": 2e-6, "atol": 2e-6}
 FLAX_12 = hasattr(nnx, "view")
 
 
-@pytest.fixture
-def promotion():
-    """Flax itself relies on implicit promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def inputs(shape, seed=4) -> jax.Array:
     return jnp.asarray(0.5 + 2 * np.random.default_rng(seed).normal(size=shape), jnp.float32)
 

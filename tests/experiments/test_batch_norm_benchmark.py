@@ -77,13 +77,6 @@ def test_a_run_writes_its_table_and_names_missing_peers(written):
     assert set(result_in(folder, batch_norm)["missing"]) == set(MISSING)
 
 
-@pytest.fixture
-def promotion():
-    """Flax relies on implicit promotion in bfloat16."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("name", PRESENT)
 def test_contestants_compute_the_layer_and_its_gradients(name, relu):

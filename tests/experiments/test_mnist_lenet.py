@@ -13,8 +13,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from commands import in_process
 from events import scalars
-from mnist_commands import ROOT, TINY, Ended, assert_same_runs, content, end, flags, start
+from mnist_commands import ROOT, TINY, assert_same_runs, content, end, flags, start
 from runs import JAX_HAS_STARTED
 
 from bnjax.data import in_memory, open_data
@@ -35,21 +36,8 @@ from experiments.mnist_lenet.train import train
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """Runs the command in this process; a message to exit with goes to `err`, as Python does it."""
     monkeypatch.setattr(*JAX_HAS_STARTED)
-
-    def call(*arguments) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["main", *map(str, arguments)])
-        code, message = 0, ""
-        try:
-            command.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-            message = "" if isinstance(stop.code, int) else f"{stop.code}\n"
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err + message)
-
-    return call
+    return in_process(command.main, monkeypatch, capsys)
 
 
 # --- One run from its command to its table ---------------------------------------------------

@@ -3,7 +3,8 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+
+from commands import Ended
 
 from bnjax.evidence.records import read_record
 
@@ -30,12 +31,6 @@ def start(*arguments, **options) -> subprocess.Popen:
     code = [sys.executable, "-m", "experiments.mnist_lenet", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(code, cwd=ROOT, **pipes, **options)
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 def end(process: subprocess.Popen) -> Ended:
