@@ -17,9 +17,11 @@ with extra("figures"):
     from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
-_MARKS = "os^vPX*"
+_MARKS = "os^vPX*<"
 _LONG = 40
 """Characters of a curve's name that still fit into its axes."""
+_MANY = 6
+"""Curves whose names still fit there."""
 
 Form = Literal["png", "svg"]
 PLAIN, NORMALIZED = "#d55e00", "#0072b2"  # Okabe & Ito: colour-blind readers can tell them
@@ -158,18 +160,20 @@ def _mark_divergence(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _legend(axes: Axes, **options: Any) -> None:
-    """Names the curves: in the axes where they hide least, or below if a name is long."""
+    """Names the curves: in the axes where they hide least; below if they are many or names long."""
     handles, labels = axes.get_legend_handles_labels()
-    if max(map(len, labels)) <= _LONG:
+    if max(map(len, labels)) <= _LONG and len(labels) <= _MANY:
         axes.legend(frameon=False, **options)
         return
     figure = axes.get_figure(root=True)
     assert figure is not None
     width, height = figure.get_size_inches()
-    wrapped = [textwrap.fill(label, int(14 * width)) for label in labels]
-    lines = sum(label.count("\n") + 1 for label in wrapped)
+    columns = 2 if max(map(len, labels)) <= _LONG else 1
+    wrapped = [textwrap.fill(label, int(14 * width / columns)) for label in labels]
+    lines = -(-sum(label.count("\n") + 1 for label in wrapped) // columns)
     figure.set_size_inches(width, height + 0.17 * lines)
-    figure.legend(handles, wrapped, loc="outside lower left", frameon=False, fontsize=8)
+    below: dict[str, Any] = {"loc": "outside lower left", "frameon": False, "fontsize": 8}
+    figure.legend(handles, wrapped, ncols=columns, **below)
 
 
 def mark(axes: Axes, markers: Sequence[Marker], *, level: float) -> None:

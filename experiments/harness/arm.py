@@ -58,17 +58,28 @@ def by_name(arms: Sequence[Kind], name: str) -> Kind:
     raise ValueError(f"arms: unknown {name!r}; choose from {', '.join(arm.name for arm in arms)}.")
 
 
-def expanded(names: Iterable[str], groups: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+def expanded(
+    names: Iterable[str], arms: Sequence[Arm], groups: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
     """Returns names of arms, with those of a group in the place of its word.
 
     An arm of several groups stands where the first of their words is.
+
+    Raises:
+        ValueError: if a name is neither an arm's nor a word.
     """
-    arms: list[str] = []
+    known = [arm.name for arm in arms]
+    found: list[str] = []
     of_words: set[str] = set()
     for name in names:
-        arms += [arm for arm in groups.get(name, (name,)) if arm not in of_words]
+        if name not in groups and name not in known:
+            raise ValueError(
+                f"arms: unknown {name!r}; choose from {', '.join(known)}, or from the words for "
+                f"several: {', '.join(groups)}."
+            )
+        found += [arm for arm in groups.get(name, (name,)) if arm not in of_words]
         of_words.update(groups.get(name, ()))
-    return tuple(arms)
+    return tuple(found)
 
 
 def check_arms(given: tuple[str, ...], arms: Sequence[Arm]) -> None:

@@ -97,7 +97,8 @@ class Config(ImageConfig):
     width: float = network(0.125)
     """Factor on the widths of all layers. Stated: 1."""
     stem_stride: Literal[1, 2, 4, 8] = network(4)
-    """Total stride before the first Inception module. Stated: 8, for 224 pixels."""
+    """Total stride before the first Inception module. Stated: 8, for 224 pixels. Networks with side
+    heads need 2 for 32 pixels."""
     stem: Literal["separable", "dense"] = network("dense")
     """The first convolution. Stated: separable, depth multiplier 8; dense is faster on CPUs."""
     figure_5: Literal["widths", "sizes"] = network("widths")
@@ -119,7 +120,8 @@ class Config(ImageConfig):
     """Average of the parameters that is evaluated in their place. Open: GoogLeNet averaged."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arms", expanded(self.arms, GROUPS))  # frozen, still in the making
+        arms = expanded(self.arms, ARMS, GROUPS)
+        object.__setattr__(self, "arms", arms)  # frozen, still in the making
         super().__post_init__()
 
     def check(self) -> None:

@@ -99,7 +99,8 @@ class Config(ImageConfig):
     ImageNet; shorter runs forget sooner."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arms", expanded(self.arms, GROUPS))  # frozen, still in the making
+        arms = expanded(self.arms, ARMS, GROUPS)
+        object.__setattr__(self, "arms", arms)  # frozen, still in the making
         super().__post_init__()
 
     def check(self) -> None:

@@ -141,6 +141,15 @@ def test_long_names_stand_below_and_leave_the_axes_their_room(tmp_path):
     assert sizes[name] > 0.8 * sizes["short"]
 
 
+def test_many_names_stand_below():
+    """Red with the legend in the axes, where eight names hide curves."""
+    figure, (panel,) = new_figure((4,))
+    learning_curves(panel, saturating(*np.linspace(0.2, 0.9, 8)), lowest=0)
+    assert panel.get_legend() is None
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len({line.get_marker() for line in legend.get_lines()}) == 8
+
+
 def test_an_svg_is_the_same_on_any_day(tmp_path):
     """Red for a date or for ids that are drawn at random."""
     files = []

@@ -226,7 +226,7 @@ def test_an_arm_s_images_have_its_own_size():
         ({"decay_factor": 1.5}, r"decay_factor must be in \(0, 1\]"),
         ({"l2": -1.0}, "l2 must be >= 0"),
         ({"normalize_together": 5}, "normalize_together=5 must be 2 or more and divide the 32"),
-        ({"arms": ("table4",)}, "arms: unknown 'table4'; choose from googlenet"),
+        ({"arms": ("table4",)}, "unknown 'table4'.*, or from the words for several: table3,"),
     ],
 )
 def test_what_cannot_be_is_refused_before_compute(changes, message):
