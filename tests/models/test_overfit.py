@@ -1,4 +1,4 @@
-"""Each network of the Inception family learns 64 digits by heart, and still knows them afterwards:
+"""Each network of the Inception family learns 32 digits by heart, and still knows them afterwards:
 with its own batch's moments, and with recalibrated statistics."""
 
 from functools import partial
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn import drawn
 
 from bnjax.data import in_memory, open_data
 from bnjax.linen import BatchNorm
@@ -29,7 +30,7 @@ from bnjax.training.steps import make_train_step
 
 pytestmark = pytest.mark.slow
 
-IMAGES = 64
+IMAGES = 32
 SMALL = {"classes": 10, "width": 1 / 16, "stem_stride": 2, "dropout": 0.0}
 NORM = {"norm": partial(BatchNorm, momentum=0.99)}  # of which 100 steps make no estimate
 
@@ -74,7 +75,7 @@ def digits():
 
 
 @pytest.mark.parametrize("name", ARMS)
-def test_network_learns_64_digits_by_heart(name, digits):
+def test_network_learns_32_digits_by_heart(name, digits):
     model = ARMS[name].model
     state, correct = train(ARMS[name], digits)
     assert correct == IMAGES
@@ -97,7 +98,7 @@ def train(arm: Arm, digits: Any) -> tuple[TrainState, int]:
 
     objective = classification_objective(auxiliary_weights=auxiliary_weights)
     step = jax.jit(make_train_step(partial(apply_train, model), tx, objective))
-    variables = initial(model, digits[0], gain)
+    variables = drawn(model, digits[0], gain=gain)
     state = TrainState(
         jnp.int32(0),
         variables["params"],
@@ -109,18 +110,3 @@ def train(arm: Arm, digits: Any) -> tuple[TrainState, int]:
         if metrics.loss < ENOUGH * IMAGES:
             break
     return before, int(metrics.correct)  # not the update after it, which may move a label
-
-
-def initial(model: nn.Module, images: jax.Array, gain: float) -> Any:
-    """Drawn by NumPy: compiling an initialization takes as long as half the training."""
-    rng = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            deviation = gain * np.sqrt(2 / np.prod(leaf.shape[:-1]))
-            return jnp.asarray(rng.normal(0, deviation, leaf.shape), leaf.dtype)
-        return jnp.full(leaf.shape, 1 if name in ("scale", "var") else 0, leaf.dtype)
-
-    init = partial(model.init, train=False)
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0), images))
