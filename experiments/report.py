@@ -94,7 +94,7 @@ def documents() -> Iterator[tuple[Path, str]]:
             yield path, json.dumps(summary, indent=1) + "\n"
         blocks = experiment.page.blocks(experiment.results)
         folder = experiment.results.parent
-        if experiment.name == "imagenet_inception":
+        if (experiment.results / "dry_run.json").exists():
             blocks["dry_run"] = compiled_tables.dry_run_table(_result(folder, "dry_run"))
         results = experiment.results
         sources = {name: experiment.page.source(results, name) for name in blocks}

@@ -1,5 +1,6 @@
 """What the experiment's README holds: the rows, and each change beside the paper's."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from bnjax.evidence.tables import table
 from experiments.harness.comparison import Comparison
 from experiments.harness.differences import in_points, paired, verdict, with_interval
+from experiments.harness.images import evaluation_table
 from experiments.harness.images.evaluation_table import Published
 from experiments.harness.page import Page
 from experiments.harness.results import Runs
@@ -128,13 +130,19 @@ REPORT = Rows(ARMS, reference="googlenet")
 
 
 def more(results: Path) -> dict[str, str]:
-    """Returns the tables of changes, of side heads, and of the networks' sizes."""
+    """Returns the tables of changes, side heads and resolutions, of crops, and of sizes."""
     runs = REPORT.load(results)
     return {
         "changes": changes_table(runs),
         "side_heads": side_heads_table(runs),
+        f"{TABLE_2}_changes": changes_table(REPORT.load(results / TABLE_2)),
+        "evaluation": evaluation_table.table(
+            json.loads((results / "evaluation.json").read_text(encoding="utf-8")), ARMS, PUBLISHED
+        ),
         "sizes": sizes_table(read_sizes(results)),
     }
 
 
-PAGE = Page(REPORT, more=more)
+TABLE_2 = "table2"
+"""Folder of the runs at three resolutions, whose stem has another stride than those of the rows."""
+PAGE = Page(REPORT, folders=("", TABLE_2), more=more)
