@@ -40,7 +40,7 @@ from experiments.why_it_works.regularizers import DropoutGain, L2Gain
 from experiments.why_it_works.renorm_identity import RenormIdentity
 from experiments.why_it_works.renorm_training import RenormSmallBatches, RenormSortedBatches
 from experiments.why_it_works.residual_stream import ResidualStream
-from experiments.why_it_works.scale_bias_alone import ScaleBiasAlone
+from experiments.why_it_works.scale_bias_alone import ScaleBiasAlone, ScaleBiasLast
 from experiments.why_it_works.stable_rate import StableRate
 
 QUESTIONS: tuple[Question, ...] = (
@@ -77,9 +77,12 @@ QUESTIONS: tuple[Question, ...] = (
     ),
     GhostBatches(name="ghost_batches", label="ghost batches"),
     ScaleBiasAlone(name="scale_bias_alone", label="scale and bias alone"),
+    ScaleBiasLast(name="scale_bias_last", label="scale, bias and last layer"),
     RandomLabels(name="random_labels", label="random labels"),
     DropoutGain(name="dropout_gain", label="gain of dropout"),
+    DropoutGain(name="dropout_gain_drawn", label="gain of dropout, labels drawn", drawn=0.25),
     L2Gain(name="l2_gain", label="gain of L2"),
+    L2Gain(name="l2_gain_drawn", label="gain of L2, labels drawn", drawn=0.25),
 )
 _QUICK_OBSERVED = ("rank_collapse", "edge_of_stability")
 """What is observed within seconds."""

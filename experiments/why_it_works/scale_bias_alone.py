@@ -1,11 +1,10 @@
-"""Scale and bias, with the last layer, train a network further than as many other weights do.
+"""Scale and bias alone train a network further than as many of its other weights do.
 
 All other weights stay as they were drawn. In the control as many weights as there are scales and
-biases are trained in their place, drawn from all kernels of the hidden layers, and the last layer
-too (Frankle, Schwab & Morcos 2021, arXiv 2003.00152, of residual networks on CIFAR-10 and ImageNet,
-whose control trains two weights of each channel). There the last layer stays as well; what comes
-of that, of the last layer alone and of all weights is told too. Each has the rate that is best for
-it on digits held out.
+biases are trained in their place, drawn from all kernels of the hidden layers (Frankle, Schwab &
+Morcos 2021, arXiv 2003.00152, of residual networks on CIFAR-10 and ImageNet, whose control trains
+two weights of each channel). It is asked with the last layer as it was drawn, as there, and with
+the last layer trained in both. Each part has the rate that is best for it on digits held out.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +28,11 @@ from experiments.why_it_works.rates import hold_out, trained_at_best_rate
 from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of
 
 _LAST = "logits"
-_OURS, _CONTROL = "scale, bias, last", "as many, last"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleBiasAlone(Question):
-    """Trains parts of networks.
+    """Trains parts of networks; the last layer stays.
 
     Attributes:
         networks: of each seed, part and rate; their mean counts.
@@ -46,13 +44,14 @@ class ScaleBiasAlone(Question):
     """
 
     claim: ClassVar[str] = (
-        "With the last layer, scale and bias train a network further than as many of its other "
-        "weights do."
+        "Scale and bias alone train a network further than as many of its other weights do."
     )
     source: ClassVar[str] = "Frankle et al. 2021, arXiv 2003.00152"
     exact: ClassVar[bool] = False
     effect: ClassVar[str] = "points of accuracy more"
     in_float64: ClassVar[bool] = False
+    trained: ClassVar[tuple[str, ...]] = ("scale, bias", "as many", "all")
+    """Names in `parts`: what the claim says, its control, and what else is told."""
 
     networks: int = numbers(2)
     steps: int = numbers(600)
@@ -68,10 +67,10 @@ class ScaleBiasAlone(Question):
         he = nn.initializers.he_normal()
         model = MLP(self.widths, norm="batch", activation=nn.relu, kernel_init=he)
         reached, rates = {}, {}
-        for part, chosen in parts(seed).items():
+        for part in self.trained:
             rates[part], state = trained_at_best_rate(
                 model,
-                optax.chain(only(chosen), sgd(self.rates[0])),
+                optax.chain(only(parts(seed)[part]), sgd(self.rates[0])),
                 self.rates,
                 train,
                 held_out,
@@ -80,8 +79,9 @@ class ScaleBiasAlone(Question):
                 batch_size=self.batch_size,
             )
             reached[part] = 100 * float(accuracies(model, state, test).mean())
+        ours, control, *_ = reached.values()
         return Answer(
-            effect=reached[_OURS] - reached[_CONTROL],
+            effect=ours - control,
             curves={"reached": reached},
             numbers={f"accuracy, {part}": value for part, value in reached.items()}
             | {f"rate, {part}": rate for part, rate in rates.items()},
@@ -89,12 +89,23 @@ class ScaleBiasAlone(Question):
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds, a row for each part."""
-        colors, rows = {_OURS: NORMALIZED, _CONTROL: PLAIN}, [*answers[0]["curves"]["reached"]]
-        for row, part in enumerate(reversed(rows)):
+        colors = (NORMALIZED, PLAIN, THEORY)
+        for row, (part, color) in enumerate(zip(self.trained, colors, strict=True)):
             values = [answer["curves"]["reached"][part] for answer in answers]
-            axes.plot(values, [row] * len(values), "o", color=colors.get(part, THEORY), ms=4)
-        axes.set(xlabel="test accuracy, %", xlim=(0, 100))
-        axes.set_yticks(range(len(rows)), [*reversed(rows)], fontsize=7)
+            axes.plot(values, [-row] * len(values), "o", color=color, ms=4)
+        axes.set(xlabel="test accuracy, %", ylim=(-2.5, 0.5))
+        axes.set_yticks(range(0, -3, -1), [part.replace(", ", ",\n") for part in self.trained])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleBiasLast(ScaleBiasAlone):
+    """Trains the last layer too."""
+
+    claim: ClassVar[str] = (
+        "With the last layer, scale and bias train a network further than as many of its other "
+        "weights do."
+    )
+    trained: ClassVar[tuple[str, ...]] = ("scale, bias, last", "as many, last", "last")
 
 
 Mask = Callable[[Any], Any]
@@ -114,8 +125,8 @@ def parts(seed: int) -> dict[str, Mask]:
             biases than of kernels' entries.
     """
     return {
-        _OURS: _and_last(_scale_and_bias),
-        _CONTROL: _and_last(lambda params: _as_many(params, seed)),
+        "scale, bias, last": _and_last(_scale_and_bias),
+        "as many, last": _and_last(lambda params: _as_many(params, seed)),
         "last": _and_last(lambda params: jax.tree.map(jnp.zeros_like, params)),
         "scale, bias": _scale_and_bias,
         "as many": lambda params: _as_many(params, seed),

@@ -28,9 +28,11 @@ from experiments.why_it_works.layer_jacobians import singular_values, spread_of
 from experiments.why_it_works.noise_after import NoisyBatchNorm
 from experiments.why_it_works.precise_statistics import average_moments
 from experiments.why_it_works.question import float64
+from experiments.why_it_works.regularizers import DropoutGain
 from experiments.why_it_works.side_by_side import seeds_of
 
 ALONG_TRAINING = tuple(q.name for q in QUESTIONS if isinstance(q, AlongTraining))
+GAINS = tuple(q.name for q in QUESTIONS if isinstance(q, DropoutGain))
 SMALL = {  # settings with which a question takes a second or two
     "layer_gradient": {},
     "gradient_growth": {"batches": (16,), "depth": 12, "width": 256, "draws": 4},
@@ -54,9 +56,9 @@ SMALL = {  # settings with which a question takes a second or two
     "group_normalization_convolutions": {"networks": 1, "examples": (2, 16), "steps": 20},
     "ghost_batches": {"networks": 1, "steps": 20, "large": 128},
     "scale_bias_alone": {"networks": 1, "steps": 50, "widths": (50, 50)},
+    "scale_bias_last": {"networks": 1, "steps": 50, "widths": (50, 50)},
     "random_labels": {"networks": 1, "examples": 50, "steps": 100},
-    "dropout_gain": {"networks": 1, "steps": 50, "widths": (50,)},
-    "l2_gain": {"networks": 1, "steps": 50, "widths": (50,)},
+    **{name: {"networks": 1, "steps": 50, "widths": (50,)} for name in GAINS},
 }
 LOOSER = {
     "equilibrium": 0.15,

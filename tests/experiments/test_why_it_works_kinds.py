@@ -137,6 +137,16 @@ def test_dropout_acts_in_training_alone():
     same(*(network.apply(variables, images, train=False) for network in (model, plain)))
 
 
+@pytest.mark.parametrize(("drawn", "low", "high"), [(0.0, 0, 0), (0.5, 0.35, 0.55), (1.0, 0.8, 1)])
+def test_part_of_the_labels_is_drawn(digits, drawn, low, high):
+    """Of those drawn a tenth is right by chance. Seen red with all drawn, and with none."""
+    question = replace(BY_NAME["dropout_gain"], examples=400, drawn=drawn)
+    labels = question.labels(3, digits)
+    assert (labels.shape, labels.dtype) == ((400,), jnp.int32)
+    wrong = float(np.mean(np.asarray(labels != digits.labels[:400])))
+    assert low <= wrong <= high
+
+
 def test_l2_pulls_kernels_alone():
     """By rate times strength of each kernel, where the loss has no slope."""
     question = replace(BY_NAME["l2_gain"], rates=(0.5,))
@@ -157,6 +167,7 @@ SMALL = {
     "group_normalization_convolutions": {"examples": (2, 8), "widths": (4,)},
     "ghost_batches": {"large": 20, "small": 4, "widths": (8,)},
     "scale_bias_alone": {"widths": (8,)},
+    "scale_bias_last": {"widths": (8,)},
     "dropout_gain": {"widths": (8,), "examples": 40, "batch_size": 10},
     "l2_gain": {"widths": (8,), "examples": 40, "batch_size": 10},
 }
@@ -169,8 +180,9 @@ def by_claim(name, told):
         return min(a["groups of 8"], a["group normalization"]) - a["groups of 2"]
     if name == "ghost_batches":
         return a["ghost batches"] - a["large batches"]
-    if name == "scale_bias_alone":
-        return a["scale, bias, last"] - a["as many, last"]
+    if name.startswith("scale_bias"):
+        last = ", last" if name == "scale_bias_last" else ""
+        return a[f"scale, bias{last}"] - a[f"as many{last}"]
     kind = {"dropout_gain": "dropout", "l2_gain": "L2"}[name]
     reached = {key.removeprefix("test accuracy "): value for key, value in told.items()}
     gains = {w: reached[f"{w}, {kind}"] - reached[f"{w}, plain"] for w in ("with", "without")}
