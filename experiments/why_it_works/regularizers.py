@@ -77,13 +77,13 @@ class DropoutGain(Question):
     in_float64: ClassVar[bool] = False
     regularizer: ClassVar[str] = "dropout"
 
-    networks: int = numbers(3)
+    networks: int = numbers(2)
     examples: int = numbers(400)
     drawn: float = numbers(0.0)
     steps: int = numbers(1_500)
     batch_size: int = numbers(50)
     widths: tuple[int, ...] = numbers((200, 200))
-    rates: tuple[float, ...] = numbers((0.03, 0.1, 0.3))
+    rates: tuple[float, ...] = numbers((0.01, 0.03, 0.1, 0.3))
     held_out: int = numbers(1_000)
     strength: float = numbers(0.5)
 
@@ -161,7 +161,7 @@ class L2Gain(DropoutGain):
     source: ClassVar[str] = "Ioffe & Szegedy 2015, arXiv 1502.03167, section 4.2.1"
     regularizer: ClassVar[str] = "L2"
 
-    strength: float = numbers(1e-2)
+    strength: float = numbers(0.03)
 
     def network(self, norm: str | None, strength: float) -> tuple[nn.Module, Any]:
         """Returns a network with a norm, and an optimizer with so much L2."""
