@@ -57,7 +57,7 @@ class ScaleBiasAlone(Question):
     steps: int = numbers(600)
     batch_size: int = numbers(60)
     widths: tuple[int, ...] = numbers((200, 200, 200))
-    rates: tuple[float, ...] = numbers((0.3, 1.0, 3.0))
+    rates: tuple[float, ...] = numbers((0.3, 1.0, 3.0, 10.0, 30.0))
     held_out: int = numbers(500)
 
     def answer(self, seed: int, data: DataSet) -> Answer:
