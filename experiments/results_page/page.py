@@ -268,7 +268,7 @@ def _outcome(run: ShownRun) -> str:
     """What the record's end says, sums with their counts."""
     parts = []
     for name, value in run.final.items():
-        if isinstance(value, dict) and "examples" in value:
+        if isinstance(value, dict) and {"correct", "examples"} <= value.keys():
             right, of = value["correct"], value["examples"]
             parts.append(f"{name}: {right:,} of {of:,} right, loss {value['loss'] / of:.6g}")
     for check in run.final.get("checks") or ():

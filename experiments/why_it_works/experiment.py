@@ -20,7 +20,12 @@ from experiments.why_it_works.dropout_before import DropoutBefore
 from experiments.why_it_works.edge_of_stability import EdgeOfStability
 from experiments.why_it_works.equilibrium import Equilibrium
 from experiments.why_it_works.exponential_rate import ExponentialRate
+from experiments.why_it_works.ghost_batches import GhostBatches
 from experiments.why_it_works.gradient_growth import GradientGrowth
+from experiments.why_it_works.group_normalization import (
+    GroupNormalization,
+    GroupNormalizationConvolutions,
+)
 from experiments.why_it_works.group_size import GroupSize
 from experiments.why_it_works.landscape import GradientChange, LossRange, Smoothness
 from experiments.why_it_works.layer_gradient import LayerGradient
@@ -29,10 +34,13 @@ from experiments.why_it_works.least_squares import LeastSquares
 from experiments.why_it_works.noise_after import NoiseAfter
 from experiments.why_it_works.precise_statistics import PreciseStatistics
 from experiments.why_it_works.question import Question, float64
+from experiments.why_it_works.random_labels import RandomLabels
 from experiments.why_it_works.rank_collapse import RankCollapse
+from experiments.why_it_works.regularizers import DropoutGain, L2Gain
 from experiments.why_it_works.renorm_identity import RenormIdentity
 from experiments.why_it_works.renorm_training import RenormSmallBatches, RenormSortedBatches
 from experiments.why_it_works.residual_stream import ResidualStream
+from experiments.why_it_works.scale_bias_alone import ScaleBiasAlone, ScaleBiasLast
 from experiments.why_it_works.stable_rate import StableRate
 
 QUESTIONS: tuple[Question, ...] = (
@@ -63,6 +71,18 @@ QUESTIONS: tuple[Question, ...] = (
     GroupSize(name="group_size", label="size of the groups"),
     PreciseStatistics(name="precise_statistics", label="precise statistics"),
     LayerJacobians(name="layer_jacobians", label="Jacobians of layers"),
+    GroupNormalization(name="group_normalization", label="group normalization, perceptron"),
+    GroupNormalizationConvolutions(
+        name="group_normalization_convolutions", label="group normalization, convolutions"
+    ),
+    GhostBatches(name="ghost_batches", label="ghost batches"),
+    ScaleBiasAlone(name="scale_bias_alone", label="scale and bias alone"),
+    ScaleBiasLast(name="scale_bias_last", label="scale, bias and last layer"),
+    RandomLabels(name="random_labels", label="random labels"),
+    DropoutGain(name="dropout_gain", label="gain of dropout"),
+    DropoutGain(name="dropout_gain_drawn", label="gain of dropout, labels drawn", drawn=0.25),
+    L2Gain(name="l2_gain", label="gain of L2"),
+    L2Gain(name="l2_gain_drawn", label="gain of L2, labels drawn", drawn=0.25),
 )
 _QUICK_OBSERVED = ("rank_collapse", "edge_of_stability")
 """What is observed within seconds."""

@@ -1,0 +1,71 @@
+"""Each kind of network at a rate of its own: the best of a few, by digits held out of training.
+
+Rates that are best differ from kind to kind; at one rate for all, the rate would decide.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bnjax.data.order import permutation
+from bnjax.training.state import TrainState
+from experiments.why_it_works.side_by_side import Digits, accuracies, orders, start, training
+
+
+class Chosen(NamedTuple):
+    """Networks after training at the rate that was best for them.
+
+    Attributes:
+        rate: the one that was chosen.
+        state: of the networks; leaves `[networks, ...]`.
+    """
+
+    rate: float
+    state: TrainState
+
+
+def hold_out(digits: Digits, count: int, seed: int) -> tuple[Digits, Digits]:
+    """Returns all but `count` digits, and those, drawn by the seed."""
+    rows = permutation(seed, 0, len(digits.labels))
+    held, kept = (Digits(digits.images[own], digits.labels[own]) for own in np.split(rows, [count]))
+    return kept, held
+
+
+def trained_at_best_rate(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    rates: Sequence[float],
+    digits: Digits,
+    held_out: Digits,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    batch_size: int,
+) -> Chosen:
+    """Trains networks at each rate, side by side, and returns those of the best.
+
+    Args:
+        model: the network.
+        tx: an optimizer whose state has a `learning_rate`, such as `bnjax.training.optimizers.sgd`.
+        rates: to choose from. All see the same weights and examples.
+        digits: to train on.
+        held_out: those whose mean accuracy, by running statistics, chooses; of equals the first.
+        seeds: of the networks at each rate.
+        steps: of training.
+        batch_size: examples.
+    """
+    every = [seed for _ in rates for seed in seeds]
+    state = start(model, tx, every, digits)
+    each = jnp.repeat(jnp.asarray(rates, jnp.float32), len(seeds))
+    state = state._replace(opt_state=optax.tree_utils.tree_set(state.opt_state, learning_rate=each))
+    order = orders(every, 0, steps, batch_size, len(digits.labels))
+    state, _ = training(model, tx)(state, digits, order)
+    reached = accuracies(model, state, held_out).reshape(len(rates), len(seeds)).mean(1)
+    best = int(np.argmax(reached))
+    own = slice(best * len(seeds), (best + 1) * len(seeds))
+    return Chosen(rates[best], jax.tree.map(lambda leaf: leaf[own], state))
