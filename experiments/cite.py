@@ -26,7 +26,7 @@ def main() -> None:
         results = tyro.cli(Arguments, prog="python -m experiments.cite").results
         if not results:
             raise ValueError(
-                "RESULTS: give one or more, for example experiments/mnist_lenet/results/mlp_bn-s0."
+                "give one or more results, for example experiments/mnist_lenet/results/mlp_bn-s0."
             )
         print(bibtex(origin(results)))
 

@@ -27,6 +27,7 @@ from experiments.harness.results import Runs, load_runs
 from experiments.mnist_lenet import summary as mnist
 
 Side = Literal["above", "below", "unclear"]
+_HEADS = ("claim", "difference (95 % interval)", "runs")
 
 
 class Finding(NamedTuple):
@@ -59,28 +60,42 @@ class Claim(NamedTuple):
     find: Callable[[], Finding]
 
 
-def claims_table() -> str:
-    """Returns a line for each claim; a function of the committed results.
+def findings() -> dict[Claim, Finding]:
+    """Returns what the committed results say to each claim.
 
     Raises:
-        ValueError: results contradict a claim.
+        ValueError: they contradict it.
     """
-    return table(["claim", "difference (95 % interval)", "runs", "more"], map(_row, CLAIMS), left=4)
+    found = {claim: claim.find() for claim in CLAIMS}
+    for claim, finding in found.items():
+        if finding.side != claim.side:
+            raise ValueError(
+                f"the README claims {claim.text!r}, {claim.side}; the results in {claim.page} say "
+                f"{finding.text}, {finding.side}: change CLAIMS in experiments/claims.py."
+            )
+    return found
 
 
-def _row(claim: Claim) -> list[str]:
-    found = claim.find()
-    if found.side != claim.side:
-        raise ValueError(
-            f"the README claims {claim.text!r}, {claim.side}; the results in {claim.page} say "
-            f"{found.text}, {found.side}: change CLAIMS in experiments/claims.py."
-        )
-    return [
-        claim.text,
-        found.text,
-        found.runs,
-        f"[{claim.page}](experiments/{claim.page}/README.md)",
+def claims_table(found: Mapping[Claim, Finding]) -> str:
+    """Returns a line for each claim, with its page, for the README."""
+    rows = [
+        [
+            claim.text,
+            text,
+            runs,
+            f"[{claim.page}](experiments/{claim.page}/README.md#in-the-readme)",
+        ]
+        for claim, (text, _, runs) in found.items()
     ]
+    return table([*_HEADS, "more"], rows, left=4)
+
+
+def claims_of(page: str, found: Mapping[Claim, Finding]) -> str:
+    """Returns the lines whose numbers are of a page; empty if there are none."""
+    rows = [
+        [claim.text, text, runs] for claim, (text, _, runs) in found.items() if claim.page == page
+    ]
+    return table(_HEADS, rows, left=3) if rows else ""
 
 
 def points(first: Mapping[int, float], second: Mapping[int, float]) -> Finding:

@@ -14,7 +14,7 @@ from bnjax.command import command
 from bnjax.evidence.report import fill, same_picture
 from bnjax.paths import writable_folder
 from experiments.benchmarks.__main__ import BENCHMARKS
-from experiments.claims import claims_table
+from experiments.claims import claims_of, claims_table, findings
 from experiments.compiled import tables as compiled_tables
 from experiments.harness.citations import made_by
 from experiments.harness.command_line import ending
@@ -89,6 +89,7 @@ def write_page(folder: Path) -> Path:
 
 def documents() -> Iterator[tuple[Path, str]]:
     """Yields each document that holds results, and what it must say."""
+    found = findings()
     for experiment in _with_results():
         for path, summary in experiment.page.summaries(experiment.results):
             yield path, json.dumps(summary, indent=1) + "\n"
@@ -96,17 +97,21 @@ def documents() -> Iterator[tuple[Path, str]]:
         folder = experiment.results.parent
         if (experiment.results / "dry_run.json").exists():
             blocks["dry_run"] = compiled_tables.dry_run_table(_result(folder, "dry_run"))
+        if claims := claims_of(experiment.name, found):
+            blocks["in_the_readme"] = claims
         results = experiment.results
         sources = {name: experiment.page.source(results, name) for name in blocks}
         yield _filled(folder / "README.md", _with_origins(blocks, sources))
-    yield _filled(_SPEED / "README.md", _with_origins(_speed(), _speed_files()))
+    speed = _speed() | {"in_the_readme": claims_of(_SPEED.name, found)}
+    files = _speed_files() | {"in_the_readme": _SPEED}
+    yield _filled(_SPEED / "README.md", _with_origins(speed, files))
     compiled = {
         "normalization": compiled_tables.normalization_table(_result(_COMPILED, "normalization")),
         "memory": compiled_tables.memory_table(_result(_COMPILED, "memory")),
     }
     files = {name: _COMPILED / "results" / f"{name}.json" for name in compiled}
     yield _filled(_COMPILED / "README.md", _with_origins(compiled, files))
-    yield _filled(ROOT / "README.md", {"claims": claims_table()})
+    yield _filled(ROOT / "README.md", {"claims": claims_table(found)})
 
 
 def _with_results() -> list[Experiment]:

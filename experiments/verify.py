@@ -201,8 +201,8 @@ def _as_one_more_seed(
         [
             f"{what}: {'agrees with' if agrees else 'DIFFERS from'} what {len(recorded)} seeds "
             f"predict of one more run: {100 * accuracy(last['test']):.2f} % after step "
-            f"{last['step']:,}, of {100 * low:.2f} to {100 * high:.2f} % with "
-            f"{100 * CONFIDENCE:g} % confidence; {said}.",
+            f"{last['step']:,}, of {100 * low:.2f} to {100 * high:.2f} %, {100 * (high - low):.0f} "
+            f"points, with {100 * CONFIDENCE:g} % confidence; {said}.",
             *because,
         ],
     )

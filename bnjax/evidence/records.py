@@ -176,7 +176,7 @@ def read_record(directory: Path) -> dict[str, Json]:
         if not isinstance(record, dict):
             raise ValueError(f"it is no JSON object but {record!r:.80}")
     except FileNotFoundError:
-        raise RecordError(f"{directory} holds no run: there is no record.json.") from None
+        raise _missing(directory) from None
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
@@ -190,6 +190,15 @@ def read_record(directory: Path) -> dict[str, Json]:
     if problem := _problem(record):
         raise _damaged(path, problem)
     return record
+
+
+def _missing(directory: Path) -> RecordError:
+    there = "holds no run: there is no record.json" if directory.exists() else "does not exist"
+    near = [
+        path.parent for at in (directory, directory.parent) for path in at.glob("*/record.json")
+    ]
+    hint = f"; one that does is {min(near)}" if near else ""
+    return RecordError(f"{directory} {there}{hint}.")
 
 
 def _damaged(what: Path, problem: str) -> RecordError:

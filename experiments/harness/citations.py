@@ -55,7 +55,8 @@ def origin(results: Iterable[Path]) -> Origin:
 
     Args:
         results: each a run's folder, a folder of runs, or a file that names its environment. Of a
-            folder the runs right in it count; if there are none, all below it.
+            folder the runs right in it count; if there are none, all below it; if there are none
+            there, its files of results.
 
     Raises:
         RecordError: one is none of these, or not finished, or damaged, or of no commit.
@@ -112,7 +113,7 @@ def made_by(results: Path) -> str:
     Empty for a folder without a run yet, and for a file that names no environment: it holds what
     was counted, not what was run.
     """
-    if results.is_dir() and not any(results.rglob("record.json")):
+    if results.is_dir() and not any(results.rglob("record.json")) and not _files(results):
         return ""
     if results.is_file() and "environment" not in json.loads(results.read_text(encoding="utf-8")):
         return ""
@@ -135,6 +136,8 @@ def _records(result: Path) -> list[tuple[Path, dict[str, Any]]]:
     runs = sorted(result.glob("*/record.json")) or sorted(result.rglob("record.json"))
     finished = [_read_run(path.parent) for path in runs]
     if not finished:
+        finished = _files(result)
+    if not finished:
         there = "holds no run" if result.is_dir() else "does not exist"
         raise RecordError(
             f"{result} {there}: give a run's folder, a folder of runs or a file of results, for "
@@ -143,19 +146,33 @@ def _records(result: Path) -> list[tuple[Path, dict[str, Any]]]:
     return finished
 
 
+def _files(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The files of results below a folder, and what they hold."""
+    files = ((path, _json(path)) for path in sorted(folder.rglob("*.json")))
+    return [(path, record) for path, record in files if "environment" in record]
+
+
 def _read_run(folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder / "record.json", read_result(folder).record
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    with making_sense(path):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or "environment" not in record:
-            raise RecordError(
-                f"{path} does not say what made it: give a run's folder, a folder of runs, or a "
-                "file of results with `environment`."
-            )
-    return dict(record)
+    record = _json(path)
+    if "environment" not in record:
+        raise RecordError(
+            f"{path} does not say what made it: give a run's folder, a folder of runs, or a file "
+            "of results with `environment`."
+        )
+    return record
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object that a file holds; empty if it holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no text, or no JSON
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _environments(path: Path, record: dict[str, Any]) -> Iterator[dict[str, Any]]:

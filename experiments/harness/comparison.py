@@ -71,9 +71,10 @@ class Comparison:
 
     def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
         """Returns what the command prints."""
+        differences = self.reference_differences(out)
         return [
             self.arms_table(summary) if summary["arms"] else "",
-            self.reference_differences(out),
+            f"Best accuracy:\n{differences}" if differences else "",
             self.divergence_text(summary),
             self.sweep_text(summary),
             waiting_text(summary),

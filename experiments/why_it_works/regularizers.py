@@ -145,6 +145,7 @@ class DropoutGain(Question):
                 ends = [reached[f"{kind}, {name}"] for name in ("plain", self.regularizer)]
                 axes.plot(ends, line, color=color, ms=4, lw=0.8, label=label)
         axes.set(ylabel="test accuracy, %", xlim=(-0.3, 1.3))
+        axes.margins(y=0.35)  # room for the names
         axes.set_xticks((0, 1), ("plain", self.regularizer))
         axes.legend(frameon=False)
 

@@ -187,9 +187,17 @@ def test_missing_metrics_are_refused(run):
         read_metrics(run.directory)
 
 
-def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(RecordError, match=r"holds no run: there is no record\.json"):
-        read_record(tmp_path)
+def test_a_folder_without_a_run(run, tmp_path):
+    """One beside it or below it, if there is any, is named."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(RecordError, match=r"empty holds no run: there is no record\.json\.$"):
+        read_record(empty)
+    for folder in (run.directory.parent, run.directory.parent / "nowhere"):
+        with pytest.raises(RecordError, match=f"; one that does is {run.directory}"):
+            read_record(folder)
+    with pytest.raises(RecordError, match="nowhere does not exist"):
+        read_record(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("text", ["", '{"schema": 1', "\x00\x00"])

@@ -94,12 +94,23 @@ def test_the_command_prints_it(monkeypatch, capsys):
     assert capsys.readouterr().out == bibtex(origin([RUN])) + "\n"
 
 
+def test_a_folder_of_files_is_cited_by_all_of_them(tmp_path):
+    """Red if only runs count. Files that are no results are left out."""
+    made = ROOT / "experiments" / "benchmarks" / "results" / "networks.json"
+    (tmp_path / "deep").mkdir()
+    shutil.copy(made, tmp_path / "deep")
+    (tmp_path / "numbers.json").write_text("{}")
+    found = origin([tmp_path])
+    assert found.experiments == ("networks",)
+    assert found.commits == origin([made]).commits
+
+
 @pytest.mark.parametrize(
     ("result", "words"),
     [
         ("nowhere", "nowhere does not exist: give a run's folder"),
         (".", "holds no run: give a run's folder"),
-        ("words.txt", "words.txt is damaged"),
+        ("words.txt", "words.txt does not say what made it"),
         ("numbers.json", "does not say what made it"),
         ("batch-s0", "differs from log_sha256"),
         ("batch-s1", "is not finished"),

@@ -61,7 +61,10 @@ def test_a_claim_that_the_runs_contradict_is_an_error(monkeypatch, second, side)
         claim = claims.Claim("normalized is better", "norms", claimed, lambda: found)
         monkeypatch.setattr(claims, "CLAIMS", (claim,))
         if claimed == side:
-            assert claims.claims_table().endswith("[norms](experiments/norms/README.md) |")
+            found_in = claims.findings()
+            (line,) = claims.claims_of("norms", found_in).splitlines()[2:]
+            assert claims.claims_of("mnist_lenet", found_in) == ""
+            assert claims.claims_table(found_in).splitlines()[2].startswith(line)
             continue
         with pytest.raises(ValueError, match=f"claims 'normalized is better', {claimed}.* {side}"):
-            claims.claims_table()
+            claims.claims_table(claims.findings())
