@@ -222,7 +222,7 @@ def test_other_data_and_unfinished_runs_are_refused(runs, tmp_path):
             verify(_unsealed(run, tmp_path / str(number), **change))
     with pytest.raises(DataError, match="moved: expected train"):
         verify(run, data="folder:moved")
-    with pytest.raises(RecordError, match="no run"):
+    with pytest.raises(RecordError, match="absent does not exist"):
         verify(tmp_path / "absent")
     with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
         verify(run, steps=0)
