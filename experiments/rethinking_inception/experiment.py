@@ -34,8 +34,8 @@ EXPERIMENT = image_experiment(
     name="rethinking_inception",
     config=Config,
     presets=PRESETS,
-    presets_help="quick: the packaged digits, some minutes on 2 cores, most of them compilation. "
-    "cifar: an epoch of CIFAR-10. tiny: Tiny ImageNet at 64 pixels, half of the "
+    presets_help="quick: the packaged digits, two to three minutes on 2 cores, most of them "
+    "compilation. cifar: an epoch of CIFAR-10. tiny: Tiny ImageNet at 64 pixels, half of the "
     "widths, on an accelerator that holds the data. paper: ImageNet, 100 epochs.",
     arms=ARMS,
     page=PAGE,
