@@ -16,6 +16,7 @@ from typing import Any
 
 import absl.logging
 
+from bnjax.command import in_flags
 from bnjax.compilers.topologies import MissingCompilerError
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
@@ -78,7 +79,7 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
         *(CheckpointError, DataError, HostsError, MissingCompilerError, RecordError),
         ValueError,
     ) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_flags(error)}")
     except BrokenPipeError:
         raise
     except OSError as error:
