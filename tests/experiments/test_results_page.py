@@ -257,6 +257,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch, tmp_path):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "bokeh", None)
     monkeypatch.delitem(sys.modules, "experiments.results_page.page")
-    with pytest.raises(MissingExtraError, match=re.escape("bokeh: pip install 'bnjax[page]'")):
+    said = "bokeh: pip install -c constraints.txt -e '.[page]'"
+    with pytest.raises(MissingExtraError, match=re.escape(said)):
         report.write_page(tmp_path)
     assert not list(tmp_path.iterdir())
