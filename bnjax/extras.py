@@ -1,7 +1,9 @@
 """Packages that come with extras of bnjax: asked for where they are needed, named where missing."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class MissingExtraError(ImportError):
@@ -10,7 +12,7 @@ class MissingExtraError(ImportError):
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """For the imports inside, which `pip install 'bnjax[NAME]'` makes possible.
+    """For the imports inside, which the extra makes possible.
 
     Args:
         name: of an extra in pyproject.toml.
@@ -25,8 +27,16 @@ def extra(name: str) -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         package = _PACKAGES.get(module, module)
         raise MissingExtraError(
-            f"this needs {package}: pip install 'bnjax[{name}]'", name=error.name
+            f"this needs {package}: {install(name)}", name=error.name
         ) from error
+
+
+def install(name: str) -> str:
+    """Returns the command that installs an extra; in a clone, with the versions of its results."""
+    pinned = "constraints-colab.txt" if "COLAB_RELEASE_TAG" in os.environ else "constraints.txt"
+    if (Path(__file__).parents[1] / pinned).exists():
+        return f"pip install -c {pinned} -e '.[{name}]'"
+    return f"pip install 'bnjax[{name}]'"
 
 
 _PACKAGES = {

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bnjax.dataflow import Call, Dataflow, Path, Site, is_call, split_arrays, trace
-from bnjax.linen import BatchNorm, BatchRenorm
+from bnjax.linen import BatchNorm, BatchRenorm, check_linen
 from bnjax.normalization import folding
 from bnjax.normalization.arguments import feature_axes
 
@@ -79,7 +79,7 @@ def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
     `bnjax.normalization.folding.fold`. The `activation` of a normalization is applied.
 
     Args:
-        model: the trained module.
+        model: the trained module, of Linen.
         variables: its variables; boxes around arrays, as of `nn.with_partitioning`, come off.
         *args: arguments of `model.apply`, of whose arrays only shapes and dtypes matter:
             `jax.ShapeDtypeStruct`s will do. What is no array is static.
@@ -89,6 +89,7 @@ def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
         The folded model, and what became of each normalization.
 
     Raises:
+        TypeError: if `model` is no Linen module.
         ValueError: if a normalization is in training mode.
 
     Example:
@@ -101,6 +102,7 @@ def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
         >>> jax.tree.map(jnp.shape, folded.variables)
         {'params': {'layers_0': {'bias': (3,), 'kernel': (2, 3)}}}
     """
+    check_linen(model)
     flat = flatten_dict(nn.meta.unbox(variables))
     folds, kept = _plan(trace(model, flat, args, kwargs, _is_layer))
     for collection, *path, key in flat:

@@ -271,6 +271,7 @@ def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
         `bnjax.population_stats` averages.
 
     Raises:
+        TypeError: `model` is no Linen module.
         ValueError: a layer is called twice: its population is not that of either batch; or it has
             `axis_index_groups` of axes that nothing maps.
 
@@ -279,7 +280,20 @@ def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
         >>> model_moments(layer, layer.init(jax.random.key(0), x), x).mean.tolist()
         [4.5, 5.5, 6.5]
     """
+    check_linen(model)
     return moments_and_frozen(model, variables, *args, **kwargs)[0]
+
+
+def check_linen(model: Any) -> None:
+    """Raises TypeError for a model that is no Linen module, such as one of NNX."""
+    if isinstance(model, nn.Module):
+        return
+    given = model if isinstance(model, type) else type(model)
+    what = "the class " if isinstance(model, type) else ""
+    raise TypeError(
+        f"model must be a Linen module, an instance of flax.linen.Module, got {what}"
+        f"{given.__module__}.{given.__qualname__}; bnjax has no counterpart for NNX."
+    )
 
 
 def moments_and_frozen(

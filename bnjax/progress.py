@@ -40,7 +40,7 @@ class ProgressBar:
             unit: unit of `total`.
             initial: amount that was done before.
             compiles: the first update comes after a compilation; until then the bar says so, and
-                rate and time left are of what comes after it.
+                rate and time left, which are means, are of what comes after it.
             shown: False for no bar.
         """
         with extra("train"), warnings.catch_warnings():  # without ipywidgets text will do
@@ -59,35 +59,70 @@ class ProgressBar:
         )
         self._description = description
         self._compiles = compiles
+        self._postfix, self._images = "", 0.0
         self._bar = tqdm(
             total=total,
             initial=initial,
             desc=f"{description}, compiling" if compiles else description,
             unit=unit,
             unit_scale=True,
+            smoothing=0,
             file=_Output(stream, lines=lines),
             disable=not shown,
             **how,
         )
 
-    def update(self, count: int, postfix: str = "") -> None:
-        """Adds the amount that was done since the last time, and shows `postfix`."""
+    def update(
+        self, count: int, postfix: str = "", *, compiled_s: float = 0, images: float = 0
+    ) -> None:
+        """Adds the amount that was done since the last time, and shows `postfix`.
+
+        Args:
+            count: the amount.
+            postfix: what is said behind the rate.
+            compiled_s: seconds that went into a compilation and this amount; they do not count
+                for the rate, and neither does the amount.
+            images: in a unit; if there are any, their rate is said, too.
+        """
         bar = self._bar
-        bar.set_postfix_str(postfix, refresh=False)
-        if not self._compiles:
-            bar.update(count)
+        self._postfix, self._images = postfix, images
+        if self._compiles:
+            # tqdm counts the rate from here: the clock is reset, what is done counts as given.
+            self._compiles = False
+            bar.set_postfix_str(postfix, refresh=False)
+            bar.n += count
+            bar.initial = bar.last_print_n = bar.n
+            bar.unpause()
+            bar.set_description_str(self._description)
             return
-        # tqdm counts the rate from here: the clock is reset, and what is done counts as given.
-        self._compiles = False
-        bar.n += count
-        bar.initial = bar.last_print_n = bar.n
-        bar.unpause()
-        bar.set_description_str(self._description)
+        if compiled_s:
+            if not bar.disable:
+                bar.initial += count
+            self.leave_out(compiled_s)
+        self._set_postfix(count)
+        bar.update(count)
+
+    def leave_out(self, seconds: float) -> None:
+        """Takes seconds that are just over, those of a compilation, out of the rate."""
+        if not self._bar.disable:
+            self._bar.start_t += seconds
+            self._bar.last_print_t += seconds  # or tqdm takes the bar for one never shown
+
+    def _set_postfix(self, count: int = 0) -> None:
+        """Shows the rate of images, too, over the time of the bar's own rate."""
+        bar = self._bar
+        if bar.disable:
+            return
+        images = self._images * (bar.n + count - bar.initial)
+        seconds = bar.format_dict["elapsed"]
+        rate = f", {images / seconds:,.0f} images/s" if images and seconds else ""
+        bar.set_postfix_str(self._postfix + rate, refresh=False)
 
     def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._set_postfix()
         self._bar.close()
 
 

@@ -7,6 +7,7 @@ Averaged weights (EMA, SWA) need it: no training step ever saw their activations
 """
 
 import dataclasses
+import inspect
 from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bnjax.linen import moments_and_frozen
+from bnjax.linen import check_linen, moments_and_frozen
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.population import (
     Estimator,
@@ -70,7 +72,8 @@ def recalibrate(
         ValueError: if there is no batch, if no layer is in training mode, if one is called twice,
             for layers of `batch_stats` that cannot be recalibrated (of another library, or not
             called), or for a bad choice.
-        TypeError: if a setting cannot be hashed.
+        TypeError: if `model` is no Linen module, `batches` one batch alone, a tuple more than the
+            model takes, or if a setting cannot be hashed.
 
     Example:
         >>> from bnjax.linen import BatchNorm
@@ -81,7 +84,9 @@ def recalibrate(
         >>> precise["batch_stats"]["mean"].tolist()  # the mean of both batches
         [5.5, 6.5, 7.5]
     """
+    check_linen(model)
     check_choices(estimator, running_var)
+    _check_iterable(batches)
     static = _Static(model), tuple(sorted(settings.items()))
     try:
         hash(static)
@@ -95,6 +100,7 @@ def recalibrate(
     estimate = None
     for index, batch in enumerate(batches):
         arguments = batch if isinstance(batch, tuple) else (batch,)
+        _check_arguments(model, arguments, settings)
         # Otherwise batches would pile up before a slower device. The next one is loaded meanwhile.
         jax.block_until_ready(estimate)
         moments, frozen = _moments(*static, variables, arguments, dict(rngs or {}), index)
@@ -106,6 +112,34 @@ def recalibrate(
         raise ValueError("batches is empty: recalibrate needs one batch or more.")
     population = finish_estimate(estimate, estimator=estimator, running_var=running_var)
     return {**variables, "batch_stats": _replace(variables.get("batch_stats", {}), population)}
+
+
+def _check_iterable(batches: Any) -> None:
+    """Refuses one batch alone, whose examples would each be taken for a batch."""
+    if isinstance(batches, Mapping | jax.Array | np.ndarray):
+        shape = "" if isinstance(batches, Mapping) else f" of shape {batches.shape}"
+        raise TypeError(
+            f"batches must be an iterable of batches, got one {type(batches).__name__}{shape}: "
+            "pass [x] for one batch x, list(x) for a stack of them."
+        )
+
+
+def _check_arguments(
+    model: nn.Module, arguments: tuple[Any, ...], settings: Mapping[str, Any]
+) -> None:
+    """Refuses a tuple with more than the model takes, such as labels."""
+    if len(arguments) < 2:
+        return
+    try:
+        taken = inspect.signature(type(model).__call__).bind_partial(model, *arguments).arguments
+        if twice := sorted(settings.keys() & taken.keys()):
+            raise TypeError(f"it gives {', '.join(twice)}, too")
+    except TypeError as error:
+        raise TypeError(
+            f"a batch that is a tuple holds positional arguments of the model, and "
+            f"{type(model).__name__} does not take these {len(arguments)} ({error}): drop labels, "
+            "with (x for x, y in batches)."
+        ) from error
 
 
 class _Static:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -84,9 +85,17 @@ for statement in {list(MISSING)}:
         print(error)
 """
     ended = python(tmp_path, "-c", program)
-    wanted = [f"this needs {of}: pip install 'bnjax[{by}]'" for of, by in MISSING.values()]
+    pip = "pip install -c constraints.txt -e"
+    wanted = [f"this needs {of}: {pip} '.[{by}]'" for of, by in MISSING.values()]
     assert ended.stdout.splitlines() == wanted, ended.stderr
     assert {by for _, by in MISSING.values()} <= set(EXTRAS)
+
+
+def test_without_a_clone_an_extra_is_the_packages(tmp_path):
+    copied = tmp_path / "bnjax" / "extras.py"
+    copied.parent.mkdir()
+    shutil.copy(ROOT / "bnjax" / "extras.py", copied)
+    assert runpy.run_path(str(copied))["install"]("page") == "pip install 'bnjax[page]'"
 
 
 def test_every_extra_that_is_asked_for_is_one():

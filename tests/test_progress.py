@@ -49,6 +49,22 @@ def test_a_compilation_counts_neither_in_the_rate_nor_in_the_time_left(clock, mo
     assert "200/1.00k [00:10<01:20, 10.0step/s, loss 1]" in last
 
 
+def test_images_are_counted_over_the_time_of_the_steps(clock, monkeypatch):
+    """A second compilation and its steps are left out, an evaluation is not: 200 steps in 20 s."""
+    terminal = Terminal()
+    with show(terminal, monkeypatch) as bar:
+        bar.update(100)
+        clock[0] += 10
+        bar.update(100, "loss 1", images=60)
+        clock[0] += 50
+        bar.update(50, "loss 1", compiled_s=50, images=60)
+        clock[0] += 90
+        bar.leave_out(90)
+        clock[0] += 10  # an evaluation among them
+        bar.update(100, "loss 1", images=60)
+    assert "[00:20<01:05, 10.0step/s, loss 1, 600 images/s]" in terminal.getvalue()
+
+
 def test_a_run_that_goes_on_counts_from_there(clock, monkeypatch):
     terminal = Terminal()
     with show(terminal, monkeypatch, initial=500) as bar:

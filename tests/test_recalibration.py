@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tolerances import PARALLEL, assert_close
 
-from bnjax.linen import BatchNorm
+from bnjax.inference import fold_model
+from bnjax.linen import BatchNorm, model_moments
 from bnjax.recalibration import recalibrate
 
 LAYERS = ("first", "second")
@@ -261,3 +263,39 @@ def test_what_is_refused():
         recalibrate(model, variables, batches, running_var="mean", train=True)
     with pytest.raises(TypeError, match=r"settings \['mask', 'train'\] must be hashable"):
         recalibrate(model, variables, batches, mask=jnp.ones((8, 1), bool), train=True)
+
+
+@pytest.mark.parametrize("batches", [jnp.ones((8, 5)), np.ones((8, 5)), {"x": jnp.ones((8, 5))}])
+def test_one_batch_is_not_taken_for_many(batches):
+    model, variables = make()
+    with pytest.raises(TypeError, match=r"an iterable of batches, got one .*: pass \[x\] for one"):
+        recalibrate(model, variables, batches, train=True)
+
+
+def test_labels_are_refused_by_name():
+    """As what the model does not take, or as its mode, which is given, too."""
+    (x,) = batches_of(8)
+    model, variables = make()
+    said = r"a tuple holds positional .* TwoLayers does not take these 3 \(.*\): drop labels, with"
+    with pytest.raises(TypeError, match=said):
+        recalibrate(model, variables, [(x, None, jnp.ones(8))], train=True)
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), x, True)
+    with pytest.raises(TypeError, match=r"these 2 \(it gives use_running_average, too\): drop"):
+        recalibrate(layer, variables, [(x, jnp.ones(8))], use_running_average=False)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: recalibrate(model, {}, [jnp.ones((8, 5))]),
+        lambda model: fold_model(model, {}, jnp.ones((8, 5))),
+        lambda model: model_moments(model, {}, jnp.ones((8, 5))),
+    ],
+)
+def test_a_model_of_linen_is_needed(use):
+    said = r"must be a Linen module, .* got flax.nnx.*Linear; bnjax has no counterpart for NNX"
+    with pytest.raises(TypeError, match=said):
+        use(nnx.Linear(5, 3, rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match=r"got the class .*TwoLayers"):
+        use(TwoLayers)

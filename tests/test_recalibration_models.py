@@ -67,7 +67,7 @@ def test_lifted_layers(how):
             values = reference.forward((batch if how == "vmap" else x) @ kernels[call], None, None)
             seen[:, index, call] = values.mean, reference.running_variance(values, "unbiased")
             x = 1 / (1 + np.exp(-values.y))
-    new = recalibrate(model, variables, batches, train=True)["batch_stats"]["blocks"]["norm"]
+    new = recalibrate(model, variables, list(batches), train=True)["batch_stats"]["blocks"]["norm"]
     for key, expected in zip(("mean", "var"), seen.mean(1), strict=True):
         assert_close(new[key], expected, PARALLEL, key)
 

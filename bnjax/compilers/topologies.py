@@ -1,8 +1,8 @@
 """Accelerators that are not here, by name: devices that XLA compiles for and nothing runs on.
 
 `v5e:2x4` are eight chips of a TPU v5e, `h100:8` eight GPUs of one host, `cpu:8` eight devices of
-this machine's CPU. TPUs need `pip install 'bnjax[tpu-aot]'`, GPUs `pip install 'bnjax[gpu-aot]'`;
-neither needs a chip or a driver. Where one is installed, set `JAX_PLATFORMS=cpu` for a process
+this machine's CPU. TPUs need the extra `tpu-aot`, GPUs `gpu-aot`; neither needs a chip or a
+driver. Where one is installed, set `JAX_PLATFORMS=cpu` for a process
 that computes as well.
 """
 
@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import jax
 from jax.experimental import topologies as jax_topologies
+
+from bnjax.extras import install
 
 Platform = Literal["tpu", "cuda", "cpu"]
 
@@ -227,7 +229,7 @@ def _tpu(chip: Chip, size: str) -> list[jax.Device]:
                 raise
             raise MissingCompilerError(
                 f"{chip.name}:{size}: compiling for a TPU needs libtpu, which is not installed: "
-                "pip install 'bnjax[tpu-aot]'."
+                f"{install('tpu-aot')}."
             ) from error
     return topology.devices
 
@@ -244,7 +246,7 @@ def _cuda(chip: Chip, count: int) -> list[jax.Device]:
     except NotImplementedError as error:  # which JAX raises without its plugin
         raise MissingCompilerError(
             f"{chip.name}:{count}: compiling for an NVIDIA GPU needs JAX's CUDA plugin, which is "
-            "not installed: pip install 'bnjax[gpu-aot]' (about 4 GB; no driver)."
+            f"not installed: {install('gpu-aot')} (about 4 GB; no driver)."
         ) from error
     return topology.devices
 

@@ -174,7 +174,7 @@ def fit(
             last one, and the evaluation's result.
         checkpoints: where to save; None for nowhere.
         description: shown on the progress bar.
-        members: runs trained at once; the bar counts the steps of all of them.
+        members: runs trained side by side; the bar counts the steps of all of them.
         out_of_time: asked after each dispatch whether it was the last one for now.
 
     Returns:
@@ -203,7 +203,7 @@ def fit(
     bar = ProgressBar(
         schedule.steps * members,
         initial=step * members,
-        description=description,
+        description=f"{description}, {members} runs" if members > 1 else description,
         unit="step",
         compiles=True,
         shown=is_first(),
@@ -211,28 +211,33 @@ def fit(
     with bar, _signals() as received:
         if step == 0:
             record(0, sums, functions.evaluate(state))
-        started: float | None = None
-        seen = 0
+        compiled = set()  # lengths of dispatches
+        evaluated = step == 0
         inputs, error = next_inputs()
         raise_on_all(error)
         while step < schedule.steps:
             steps = schedule.dispatch(step)
+            started = time.perf_counter()
             state, new = functions.train(state, inputs)
             step += steps
             inputs, error = next_inputs()  # while the device computes; what follows waits for it
             new = jax.tree.map(np.asarray, new)
             functions.check(state)
             sums = jax.tree.map(np.add, sums, new)
-            if started is None:  # the first dispatch was compiled
-                started = time.perf_counter()
-            else:
-                seen += int(new.examples.sum())
-            bar.update(steps * members, _postfix(new, seen, time.perf_counter() - started))
+            bar.update(
+                steps * members,
+                _postfix(new),
+                compiled_s=0 if steps in compiled else time.perf_counter() - started,
+                images=int(new.examples.sum()) / (steps * members),
+            )
+            compiled.add(steps)
             if schedule.evaluates_at(step):
-                paused = time.perf_counter()
+                started = time.perf_counter()
                 record(step, sums, functions.evaluate(state))
                 sums = jax.tree.map(np.zeros_like, sums)
-                started += time.perf_counter() - paused
+                if not evaluated:
+                    bar.leave_out(time.perf_counter() - started)
+                evaluated = True
             signum, failed, late = agree_to_stop(
                 max(received, default=0), error is not None, out_of_time()
             )
@@ -253,12 +258,11 @@ def fit(
     return state
 
 
-def _postfix(metrics: Metrics, seen: int, seconds: float) -> str:
-    """Returns loss and accuracy of the last dispatch, over all members, and the speed so far."""
+def _postfix(metrics: Metrics) -> str:
+    """Returns loss and accuracy on the batches of the last dispatch, over all members."""
     examples = max(int(metrics.examples.sum()), 1)
     loss, correct = (float(leaf.sum()) / examples for leaf in (metrics.loss, metrics.correct))
-    speed = f", {seen / seconds:,.0f} images/s" if seen else ""
-    return f"loss {loss:.3f}, accuracy {100 * correct:.1f} %{speed}"
+    return f"on training batches: loss {loss:.3f}, accuracy {100 * correct:.1f} %"
 
 
 @contextmanager

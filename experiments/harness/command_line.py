@@ -16,10 +16,11 @@ from typing import Any
 
 import absl.logging
 
+from bnjax.command import in_flags
 from bnjax.compilers.topologies import MissingCompilerError
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
-from bnjax.paths import check_writable, local_path, writable_folder
+from bnjax.paths import writable_folder
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted, OutOfTime
 from bnjax.training.parallel import HostsError
@@ -78,7 +79,7 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
         *(CheckpointError, DataError, HostsError, MissingCompilerError, RecordError),
         ValueError,
     ) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_flags(error)}")
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -142,31 +143,8 @@ def output_folder(out: Path) -> Path:
     return writable_folder("--out", out)
 
 
-def folder_of_runs(out: Path, *, resume: bool) -> Path:
-    """The folder of `--out` of a command that completes runs; it is not made yet.
-
-    One that holds runs need not be writable: where all are finished, they are reported.
-
-    Raises:
-        ValueError: it is a URL, or cannot be written and holds no run.
-    """
-    folder = local_path("--out", out)
-    if _holds_runs(folder):
-        return folder
-    if resume:
-        raise ValueError(f"--resume: {folder} holds no run to go on with; leave --resume out.")
-    return check_writable("--out", folder)
-
-
 def unknown_word(word: str, known: Collection[str]) -> str:
     """The error for a word in front that is no subcommand; it suggests the nearest that is."""
     near = difflib.get_close_matches(word, known, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}."
     return f"there is no subcommand {word!r}: {remedy}"
-
-
-def _holds_runs(folder: Path) -> bool:
-    with suppress(OSError):  # a name that is too long, say
-        runs = ("*-s*/record.json", "sweep/*-s*/record.json")
-        return any(any(folder.glob(pattern)) for pattern in runs)
-    return False

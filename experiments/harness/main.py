@@ -19,7 +19,6 @@ from bnjax.training.parallel import all_hosts_agree, all_succeed, gather_json, i
 from experiments.harness import found
 from experiments.harness.command_line import (
     ending,
-    folder_of_runs,
     output_folder,
     preset_in,
     refuse_no_values,
@@ -27,7 +26,7 @@ from experiments.harness.command_line import (
 )
 from experiments.harness.experiment import Experiment, Task
 from experiments.harness.found import RENAME
-from experiments.harness.runs import check, complete, is_complete, run_name
+from experiments.harness.runs import check, complete, folder_of_runs, is_complete, run_name
 
 
 def run_command(
@@ -156,7 +155,7 @@ def _prepare(experiment: Experiment, arguments: Any, out: Path) -> tuple[Any, li
     """Opens the data and checks all runs, before hours go into the first."""
     config, compute = arguments.config, arguments.how
     if is_first():
-        folder_of_runs(out, resume=arguments.resume)
+        folder_of_runs(experiment, out, resume=arguments.resume)
         require_commit(out, experiment.results)
     compute.check()
     data = experiment.open_data(config, arguments.data_dir)

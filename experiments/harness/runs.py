@@ -5,13 +5,22 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from bnjax.evidence.environment import environment
-from bnjax.evidence.records import RecordError, Run, check_data, check_identity, is_finished
+from bnjax.evidence.records import (
+    RecordError,
+    Run,
+    check_data,
+    check_identity,
+    is_finished,
+    making_sense,
+    read_record,
+)
+from bnjax.paths import check_writable, local_path
 from bnjax.training.locks import LockError, lock
 from bnjax.training.loop import OutOfTime, Schedule
 from bnjax.training.objectives import Metrics
@@ -25,6 +34,43 @@ from experiments.harness.weights import save_weights
 
 _MOST_TOGETHER = 1_000
 """Runs that a record may say were trained together."""
+
+
+def folder_of_runs(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
+    """The folder of `--out` of what completes runs; it is not made yet.
+
+    One that holds runs need not be writable: where all are finished, they are reported.
+
+    Raises:
+        RecordError: it holds a run of another experiment, or a damaged record.
+        ValueError: it is a URL, or cannot be written and holds no run.
+    """
+    folder = local_path("--out", out)
+    if records := _records_in(folder):
+        for record in records:
+            _check_experiment(experiment, folder, record)
+        return folder
+    if resume:
+        raise ValueError(f"--resume: {folder} holds no run to go on with; leave --resume out.")
+    return check_writable("--out", folder)
+
+
+def _records_in(folder: Path) -> list[Path]:
+    with suppress(OSError):  # a name that is too long, say
+        runs = ("*-s*/record.json", "sweep/*-s*/record.json")
+        return [file for pattern in runs for file in sorted(folder.glob(pattern))]
+    return []
+
+
+def _check_experiment(experiment: Experiment, folder: Path, file: Path) -> None:
+    record = read_record(file.parent)
+    with making_sense(file):
+        of = record["experiment"]
+    if of != experiment.name:
+        raise RecordError(
+            f"--out {folder} holds runs of the experiment {of}, not of {experiment.name}: "
+            "give another --out."
+        )
 
 
 def run_name(task: Task, member: Member) -> str:
@@ -128,6 +174,7 @@ def complete_all(
     It is the experiment's command without its tables and figures, on one host.
     """
     compute = compute or experiment.compute()
+    folder_of_runs(experiment, out)
     data = experiment.open_data(config, data_dir)
     tasks = experiment.tasks_of(config)
     for task in tasks:

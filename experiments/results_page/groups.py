@@ -114,6 +114,7 @@ class Group(NamedTuple):
         arm: whose runs they are.
         label: of the arm, with what makes it another.
         runs: in order of seeds.
+        changed: the label with all settings that make it another, where it only counts them.
     """
 
     experiment: str
@@ -121,6 +122,7 @@ class Group(NamedTuple):
     arm: Arm
     label: str
     runs: list[ShownRun]
+    changed: str = ""
 
     @property
     def fields(self) -> dict[str, Json]:
@@ -183,11 +185,11 @@ def read_groups(experiment: str, results: Path, arms: Sequence[Arm]) -> list[Gro
     for (folder, _, name, *_), runs in sorted(found.items(), key=lambda item: item[0]):
         arm = known.get(name) or Arm(name=name, label=name)
         changed = changed_settings(arm, runs[0].record) if name in known else {}
-        label = label_of(arm, changed)
+        label, whole = label_of(arm, changed), ""
         if len(changed) > _NAMED:
-            label = f"{arm.label}, {len(changed)} settings changed"
+            label, whole = f"{arm.label}, {len(changed)} settings changed", label
         by_seed = sorted(runs, key=lambda run: run.seed)
-        groups.append(Group(experiment, folder, arm, label, by_seed))
+        groups.append(Group(experiment, folder, arm, label, by_seed, whole))
     return [_told_apart(group, groups) for group in groups]
 
 

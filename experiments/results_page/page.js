@@ -34,6 +34,7 @@ function chosen(group) {
 function refill() {
   const of = data.groups.filter((g) => !form.experiment.value || g.experiment === form.experiment.value);
   options(form.arm, unique(of.map((g) => g.label)), true);
+  for (const option of form.arm.options) option.title = of.find((g) => g.label === option.value)?.changed ?? "";
   options(form.seed, unique(of.flatMap((g) => g.runs.map((r) => r.seed))).sort((a, b) => a - b).map(String), true);
   const fields = data.fields.filter((name) => unique(of.map((g) => g.fields[name])).length > 1);
   options(form.field, fields, true);
@@ -78,8 +79,8 @@ function seriesOf(i, measure) {
     const title = name ? `${label}: ${name}` : label;
     const curves = runs.map((r) => ({ seed: r.seed, diverged: r.diverged, ...r.curves[measure].find((s) => s.name === name) })).filter((c) => c.x);
     if ($("draw").value === "runs")
-      return curves.map((c) => ({ title: `${title}, seed ${c.seed}`, color: group.color, x: c.x, y: c.y, ends: c.diverged }));
-    return [{ title, color: group.color, ends: curves.map((c) => c.diverged).find(Boolean), ...mean(curves) }];
+      return curves.map((c) => ({ title: `${title}, seed ${c.seed}`, changed: group.changed, color: group.color, x: c.x, y: c.y, ends: c.diverged }));
+    return [{ title, changed: group.changed, color: group.color, ends: curves.map((c) => c.diverged).find(Boolean), ...mean(curves) }];
   });
 }
 
@@ -159,6 +160,7 @@ function legend(at) { // every curve's value at the step nearest to the pointer,
       `<svg width="44" height="16" aria-hidden="true"><line x1="0" x2="44" y1="8" y2="8" stroke="${curve.color}" stroke-width="2" stroke-dasharray="${curve.dash.join(" ")}"/><text x="22" y="13" text-anchor="middle" font-size="14" fill="${curve.color}">${curve.sign}</text></svg>` });
     const name = document.createElement("td");
     name.textContent = curve.title + (curve.ends ? ` (reached infinity at step ${curve.ends.toLocaleString("en")})` : "");
+    name.title = curve.changed;
     const value = document.createElement("td");
     const shown = (value) => $("measure").value.endsWith("%") ? value.toFixed(2) : number(value);
     const spread = curve.sd && curve.runs > 1 ? ` ± ${shown(curve.sd[i])}` : "";
@@ -167,7 +169,8 @@ function legend(at) { // every curve's value at the step nearest to the pointer,
     return row;
   }));
   const [low, high] = [Math.min(...steps), Math.max(...steps)];
-  $("at").textContent = at === null ? "last value" : low === high ? `at ${number(low, 9)}` : `at ${number(low, 9)} to ${number(high, 9)}`;
+  const where = low === high ? `at ${number(low, 9)}` : `at ${number(low, 9)} to ${number(high, 9)}`;
+  $("at").textContent = at !== null ? where : shown.length ? `last value, ${where}` : "last value";
 }
 
 // Tables -------------------------------------------------------------------------------------

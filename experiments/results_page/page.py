@@ -33,11 +33,13 @@ class Cell(NamedTuple):
         text: what it shows.
         value: by what a column is sorted, where that is not the text.
         link: address in the page, or none.
+        title: what a pointer at it shows, or nothing.
     """
 
     text: str
     value: float | None = None
     link: str = ""
+    title: str = ""
 
 
 class Row(NamedTuple):
@@ -128,6 +130,7 @@ def curves(groups: Sequence[Group]) -> dict[str, Json]:
             "experiment": group.experiment,
             "folder": group.folder,
             "label": group.label,
+            "changed": group.changed,
             "color": group.arm.color,
             "fields": {name: _shown(group.fields[name]) for name in names if name in group.fields},
             "runs": list(map(run_of, group.runs)),
@@ -155,7 +158,7 @@ def _networks(groups: Sequence[Group]) -> Table:
                 [
                     Cell(group.experiment),
                     Cell(group.folder or "results"),
-                    Cell(group.label),
+                    Cell(group.label, title=group.changed),
                     _number(len(group.runs)),
                     _number(record["identity"]["schedule"]["steps"]),
                     *(_mean(group, head) for head in _NUMBERS),
@@ -180,7 +183,10 @@ def _difference_table(groups: Sequence[Group], compared: Sequence[Pair]) -> Tabl
         seeds = max(difference["seeds"] for difference in pair.differences.values())
         cells = [
             Cell(pair.first.experiment),
-            *(Cell(_placed(groups[number]), link=f"#cite-{number}") for number in own),
+            *(
+                Cell(_placed(group), link=f"#cite-{numbers[id(group)]}", title=group.changed)
+                for group in (pair.first, pair.second)
+            ),
             Cell(", ".join(pair.differ) or "nothing"),
             _number(seeds),
         ]
@@ -203,7 +209,7 @@ def _runs(groups: Sequence[Group]) -> Table:
             cells = [
                 Cell(group.experiment),
                 Cell(group.folder or "results"),
-                Cell(group.label),
+                Cell(group.label, title=group.changed),
                 _number(run.seed),
                 *(_value(run, head) for head in _NUMBERS),
                 Cell(run.checks),

@@ -262,6 +262,17 @@ def test_a_list_without_a_value_is_refused(command: str, argv: tuple[str, ...]) 
         COMMANDS[command][0](argv)
 
 
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar10_jpeg", "imagenette", "tiny_imagenet", "imagenet2012"]
+)
+def test_a_missing_data_set_names_the_flag(name: str, tmp_path: Path) -> None:
+    given = ("--data", name, "--data-dir", str(tmp_path / "data_dir"))
+    with pytest.raises(SystemExit) as ended:
+        COMMANDS["imagenet_inception"][0](given)
+    assert "with TFDS_DATA_DIR or --data-dir" in str(ended.value)
+    assert f"is not in {tmp_path}/data_dir/" in str(ended.value)
+
+
 @pytest.mark.parametrize("command", ["imagenet_inception", "mnist_lenet"])
 def test_no_argument_at_all_is_a_command(command: str) -> None:
     with pytest.raises(Accepted):

@@ -169,7 +169,7 @@ def test_a_missing_compiler_names_what_installs_it(monkeypatch):
 
     monkeypatch.setattr(topologies.jax_topologies, "get_topology_desc", describe)
     monkeypatch.setattr(module, "compile_cases", None)
-    with pytest.raises(SystemExit, match=r"needs libtpu.*pip install 'bnjax\[tpu-aot\]'"):
+    with pytest.raises(SystemExit, match=r"needs libtpu.*pip install -c .* -e '\.\[tpu-aot\]'"):
         main(["--topology", "cpu:1", "v5e:4x4"])
     with pytest.raises(MissingCompilerError):
         dry_run(CONFIG, ("v5e:4x4",))

@@ -1,9 +1,11 @@
 """What is wrong with an experiment is said before it trains."""
 
+import shutil
 from dataclasses import dataclass, replace
 
 import pytest
 
+from bnjax.evidence.records import RecordError
 from experiments.harness import found
 from experiments.harness.affects import network, numbers
 from experiments.harness.arm import check_arms
@@ -11,6 +13,7 @@ from experiments.harness.comparison import Comparison
 from experiments.harness.images.arm import ImageArm
 from experiments.harness.images.config import ImageConfig
 from experiments.harness.main import run_command
+from experiments.harness.runs import complete_all, folder_of_runs
 from experiments.mnist_lenet import experiment as mnist
 from experiments.norms.experiment import ARMS, EXPERIMENT
 
@@ -43,6 +46,33 @@ def test_an_experiment_has_its_folder_s_name(monkeypatch, capsys):
     monkeypatch.setattr(mnist, "EXPERIMENT", other)
     with pytest.raises(ValueError, match="experiments/mnist_lenet is named 'other'"):
         found.experiment("mnist_lenet")
+
+
+@pytest.mark.parametrize("below", ["", "sweep"])
+def test_a_folder_with_runs_of_another_experiment_is_refused(below, tmp_path, monkeypatch):
+    """Before anything of it is written over, from the command as from a notebook."""
+    copied = tmp_path / below / "mlp_bn-s0"
+    shutil.copytree(mnist.EXPERIMENT.results / "mlp_bn-s0", copied)
+    (tmp_path / "summary.json").write_text("kept")
+    words = f"--out {tmp_path} holds runs of the experiment mnist_lenet, not of norms: give another"
+    monkeypatch.setattr("sys.argv", ["norms", "--out", str(tmp_path)])
+    for module in ("main", "runs"):
+        monkeypatch.setattr(f"experiments.harness.{module}.complete", pytest.fail)
+    with pytest.raises(SystemExit, match=f"^error: {words} --out"):
+        run_command(EXPERIMENT)
+    with pytest.raises(RecordError, match=words):
+        complete_all(EXPERIMENT, EXPERIMENT.config(), tmp_path)
+    assert (tmp_path / "summary.json").read_text() == "kept"
+    assert folder_of_runs(mnist.EXPERIMENT, tmp_path) == tmp_path
+
+
+def test_committed_results_and_folders_without_runs_are_not_refused(tmp_path):
+    (tmp_path / "notes").write_text("no run")
+    assert folder_of_runs(EXPERIMENT, tmp_path) == tmp_path
+    for experiment in found.experiments():
+        folders = {file.parents[1] for file in experiment.results.rglob("record.json")}
+        for folder in folders:
+            assert folder_of_runs(experiment, folder) == folder
 
 
 @pytest.mark.parametrize("given", [(), ("none", "none")])

@@ -368,7 +368,7 @@ def test_tensorboard(cli, tmp_path, monkeypatch):
         patch.setitem(sys.modules, "tensorboardX", None)
         ended = cli(*arguments, tmp_path / "without")
     assert ended.code == 1
-    assert "pip install 'bnjax[tensorboard]'" in ended.err
+    assert "pip install -c constraints.txt -e '.[tensorboard]'" in ended.err
     assert not (tmp_path / "without").exists()
     assert cli(*arguments, tmp_path / "with").code == 0
     shown = scalars(tmp_path / "with" / "tensorboard" / "bn_x5-s0")

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,18 @@ def test_any_folder_of_runs_is_shown(made):
     assert [run["diverged"] for run in curves(groups)["groups"][2]["runs"]] == [700]
 
 
+def test_settings_that_a_label_only_counts_are_shown_at_the_pointer():
+    counted = [each for each in groups_of("imagenet_inception") if "settings changed" in each.label]
+    group = counted[0]
+    usual = json.loads(json.dumps(group.arm.settings()))
+    stated = group.runs[0].record["identity"]["settings"]
+    changed = {name: value for name, value in stated.items() if value != usual[name]}
+    assert f"{len(changed)} settings changed" in group.label
+    (title,) = {each["changed"] for each in curves([group])["groups"]}
+    assert all(f"{name} {value}" in title for name, value in changed.items())
+    assert f'title="{escape(title)}"' in page([group])
+
+
 def test_pairs_have_seeds_in_common(made):
     (pair,) = pairs(read_groups("made", made, DIGITS))
     assert (pair.first.label, pair.second.label) == ("3x100 sigmoid, BN", "3x100 sigmoid")
@@ -257,6 +270,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch, tmp_path):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "bokeh", None)
     monkeypatch.delitem(sys.modules, "experiments.results_page.page")
-    with pytest.raises(MissingExtraError, match=re.escape("bokeh: pip install 'bnjax[page]'")):
+    said = "bokeh: pip install -c constraints.txt -e '.[page]'"
+    with pytest.raises(MissingExtraError, match=re.escape(said)):
         report.write_page(tmp_path)
     assert not list(tmp_path.iterdir())

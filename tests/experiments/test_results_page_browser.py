@@ -102,7 +102,9 @@ def test_filters_narrow_tables_curves_and_records(browser):
     assert shown == [f"{100 * test['correct'] / test['examples']:.2f}"]
     select(browser, "experiment", "why_it_works")
     assert len(texts(browser, "#runs tbody tr")) == committed("why_it_works")
-    browser.find_element(By.CSS_SELECTOR, "[type=reset]").click()
+    reset = browser.find_element(By.CSS_SELECTOR, "[type=reset]")
+    assert reset.text == "show all"
+    reset.click()
     all_runs = committed("norms") + committed("why_it_works")
     WebDriverWait(browser, 5).until(lambda _: len(texts(browser, "#runs tbody tr")) == all_runs)
 
@@ -130,6 +132,7 @@ def test_tables_sort_both_ways_by_number(browser):
 
 def test_the_pointer_shows_all_values_at_its_step(browser):
     before = legend(browser)
+    assert texts(browser, "#at") == ["last value, at 150"]
     chart = browser.find_element(By.ID, "chart")
     ActionChains(browser).move_to_element(chart).perform()
     (head,) = texts(browser, "#at")

@@ -290,5 +290,5 @@ def test_keras_files_need_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "a.weights.h5").write_bytes(b"")
     model = InceptionV3(norm=MODEL.norm, auxiliary="none")
-    with pytest.raises(ImportError, match=r"needs h5py: pip install 'bnjax\[pretrained\]'"):
+    with pytest.raises(ImportError, match=r"needs h5py: pip install -c .* -e '\.\[pretrained\]'"):
         load_pretrained(model, tmp_path / "a.weights.h5", source="keras")

@@ -317,7 +317,8 @@ def test_training_in_a_thread_leaves_signals_alone():
 def test_the_bar_counts_the_steps_of_all_members(capsys):
     Trace().fit(EVERY_TEN)
     bar = capsys.readouterr().err
-    assert "counting: 100%" in bar
+    assert "counting, 2 runs: 100%" in bar
+    assert "on training batches: loss" in bar
     assert "106/106" in bar
     assert "step/s" in bar
 

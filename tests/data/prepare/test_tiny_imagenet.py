@@ -221,5 +221,5 @@ def test_a_missing_extra_is_one_line():
         "runpy.run_module('bnjax.data.tiny_imagenet', run_name='__main__')"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    said = "error: this needs tyro: pip install 'bnjax[data]'\n"
+    said = "error: this needs tyro: pip install -c constraints.txt -e '.[data]'\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", said)
