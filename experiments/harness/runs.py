@@ -305,8 +305,8 @@ def task_of(experiment: Experiment, record: dict[str, Any]) -> Task:
     stated = record["identity"]
     settings = stated.get("settings", {})
     given = {name: settings[name] for name in affects.names(experiment.config, "arm")}
-    stated_config = stated["config"] | {"data": record["data"]["name"]}
-    config = experiment.config(**stated_config, **given)
+    own = {"data": record["data"]["name"], "arms": (stated["arm"],)}
+    config = experiment.config(**stated["config"] | own, **given)
     together = record["final"]["trained_together"] if experiment.together else 1
     if type(together) is not int or not 1 <= together <= _MOST_TOGETHER:
         raise ValueError(f"trained_together must be 1 to {_MOST_TOGETHER}, got {together!r:.80}.")
