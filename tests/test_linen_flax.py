@@ -219,8 +219,9 @@ def assert_complex_close(actual, desired, tolerance=CLOSE):
         jax.tree.map(lambda a, b: assert_close(a, b, tolerance), ours, theirs)
 
 
-@pytest.mark.parametrize("param_dtype", [slow(jnp.float32), jnp.complex64])
-@pytest.mark.parametrize("masked", [slow(False), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.complex64])
+@pytest.mark.parametrize("masked", [False, True])
 def test_complex_inputs_are_flaxs(param_dtype, masked, promotion):
     """Output, statistics, evaluation and gradients."""
     x = complex_inputs((6, 4, 5))

@@ -121,6 +121,7 @@ def test_what_could_not_be_compiled_is_said_in_the_result(module, monkeypatch):
     assert [line for line in lines if line.startswith("- Not compiled: v5e:1x1: ")]
 
 
+@pytest.mark.slow
 def test_importing_the_command_starts_no_backend_and_loads_no_compiler():
     """With a platform's package installed, nothing else changes; in a process of its own."""
     lines = [

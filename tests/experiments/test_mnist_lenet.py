@@ -233,6 +233,7 @@ def test_results_to_be_cited_come_from_a_commit(cli, monkeypatch):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_missing_data_set_without_a_network_fails_fast(tmp_path):
     """tensorflow-datasets alone would try for minutes. Every proxy leads nowhere here."""
     code = (

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from marks import slow
 from mnist_commands import assert_same_runs
 from runs import Entries, inception_task
 from small_networks import CONFIG, VIEWS, small_networks
@@ -89,7 +90,7 @@ def test_eight_devices_train_as_one(data, in_loops, how):
     assert_close(outcome(data, how, 8, pipeline="resident", **VIEWS), alone)
 
 
-@pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.parametrize("looped", [False, slow(True)])
 def test_a_run_that_is_interrupted_goes_on_bitwise(data, tmp_path, monkeypatch, looped):
     """Red if sums, order or views start anew."""
     monkeypatch.setattr(resident, "loops", lambda parallel: looped)

@@ -72,6 +72,7 @@ def test_the_beginning_of_a_run_repeats_bitwise(runs):
     assert "2 evaluations to step 10: bitwise equal" in verdict.lines[0]
 
 
+@pytest.mark.slow
 def test_the_command_takes_as_many_devices_as_the_run_had(runs):
     """Eight here; red where it takes one per core, which is another environment."""
     done = subprocess.run(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from marks import slow, slow_but
+from marks import slow
 
 from bnjax.data import in_memory, open_data
 from bnjax.models import MLP
@@ -104,7 +104,8 @@ def test_parts_of_a_network_that_are_trained():
     assert (first != second).any()
 
 
-@pytest.mark.parametrize("part", slow_but(("as many, last",), [*parts(0)]))
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [*parts(0)])
 def test_what_is_not_trained_stays_as_it_was_drawn(digits, part):
     """Seen red without the mask."""
     model = MLP((8, 8), norm="batch")
@@ -122,6 +123,7 @@ def test_what_is_not_trained_stays_as_it_was_drawn(digits, part):
     jax.tree.map(check, before, after, mask)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_alone():
     model, _ = BY_NAME["dropout_gain"].network("batch", 0.5)
     plain, _ = BY_NAME["dropout_gain"].network("batch", 0.0)
@@ -189,7 +191,8 @@ def by_claim(name, told):
     return gains["without"] - gains["with"]
 
 
-@pytest.mark.parametrize("name", slow_but(("group_normalization",), SMALL))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_an_effect_has_the_direction_of_its_claim(name, data):
     """Seen red with each difference the other way round."""
     question = replace(BY_NAME[name], networks=1, steps=12, rates=(0.1, 0.3), **SMALL[name])
@@ -198,7 +201,8 @@ def test_an_effect_has_the_direction_of_its_claim(name, data):
     assert found.effect != 0
 
 
-@pytest.mark.parametrize(("steps", "fits"), [(100, True), slow(2, False)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "fits"), [(100, True), (2, False)])
 def test_random_labels_are_fitted_by_training(data, steps, fits):
     question = replace(
         BY_NAME["random_labels"], networks=2, examples=30, steps=steps, tests=1, batch_size=10
