@@ -103,8 +103,8 @@ def documents() -> Iterator[tuple[Path, str]]:
         sources = {name: experiment.page.source(results, name) for name in blocks}
         yield _filled(folder / "README.md", _with_origins(blocks, sources))
     speed = _speed() | {"in_the_readme": claims_of(_SPEED.name, found)}
-    files = _speed_files() | {"in_the_readme": _SPEED}
-    yield _filled(_SPEED / "README.md", _with_origins(speed, files))
+    made = _speed_files() | {"in_the_readme": _SPEED}
+    yield _filled(_SPEED / "README.md", _with_origins(speed, made))
     compiled = {
         "normalization": compiled_tables.normalization_table(_result(_COMPILED, "normalization")),
         "memory": compiled_tables.memory_table(_result(_COMPILED, "memory")),

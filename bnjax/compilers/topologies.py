@@ -2,8 +2,7 @@
 
 `v5e:2x4` are eight chips of a TPU v5e, `h100:8` eight GPUs of one host, `cpu:8` eight devices of
 this machine's CPU. TPUs need the extra `tpu-aot`, GPUs `gpu-aot`; neither needs a chip or a
-driver. Where one is installed, set `JAX_PLATFORMS=cpu` for a process
-that computes as well.
+driver. Where one is installed, set `JAX_PLATFORMS=cpu` for a process that computes as well.
 """
 
 import importlib.metadata

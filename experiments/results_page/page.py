@@ -184,8 +184,8 @@ def _difference_table(groups: Sequence[Group], compared: Sequence[Pair]) -> Tabl
         cells = [
             Cell(pair.first.experiment),
             *(
-                Cell(_placed(group), link=f"#cite-{numbers[id(group)]}", title=group.changed)
-                for group in (pair.first, pair.second)
+                Cell(_placed(group), link=f"#cite-{number}", title=group.changed)
+                for number, group in zip(own, (pair.first, pair.second), strict=True)
             ),
             Cell(", ".join(pair.differ) or "nothing"),
             _number(seeds),

@@ -127,6 +127,8 @@ def _at(part: float, runs: Runs) -> dict[int, float]:
 
 
 REPORT = Rows(ARMS, reference="googlenet")
+TABLE_2 = "table2"
+"""Folder of the runs at three resolutions, whose stem has another stride than those of the rows."""
 
 
 def more(results: Path) -> dict[str, str]:
@@ -143,6 +145,4 @@ def more(results: Path) -> dict[str, str]:
     }
 
 
-TABLE_2 = "table2"
-"""Folder of the runs at three resolutions, whose stem has another stride than those of the rows."""
 PAGE = Page(REPORT, folders=("", TABLE_2), more=more)

@@ -21,8 +21,8 @@ from bnjax.models import MLP
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
 from experiments.why_it_works.question import NORMALIZED, PLAIN, THEORY, Answer, Question
-from experiments.why_it_works.rates import hold_out, trained_at_best_rate
-from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of
+from experiments.why_it_works.rates import Kind, accuracies_and_rates, compared, hold_out
+from experiments.why_it_works.side_by_side import Digits, seeds_of
 
 _SIGNS = {
     "small batches": (THEORY, "s"),
@@ -67,32 +67,24 @@ class GhostBatches(Question):
         """Returns by how many points ghost batches are better than large ones."""
         train, held_out = hold_out(Digits.of(data.train), self.held_out, seed)
         test = Digits.of(data.test)
-        kinds = {
+        he = nn.initializers.he_normal()
+        sizes = {
             "small batches": (self.small, self.small),
             "large batches": (self.large, self.large),
             "ghost batches": (self.large, self.small),
         }
-        reached, rates = {}, {}
-        for kind, (batch_size, group) in kinds.items():
-            he = nn.initializers.he_normal()
+        kinds = {}
+        for kind, (batch_size, group) in sizes.items():
             norm = partial(BatchNorm, batch=group, momentum=self.decay)
             model = MLP(self.widths, norm=norm, activation=nn.relu, kernel_init=he)
-            rates[kind], state = trained_at_best_rate(
-                model,
-                sgd(self.rates[0]),
-                self.rates,
-                train,
-                held_out,
-                seeds_of(seed, self.networks),
-                steps=self.steps,
-                batch_size=batch_size,
-            )
-            reached[kind] = 100 * float(accuracies(model, state, test).mean())
+            kinds[kind] = Kind(model, sgd(self.rates[0]), batch_size)
+        seeds = seeds_of(seed, self.networks)
+        found = compared(kinds, self.rates, train, held_out, test, seeds, steps=self.steps)
+        reached = {kind: each.accuracy for kind, each in found.items()}
         return Answer(
             effect=reached["ghost batches"] - reached["large batches"],
             curves={"reached": reached},
-            numbers={f"accuracy, {kind}": value for kind, value in reached.items()}
-            | {f"rate, {kind}": rate for kind, rate in rates.items()},
+            numbers=accuracies_and_rates(found),
         )
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:

@@ -28,8 +28,8 @@ from bnjax.models.norms import Norm
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
-from experiments.why_it_works.rates import hold_out, trained_at_best_rate
-from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of
+from experiments.why_it_works.rates import Kind, accuracies_and_rates, compared, hold_out
+from experiments.why_it_works.side_by_side import Digits, seeds_of
 
 
 class Convolutions(nn.Module):
@@ -112,21 +112,13 @@ class GroupNormalization(Question):
             for size in self.examples
         }
         norms["group normalization"] = partial(nn.GroupNorm, num_groups=self.groups)
-        reached, rates = {}, {}
-        for kind, norm in norms.items():
-            model = self.model(norm)
-            rates[kind], state = trained_at_best_rate(
-                model,
-                sgd(self.rates[0]),
-                self.rates,
-                train,
-                held_out,
-                seeds_of(seed, self.networks),
-                steps=self.steps,
-                batch_size=self.examples[-1],
-            )
-            reached[kind] = 100 * float(accuracies(model, state, test).mean())
-        *batch, group = reached.values()
+        kinds = {
+            kind: Kind(self.model(norm), sgd(self.rates[0]), self.examples[-1])
+            for kind, norm in norms.items()
+        }
+        seeds = seeds_of(seed, self.networks)
+        found = compared(kinds, self.rates, train, held_out, test, seeds, steps=self.steps)
+        *batch, group = (each.accuracy for each in found.values())
         return Answer(
             effect=min(batch[-1], group) - batch[0],
             curves={
@@ -134,8 +126,7 @@ class GroupNormalization(Question):
                 "batch": rounded(batch),
                 "group": rounded([group] * len(batch)),
             },
-            numbers={f"accuracy, {kind}": value for kind, value in reached.items()}
-            | {f"rate, {kind}": rate for kind, rate in rates.items()},
+            numbers=accuracies_and_rates(found),
         )
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:

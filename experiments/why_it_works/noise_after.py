@@ -124,7 +124,8 @@ class NoiseAfter(Question):
         advance = training(model, tx)
         state = start(model, tx, seeds, train)
         order = orders(seeds, 0, self.steps, self.batch_size, len(train.labels))
-        return 100 * tested(model, advance, state, train, test, order, self.tests).mean(1)
+        _, reached = tested(model, advance, state, train, test, order, self.tests)
+        return 100 * reached.mean(1)
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds over their training."""

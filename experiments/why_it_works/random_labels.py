@@ -27,6 +27,7 @@ from experiments.why_it_works.side_by_side import (
     orders,
     seeds_of,
     start,
+    tested,
     training,
 )
 
@@ -96,11 +97,8 @@ class RandomLabels(Question):
         tx, seeds = optax.sgd(self.rate), seeds_of(seed, self.networks)
         advance, state = training(model, tx), start(model, tx, seeds, train)
         order = orders(seeds, 0, self.steps, self.batch_size, self.examples)
-        reached = []
-        for stretch in jnp.split(order, self.tests, axis=1):
-            state, _ = advance(state, train, stretch)
-            reached.append(accuracies(model, state, train))
-        return np.stack(reached), float(accuracies(model, state, test).mean())
+        state, reached = tested(model, advance, state, train, train, order, self.tests)
+        return reached, float(accuracies(model, state, test).mean())
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the training accuracies of all seeds."""

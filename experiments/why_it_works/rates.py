@@ -3,7 +3,7 @@
 Rates that are best differ from kind to kind; at one rate for all, the rate would decide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -27,6 +27,61 @@ class Chosen(NamedTuple):
 
     rate: float
     state: TrainState
+
+
+class Kind(NamedTuple):
+    """A kind of network, and how it is trained.
+
+    Attributes:
+        model: the network.
+        tx: an optimizer whose state has a `learning_rate`.
+        batch_size: examples.
+    """
+
+    model: nn.Module
+    tx: optax.GradientTransformation
+    batch_size: int
+
+
+class Reached(NamedTuple):
+    """What a kind comes to at the rate that is best for it.
+
+    Attributes:
+        accuracy: mean on the test set, per cent.
+        rate: the one that was chosen.
+        state: of the networks; leaves `[networks, ...]`.
+    """
+
+    accuracy: float
+    rate: float
+    state: TrainState
+
+
+def compared(
+    kinds: Mapping[str, Kind],
+    rates: Sequence[float],
+    digits: Digits,
+    held_out: Digits,
+    test: Digits,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+) -> dict[str, Reached]:
+    """Trains networks of each kind at its best rate; arguments are those of the next."""
+    found = {}
+    for name, (model, tx, batch_size) in kinds.items():
+        rate, state = trained_at_best_rate(
+            model, tx, rates, digits, held_out, seeds, steps=steps, batch_size=batch_size
+        )
+        found[name] = Reached(100 * float(accuracies(model, state, test).mean()), rate, state)
+    return found
+
+
+def accuracies_and_rates(found: Mapping[str, Reached]) -> dict[str, float]:
+    """Returns what the page tells of a comparison."""
+    return {f"accuracy, {name}": each.accuracy for name, each in found.items()} | {
+        f"rate, {name}": each.rate for name, each in found.items()
+    }
 
 
 def hold_out(digits: Digits, count: int, seed: int) -> tuple[Digits, Digits]:

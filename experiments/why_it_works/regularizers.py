@@ -23,7 +23,7 @@ from bnjax.models.layers import DenseNorm, Dropout
 from bnjax.training.optimizers import make_optimizer, sgd
 from experiments.harness.affects import numbers
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question
-from experiments.why_it_works.rates import hold_out, trained_at_best_rate
+from experiments.why_it_works.rates import Kind, compared, hold_out
 from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of
 
 _KINDS = {"without": None, "with": "batch"}
@@ -92,29 +92,22 @@ class DropoutGain(Question):
         rest, held_out = hold_out(Digits.of(data.train), self.held_out, seed)
         train = Digits(rest.images[: self.examples], self.labels(seed, rest))
         test = Digits.of(data.test)
-        reached: dict[str, float] = {}
+        kinds = {
+            f"{kind}, {name}": Kind(*self.network(norm, strength), self.batch_size)
+            for kind, norm in _KINDS.items()
+            for name, strength in (("plain", 0.0), (self.regularizer, self.strength))
+        }
+        seeds = seeds_of(seed, self.networks)
+        found = compared(kinds, self.rates, train, held_out, test, seeds, steps=self.steps)
+        reached = {own: each.accuracy for own, each in found.items()}
         numbers: dict[str, float] = {}
-        for kind, norm in _KINDS.items():
-            for name, strength in (("plain", 0.0), (self.regularizer, self.strength)):
-                model, tx = self.network(norm, strength)
-                rate, state = trained_at_best_rate(
-                    model,
-                    tx,
-                    self.rates,
-                    train,
-                    held_out,
-                    seeds_of(seed, self.networks),
-                    steps=self.steps,
-                    batch_size=self.batch_size,
-                )
-                own = f"{kind}, {name}"
-                reached[own] = 100 * float(accuracies(model, state, test).mean())
-                learned = 100 * float(accuracies(model, state, train).mean())
-                numbers |= {
-                    f"test accuracy {own}": reached[own],
-                    f"training accuracy {own}": learned,
-                    f"rate {own}": rate,
-                }
+        for own, (accuracy, rate, state) in found.items():
+            learned = 100 * float(accuracies(kinds[own].model, state, train).mean())
+            numbers |= {
+                f"test accuracy {own}": accuracy,
+                f"training accuracy {own}": learned,
+                f"rate {own}": rate,
+            }
         gains = {
             kind: reached[f"{kind}, {self.regularizer}"] - reached[f"{kind}, plain"]
             for kind in _KINDS

@@ -111,7 +111,7 @@ class RenormSmallBatches(Question):
         tx = optax.sgd(self.rate)
         advance = training(plain if name == "BN" else opening, tx)
         state = start(plain, tx, seeds_of(seed, self.networks), train)
-        return tested(plain, advance, state, train, test, order, self.tests)
+        return tested(plain, advance, state, train, test, order, self.tests)[1]
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds over their training."""

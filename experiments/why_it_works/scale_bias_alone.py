@@ -24,8 +24,8 @@ from bnjax.models import MLP
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
 from experiments.why_it_works.question import NORMALIZED, PLAIN, THEORY, Answer, Question
-from experiments.why_it_works.rates import hold_out, trained_at_best_rate
-from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of
+from experiments.why_it_works.rates import Kind, accuracies_and_rates, compared, hold_out
+from experiments.why_it_works.side_by_side import Digits, seeds_of
 
 _LAST = "logits"
 
@@ -66,25 +66,20 @@ class ScaleBiasAlone(Question):
         test = Digits.of(data.test)
         he = nn.initializers.he_normal()
         model = MLP(self.widths, norm="batch", activation=nn.relu, kernel_init=he)
-        reached, rates = {}, {}
-        for part in self.trained:
-            rates[part], state = trained_at_best_rate(
-                model,
-                optax.chain(only(parts(seed)[part]), sgd(self.rates[0])),
-                self.rates,
-                train,
-                held_out,
-                seeds_of(seed, self.networks),
-                steps=self.steps,
-                batch_size=self.batch_size,
+        kinds = {
+            part: Kind(
+                model, optax.chain(only(parts(seed)[part]), sgd(self.rates[0])), self.batch_size
             )
-            reached[part] = 100 * float(accuracies(model, state, test).mean())
+            for part in self.trained
+        }
+        seeds = seeds_of(seed, self.networks)
+        found = compared(kinds, self.rates, train, held_out, test, seeds, steps=self.steps)
+        reached = {part: each.accuracy for part, each in found.items()}
         ours, control, *_ = reached.values()
         return Answer(
             effect=ours - control,
             curves={"reached": reached},
-            numbers={f"accuracy, {part}": value for part, value in reached.items()}
-            | {f"rate, {part}": rate for part, rate in rates.items()},
+            numbers=accuracies_and_rates(found),
         )
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:

@@ -96,8 +96,8 @@ def tested(
     test: Digits,
     order: jax.Array,
     tests: int,
-) -> np.ndarray:
-    """Trains, and returns the accuracies by running statistics after each of `tests` stretches.
+) -> tuple[TrainState, np.ndarray]:
+    """Trains, and tests by running statistics after each of `tests` stretches.
 
     Args:
         model: the network in inference.
@@ -109,13 +109,13 @@ def tested(
         tests: how many.
 
     Returns:
-        `[tests, networks]`, fractions.
+        The states at the end, and the accuracies `[tests, networks]`, fractions.
     """
     reached = []
     for stretch in jnp.split(order, tests, axis=1):
         state, _ = advance(state, train, stretch)
         reached.append(accuracies(model, state, test))
-    return np.stack(reached)
+    return state, np.stack(reached)
 
 
 def trained(
