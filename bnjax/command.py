@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import select
 import sys
 from collections.abc import Iterator
@@ -49,11 +48,6 @@ def command() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             if _ended(stream):  # Python flushes it once more at its end, and would complain
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def in_flags(error: Exception) -> str:
-    """Returns the text of an error with the flag of commands, for the argument, that it names."""
-    return re.sub(r"(?<![\w/-])data_dir(?![\w/=])", "--data-dir", str(error))
 
 
 def _nothing(number: int) -> TextIO:

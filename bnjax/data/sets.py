@@ -50,14 +50,14 @@ def _built(name: str) -> str:
     return (
         f"where TensorFlow and a network are at hand, prepare it with `tfds build {name} "
         f"--file_format=array_record --data_dir=DIR` (in an environment of its own), then name DIR "
-        f"with TFDS_DATA_DIR or data_dir; the folder is then DIR/{name}/VERSION"
+        f"with TFDS_DATA_DIR, data_dir or --data-dir; the folder is then DIR/{name}/VERSION"
     )
 
 
 def _like_mnist(name: str) -> Facts:
     remedy = (
         "delete it and open it again to have it prepared anew, copy it anew from where it is "
-        "whole, or give another data_dir"
+        "whole, or give another data_dir or --data-dir"
     )
     return Facts(name, 10, 60_000, 10_000, remedy, prepare_mnist, "pixels")
 
@@ -73,7 +73,7 @@ FACTS = {
         50_000,
         10_000,
         "it is CIFAR-10 encoded as JPEG, prepared by hand: name the folder that holds "
-        "cifar10_jpeg/VERSION with TFDS_DATA_DIR or data_dir, or use 'cifar10'",
+        "cifar10_jpeg/VERSION with TFDS_DATA_DIR, data_dir or --data-dir, or use 'cifar10'",
     ),
     "imagenette": Facts(
         "imagenette/full-size-v2", 10, 9_469, 3_925, _built("imagenette/full-size-v2")
@@ -84,7 +84,7 @@ FACTS = {
         100_000,
         10_000,
         "prepare it with `python -m bnjax.data.tiny_imagenet prepare --zip tiny-imagenet-200.zip "
-        "--data-dir DIR`, then name DIR with TFDS_DATA_DIR or data_dir",
+        "--data-dir DIR`, then name DIR with TFDS_DATA_DIR, data_dir or --data-dir",
     ),
     "imagenet_resized/64x64": Facts(
         "imagenet_resized/64x64", 1000, 1_281_167, 50_000, _built("imagenet_resized/64x64")
@@ -95,7 +95,7 @@ FACTS = {
         1_281_167,
         50_000,
         "prepare it from the two tar files with `python -m bnjax.data.imagenet prepare --tars TARS "
-        "--data-dir DIR`, then name DIR with TFDS_DATA_DIR or data_dir",
+        "--data-dir DIR`, then name DIR with TFDS_DATA_DIR, data_dir or --data-dir",
     ),
 }
 """Facts of each data set that has a name of its own."""

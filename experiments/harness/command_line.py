@@ -16,7 +16,6 @@ from typing import Any
 
 import absl.logging
 
-from bnjax.command import in_flags
 from bnjax.compilers.topologies import MissingCompilerError
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
@@ -79,7 +78,7 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
         *(CheckpointError, DataError, HostsError, MissingCompilerError, RecordError),
         ValueError,
     ) as error:
-        sys.exit(f"error: {in_flags(error)}")
+        sys.exit(f"error: {error}")
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -269,7 +269,7 @@ def test_a_missing_data_set_names_the_flag(name: str, tmp_path: Path) -> None:
     given = ("--data", name, "--data-dir", str(tmp_path / "data_dir"))
     with pytest.raises(SystemExit) as ended:
         COMMANDS["imagenet_inception"][0](given)
-    assert "with TFDS_DATA_DIR or --data-dir" in str(ended.value)
+    assert "with TFDS_DATA_DIR, data_dir or --data-dir" in str(ended.value)
     assert f"is not in {tmp_path}/data_dir/" in str(ended.value)
 
 

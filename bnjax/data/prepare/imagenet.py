@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from bnjax.command import in_flags
 from bnjax.data.data_set import DataError
 from bnjax.data.prepare.builder import build, fed_builder
 from bnjax.data.prepare.checksums import check_md5
@@ -243,6 +242,6 @@ def main(argv: list[str] | None = None) -> None:
             data_dir = local_path("--data-dir", command.data_dir)
             print(f"Prepared {prepare(tars, data_dir, ilsvrc2012())}")
     except (DataError, OSError, ValueError) as error:
-        sys.exit(f"error: {in_flags(error)}")
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; nothing is kept")

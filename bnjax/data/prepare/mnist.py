@@ -62,7 +62,7 @@ def prepare_mnist(name: str, root: Path, counts: Mapping[str, int]) -> None:
             f"{name} is not in {folder} and cannot be prepared there: {error}\n"
             "Two ways on:\n"
             f"- where there is a network, open_data({name!r}, data_dir=DIR) prepares DIR; copy "
-            "it, and name the copy with TFDS_DATA_DIR or data_dir;\n"
+            "it, and name the copy with TFDS_DATA_DIR, data_dir or --data-dir;\n"
             "- open 'mnist5k', 5,000 genuine digits that come with bnjax."
         ) from error
 

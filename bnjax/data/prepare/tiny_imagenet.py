@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from bnjax.command import in_flags
 from bnjax.data.data_set import DataError
 from bnjax.data.prepare.builder import build, new_builder
 from bnjax.data.prepare.checksums import check_md5
@@ -273,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
             folder, said = _prepare(command)
             print(f"Prepared {folder}\n{said}")
     except (DataError, OSError, ValueError) as error:
-        sys.exit(f"error: {in_flags(error)}")
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; nothing is kept")
 

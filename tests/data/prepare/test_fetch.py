@@ -101,7 +101,8 @@ def assert_tells_two_ways_on(message, root):
     assert str(root / "mnist" / "3.0.1") in message
     for part in (
         "mnist is not in",
-        "TFDS_DATA_DIR or data_dir",
+        "TFDS_DATA_DIR",
+        "--data-dir",
         "open_data('mnist'",
         "mnist5k",
     ):
