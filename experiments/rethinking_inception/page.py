@@ -129,15 +129,20 @@ def _at(part: float, runs: Runs) -> dict[int, float]:
 REPORT = Rows(ARMS, reference="googlenet")
 TABLE_2 = "table2"
 """Folder of the runs at three resolutions, whose stem has another stride than those of the rows."""
+CIFAR = "cifar"
+"""Folder of the runs on CIFAR-10."""
 
 
 def more(results: Path) -> dict[str, str]:
-    """Returns the tables of changes, side heads and resolutions, of crops, and of sizes."""
+    """Returns the tables of changes, side heads, crops, and sizes."""
     runs = REPORT.load(results)
     return {
         "changes": changes_table(runs),
         "side_heads": side_heads_table(runs),
-        f"{TABLE_2}_changes": changes_table(REPORT.load(results / TABLE_2)),
+        **{
+            f"{folder}_changes": changes_table(REPORT.load(results / folder))
+            for folder in (TABLE_2, CIFAR)
+        },
         "evaluation": evaluation_table.table(
             json.loads((results / "evaluation.json").read_text(encoding="utf-8")), ARMS, PUBLISHED
         ),
@@ -145,4 +150,4 @@ def more(results: Path) -> dict[str, str]:
     }
 
 
-PAGE = Page(REPORT, folders=("", TABLE_2), more=more)
+PAGE = Page(REPORT, folders=("", TABLE_2, CIFAR), drawn=("", CIFAR), more=more)
