@@ -21,6 +21,7 @@ from bnjax.training.loop import Interrupted
 from bnjax.training.parallel import DataParallel
 from experiments.harness.images import programs, resident
 from experiments.harness.images.compute import ImageCompute
+from experiments.harness.images.feeds import compile_ahead, open_feed
 from experiments.harness.images.resident import ResidentFeed
 from experiments.harness.images.train import train
 from experiments.harness.runs import complete
@@ -201,18 +202,20 @@ def test_what_cannot_be_is_said_before_any_compute(data, how, changes, words):
         )
 
 
-def test_programs_are_compiled_ahead_once(data, in_loops):
+@pytest.mark.parametrize("pipeline", ["resident", "streamed"])
+def test_programs_are_compiled_ahead_once(pipeline, data, in_loops):
     """Red if a run compiles what a thread has: as JAX does if arguments had no place."""
-    config = replace(CONFIG, pipeline="resident", momentum=0.8)
+    config = replace(CONFIG, pipeline=pipeline, momentum=0.8)
     tasks = [inception_task(config, arm) for arm in ("bn_baseline", "bn_x5_sigmoid")]
-    resident.compile_ahead(tasks, data, compute("jit", 1))
+    compile_ahead(tasks, data, compute("jit", 1))
     for task in tasks:
-        own, feed = resident.open_resident(task, data, compute("jit", 1).devices)
+        own, feed = open_feed(task, data, compute("jit", 1))
         state = own.init(np.int32(0), np.float32(0.1))
-        arguments = feed.training(0, 2)
-        with counted() as compiled:
-            state, _ = own.train(state, *arguments)
-            own.evaluate(programs.variables_of(state), *feed.validation())
+        with feed:
+            arguments = feed.training(0, feed.schedule.dispatch(0))
+            with counted() as compiled:
+                state, _ = own.train(state, *arguments)
+                own.evaluate(programs.variables_of(state), next(feed.validation()))
         assert not compiled
 
 

@@ -13,6 +13,7 @@ from experiments.harness.images import resident
 from experiments.harness.images.arm import ImageArm
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.config import ImageConfig
+from experiments.harness.images.feeds import compile_ahead
 from experiments.harness.images.train import train
 from experiments.harness.page import Page
 
@@ -37,7 +38,7 @@ def image_experiment(
         compute=ImageCompute,
         tasks=partial(tasks, arms),
         decode=resident.decode,
-        compile_ahead=resident.compile_ahead,
+        compile_ahead=compile_ahead,
         check=check,
         train=train,
         page=page,

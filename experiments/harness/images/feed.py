@@ -8,6 +8,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from bnjax.compilers.cost import abstract
 from bnjax.data import DataSet
 from bnjax.data.stream import Batch, Stream, evaluation_batches, training_batches
 from bnjax.data.views.augmentation import evaluation_view, training_view
@@ -46,6 +47,19 @@ class Feed:
     def __exit__(self, *error: object) -> None:
         if self._stream is not None:
             self._stream.close()
+
+    def shapes(self) -> tuple[tuple[Any, ...], Batch]:
+        """Returns the shapes of what comes first of `training` and of `validation`."""
+        size = self._arm.image_size(self._config)
+
+        def placed(layout: tuple[int, ...], axis: int) -> Any:
+            of_each = (((size, size, 3), np.uint8), ((), np.int32), ((), bool))
+            arrays = [jax.ShapeDtypeStruct((*layout, *own), dtype) for own, dtype in of_each]
+            return abstract(arrays, self._parallel.shardings(axis=axis)[1])
+
+        layout = batch_layout(self._config, self.schedule.dispatch(0))
+        images, labels, _ = placed(layout, self._axis)
+        return ((images, labels),), Batch(*placed((self._config.eval_batch,), 0))
 
     def training(self, first_step: int, steps: int) -> tuple[Any, ...]:
         """Images and labels of the next steps; calls follow one another without a gap."""

@@ -1,9 +1,7 @@
 """Training with the data on the devices: what a run reads are indices, and programs make views."""
 
-import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -13,7 +11,6 @@ import numpy as np
 from bnjax.data import DataError, DataSet, in_memory
 from bnjax.data.arrays import ArraySplit, EvalBatches, eval_batches
 from bnjax.data.order import Order
-from bnjax.progress import ProgressBar
 from bnjax.training.parallel import DataParallel
 from experiments.harness.experiment import Task
 from experiments.harness.images.compute import ImageCompute
@@ -122,6 +119,10 @@ class ResidentFeed:
     def __exit__(self, *error: object) -> None:
         pass
 
+    def shapes(self) -> tuple[tuple[Chosen, Resident], EvalBatches]:
+        """Returns what comes first of `training` and of `validation`, or what has its shapes."""
+        return self.training(0, self.schedule.dispatch(0)), self._placed.test[0]
+
     def training(self, first_step: int, steps: int) -> tuple[Chosen, Resident]:
         """The examples of the next steps; those of a loop that takes fewer are filled up."""
         started = time.perf_counter()
@@ -140,11 +141,6 @@ class ResidentFeed:
         data = self._resident(self._task.seed, count)
         self.waited += time.perf_counter() - started
         return batch, data
-
-    def compile(self) -> None:
-        """Compiles what trains and evaluates, without running it."""
-        arguments = self.training(0, self.schedule.dispatch(0))
-        self._programs.compile(arguments, self._placed.test[0])
 
     def validation(self) -> Iterator[EvalBatches]:
         """Every test image once, in batches on the devices."""
@@ -183,25 +179,6 @@ def open_resident(
     views = _views(task, placed.data)
     programs = programs_of(task.config, task.arm, parallel, classes=data.classes, views=views)
     return programs, ResidentFeed(task, placed, parallel, programs)
-
-
-def compile_ahead(tasks: Sequence[Task], data: DataSet, compute: ImageCompute) -> None:
-    """Compiles the programs of runs with the data on the devices in threads, one for each core.
-
-    XLA takes minutes for a network, and one core. What trains then finds its program compiled; but
-    under `pmap`, where JAX would compile it again, and on several hosts nothing is done.
-    """
-    parallel = compute.devices
-    if parallel.how == "pmap" or jax.process_count() > 1:
-        return
-    resident = (task for task in tasks if task.config.pipeline == "resident")
-    feeds = dict(open_resident(task, data, parallel) for task in resident)  # by program
-    if len(feeds) < 2:
-        return
-    bar = ProgressBar(len(feeds), description="compiling", unit="network")
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(ResidentFeed.compile, feeds.values()):
-            bar.update(1)
 
 
 @lru_cache(maxsize=1)

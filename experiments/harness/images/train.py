@@ -20,8 +20,9 @@ from bnjax.training.tensorboard import watched
 from experiments.harness.experiment import Outcome, RunLog, Task
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
-from experiments.harness.images.programs import Programs, State, programs_of, variables_of
-from experiments.harness.images.resident import ResidentFeed, open_resident
+from experiments.harness.images.feeds import open_feed
+from experiments.harness.images.programs import Programs, State, variables_of
+from experiments.harness.images.resident import ResidentFeed
 from experiments.harness.weights import digests
 
 
@@ -58,12 +59,7 @@ def train(
     """
     config, parallel = task.config, compute.devices
     parallel.check_batch(config.eval_batch)
-    feed: Feed | ResidentFeed
-    if config.pipeline == "resident":
-        programs, feed = open_resident(task, data, parallel)
-    else:
-        programs = programs_of(config, task.arm, parallel, classes=data.classes)
-        feed = Feed(task, data, parallel, axis=programs.axis, workers=compute.workers)
+    programs, feed = open_feed(task, data, compute)
     progress, first_step = _start(task, programs, parallel, checkpoints)
     log.begin(first_step, [first_step])
     clock = _Clock(feed)
