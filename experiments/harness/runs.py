@@ -179,7 +179,9 @@ def complete_all(
     tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)
-    for task in tasks:
+    left = [task for task in tasks if not is_complete(task, out)]
+    experiment.compile_ahead(left, data, compute)
+    for task in left:
         complete(experiment, task, data, compute, out)
 
 

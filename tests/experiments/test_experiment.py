@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from bnjax.evidence.records import RecordError
-from experiments.harness import found
+from experiments.harness import found, runs
 from experiments.harness.affects import network, numbers
 from experiments.harness.arm import check_arms
 from experiments.harness.comparison import Comparison
@@ -64,6 +64,16 @@ def test_a_folder_with_runs_of_another_experiment_is_refused(below, tmp_path, mo
         complete_all(EXPERIMENT, EXPERIMENT.config(), tmp_path)
     assert (tmp_path / "summary.json").read_text() == "kept"
     assert folder_of_runs(mnist.EXPERIMENT, tmp_path) == tmp_path
+
+
+def test_only_what_is_left_is_compiled_ahead(tmp_path, monkeypatch):
+    def stop(tasks, data, compute):
+        raise InterruptedError(*(task.arm.name for task in tasks))
+
+    monkeypatch.setattr(runs, "is_complete", lambda task, out: task.arm.name == "batch")
+    config = EXPERIMENT.config(arms=("none", "batch"), seeds=1)
+    with pytest.raises(InterruptedError, match=r"^none$"):
+        complete_all(replace(EXPERIMENT, compile_ahead=stop), config, tmp_path)
 
 
 def test_committed_results_and_folders_without_runs_are_not_refused(tmp_path):
