@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class Comparison:
     reference: str
     figure: str = "curves.png"
     batch: int | None = None
+    block_names: ClassVar[tuple[str, ...]] = ("arms", "differences", "divergence", "sweep")
+    """Markers of a README between which the tables of a folder stand."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -80,6 +82,16 @@ class Comparison:
             waiting_text(summary),
             missing_text(out),
         ]
+
+    def blocks(self, out: Path) -> dict[str, str]:
+        """Returns what a README holds of the runs below `out`, by `block_names`."""
+        summary = self.summarize(out)
+        return {
+            "arms": self.arms_table(summary),
+            "differences": self.reference_differences(out),
+            "divergence": self.divergence_text(summary),
+            "sweep": self.sweep_text(summary),
+        }
 
     def arms_table(self, summary: dict[str, Any]) -> str:
         """Returns steps to the reference's best and the maxima, beside the paper's numbers.

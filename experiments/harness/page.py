@@ -47,26 +47,28 @@ class Page:
     def blocks(self, results: Path) -> dict[str, str]:
         """Returns Markdown by the names of markers.
 
-        `arms`, `differences`, `divergence` and `sweep` are the tables of a comparison, those of a
-        folder below the results with its name in front.
+        Of a comparison, the `blocks` of each folder; of one below the results with its name in
+        front.
         """
         parts: dict[str, str] = {}
         if isinstance(self.report, Comparison):
             for folder in self.folders:
-                parts |= _named(folder, self.report, results / folder)
+                for name, text in self.report.blocks(results / folder).items():
+                    parts[_prefix(folder) + name] = text
         return parts | self.more(results)
 
     def source(self, results: Path, name: str) -> Path:
         """Returns what a block is made from, a file or a folder of runs.
 
-        What has its name; for the tables of a comparison their runs; else the experiment's folder.
+        What has its name; for the blocks of a comparison their runs; else the experiment's folder.
         """
         for own in (results / f"{name}.json", results / name):
             if own.exists():
                 return own
-        for folder in self.folders if isinstance(self.report, Comparison) else ():
-            if name in {f"{_prefix(folder)}{table}" for table in _TABLES}:
-                return results / folder
+        if isinstance(self.report, Comparison):
+            for folder in self.folders:
+                if name in {_prefix(folder) + block for block in self.report.block_names}:
+                    return results / folder
         return results.parent
 
     def summaries(self, results: Path) -> Iterator[tuple[Path, Any]]:
@@ -75,19 +77,5 @@ class Page:
             yield results / folder / "summary.json", self.report.summarize(results / folder)
 
 
-_TABLES = ("arms", "differences", "divergence", "sweep")
-
-
 def _prefix(folder: str) -> str:
     return f"{folder.replace('/', '_')}_" if folder else ""
-
-
-def _named(folder: str, report: Comparison, results: Path) -> dict[str, str]:
-    summary = report.summarize(results)
-    parts = (
-        report.arms_table(summary),
-        report.reference_differences(results),
-        report.divergence_text(summary),
-        report.sweep_text(summary),
-    )
-    return {f"{_prefix(folder)}{name}": part for name, part in zip(_TABLES, parts, strict=True)}

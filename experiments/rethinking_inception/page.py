@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -78,10 +78,18 @@ _PARTS = (0.25, 0.5, 0.75, 1.0)
 class Rows(Comparison):
     """Arms compared, and the changes between them."""
 
+    block_names: ClassVar[tuple[str, ...]] = (*Comparison.block_names, "changes", "side_heads")
+
     def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
         """Returns what the command prints."""
         runs = self.load(out)
         return [*super().tables(out, summary), changes_table(runs), side_heads_table(runs)]
+
+    def blocks(self, out: Path) -> dict[str, str]:
+        """Returns what a README holds of the runs below `out`, by `block_names`."""
+        runs = self.load(out)
+        own = {"changes": changes_table(runs), "side_heads": side_heads_table(runs)}
+        return super().blocks(out) | own
 
 
 def changes_table(runs: Mapping[str, Runs]) -> str:
@@ -134,15 +142,8 @@ CIFAR = "cifar"
 
 
 def more(results: Path) -> dict[str, str]:
-    """Returns the tables of changes, side heads, crops, and sizes."""
-    runs = REPORT.load(results)
+    """Returns the tables of crops and of sizes."""
     return {
-        "changes": changes_table(runs),
-        "side_heads": side_heads_table(runs),
-        **{
-            f"{folder}_changes": changes_table(REPORT.load(results / folder))
-            for folder in (TABLE_2, CIFAR)
-        },
         "evaluation": evaluation_table.table(
             json.loads((results / "evaluation.json").read_text(encoding="utf-8")), ARMS, PUBLISHED
         ),
