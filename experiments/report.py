@@ -96,7 +96,8 @@ def documents() -> Iterator[tuple[Path, str]]:
         blocks = experiment.page.blocks(experiment.results)
         folder = experiment.results.parent
         if (experiment.results / "dry_run.json").exists():
-            blocks["dry_run"] = compiled_tables.dry_run_table(_result(folder, "dry_run"))
+            result = _result(folder, "dry_run")
+            blocks["dry_run"] = compiled_tables.dry_run_table(result, experiment.arms)
         if claims := claims_of(experiment.name, found):
             blocks["in_the_readme"] = claims
         results = experiment.results
