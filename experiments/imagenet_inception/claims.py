@@ -119,13 +119,20 @@ CLAIMS = (
             ("recipe_x1/inception", "recipe_x30/inception"),
         ),
     ),
-    Claim("Dropout is not needed", "no number", "dropout", best_accuracy),
+    Claim(
+        "Dropout is not needed",
+        "no number",
+        "dropout",
+        best_accuracy,
+        (("left_out/bn_x5", "left_out/left_out_dropout"),),
+    ),
     Claim("Less L2 is better", "no number", "l2", best_accuracy),
     Claim(
         "Sigmoid trains, and without normalization does not",
         "69.8 %, without at most 0.1 %",
         "normalized",
         best_accuracy,
+        (("sigmoid/bn_x5_sigmoid", "sigmoid/recipe_x5"),),
     ),
 )
 """To add a pair is one line: (folder/arm, folder/arm), the one that is to be better in front."""

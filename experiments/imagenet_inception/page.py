@@ -71,7 +71,7 @@ def _json(path: Path) -> Any:
 PAGE = Page(
     REPORT,
     folders=(
-        *("", "recipe_x1", "recipe_x5", "recipe_x30", "inception_x5"),
+        *("", "recipe_x1", "recipe_x5", "recipe_x30", "inception_x5", "left_out", "sigmoid"),
         *("wide", "wide/inception_x5", "wide/inception_x30"),
     ),
     drawn=("", "wide"),
