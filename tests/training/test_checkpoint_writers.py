@@ -230,6 +230,7 @@ def test_a_run_killed_at_random_moments_ends_bitwise_as_one_that_was_not(tmp_pat
         process, first = begin("killed")
         began.append(first)
         while max(finished(tmp_path / "killed"), default=0) <= first:
+            assert process.poll() is None, "it ended before it saved"
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.1))
         assert process.poll() is None, "it ended before it was killed: make it longer"
