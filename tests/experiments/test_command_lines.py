@@ -27,6 +27,7 @@ from experiments.compiled import dry_run
 from experiments.harness import main as harness
 from experiments.harness.images import evaluate
 from experiments.harness.images.compute import ImageCompute
+from experiments.harness.images.programs import Programs
 from experiments.imagenet_inception import __main__ as inception
 from experiments.imagenet_inception.config import Config as InceptionConfig
 from experiments.imagenet_inception.experiment import EXPERIMENT as INCEPTION
@@ -216,6 +217,7 @@ def no_compute() -> Iterator[None]:
     """Stops each command where compute would begin."""
     with contextlib.ExitStack() as stack:
         for module, name in (
+            (Programs, "compile"),  # ahead of the first run
             (harness, "complete"),
             (dry_run, "compile_cases"),
             (models, "summarize"),
