@@ -10,10 +10,13 @@ from packaging.version import Version
 # LLVM does not optimize, and fusions are written out in XLA's older way, which JAX 0.12 no longer
 # has. XLA's own passes stay: memory, fusions and collectives are those of any program. `.ci/run`
 # has it all on Colab's versions, by JAX_DISABLE_MOST_OPTIMIZATIONS=0.
-as_it_is = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "0"
-if not as_it_is and Version(version("jaxlib")) < Version("0.11"):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and Version(version("jaxlib")) < Version(
+    "0.11"
+):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    )
 
 import jax
 import pytest

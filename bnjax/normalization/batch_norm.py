@@ -133,7 +133,7 @@ def normalize_batch(
             `axis_name` alone. Groups move the statistics once, by their mean moments.
         mask: bool, of the rank of `x`, sizes equal or one. What is False is normalized, but does
             not count; NaN and infinity there give `bias`. Features that are masked as a whole
-            keep their statistics.
+            give it, too, and keep their statistics.
         axis_name: mapped axes (`pmap`, `shard_map`, `vmap`) whose devices share the batch.
         axis_index_groups: groups of devices along `axis_name`, each a batch of its own; JAX knows
             them in `pmap` and in `shard_map(check_vma=False)`.

@@ -13,7 +13,12 @@ from bnjax.normalization.arguments import Params, Stats, full_mask
 from bnjax.normalization.groups import choose_groups, normalize_groups
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.settings import Settings
-from bnjax.normalization.transform import Transform, affine, finite_where_masked
+from bnjax.normalization.transform import (
+    Transform,
+    affine,
+    finite_where_masked,
+    reciprocal_deviation,
+)
 
 
 def as_complex(x: jax.Array) -> jax.Array:
@@ -37,9 +42,10 @@ def transform_batch(
         parts = jnp.stack([x.real, x.imag], -1)
         masks = None if mask is None else jnp.broadcast_to(mask[..., None], parts.shape)
         moments = transform.moments(parts, masks)
-        mean, var, _ = _joined(moments)
-        x = finite_where_masked(x, mask, mean, axes)
-        y = _affine(x, mean, var, params, settings, axes)
+        joined = _joined(moments)
+        x = finite_where_masked(x, mask, joined.mean, axes)
+        rstd = reciprocal_deviation(joined, mask, settings.epsilon)
+        y = _affine(x, joined.mean, rstd, params, settings, axes)
         return y, jax.tree.map(lax.stop_gradient, moments)
 
     y, moments = normalize_groups(normalize, x, mask, groups, axes[0])
@@ -51,8 +57,8 @@ def transform_population(
 ) -> jax.Array:
     """Returns `y`, where `x`, a parameter or the mean is complex."""
     mean = stats["mean"].astype(x.dtype)
-    var = stats["var"].real.astype(x.real.dtype)
-    return _affine(x, mean, var, params, settings, axes)
+    rstd = lax.rsqrt(stats["var"].real.astype(x.real.dtype) + settings.epsilon)
+    return _affine(x, mean, rstd, params, settings, axes)
 
 
 def move_stats(stats: Stats, moments: Moments, settings: Settings) -> Stats:
@@ -71,12 +77,12 @@ def move_stats(stats: Stats, moments: Moments, settings: Settings) -> Stats:
 def _affine(
     x: jax.Array,
     mean: jax.Array,
-    var: jax.Array,
+    rstd: jax.Array,
     params: Params,
     settings: Settings,
     axes: tuple[int, ...],
 ) -> jax.Array:
-    rstd = lax.rsqrt(var + settings.epsilon).astype(x.dtype)  # complex, as scale and bias may be
+    rstd = rstd.astype(x.dtype)  # complex, as scale and bias may be
     y = affine(x, mean, rstd, params.get("scale"), params.get("bias"), axes)
     dtype = settings.output_dtype(x)
     return (y if jnp.issubdtype(dtype, jnp.complexfloating) else y.real).astype(dtype)

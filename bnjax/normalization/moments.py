@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from bnjax.normalization.fast.sums import pair_of_sums, slices_of
+from bnjax.normalization.fast.sums import first_rows, pair_of_sums, slices_of
 from bnjax.normalization.versions import gather_invariant, varying_axes
 
 
@@ -42,12 +42,11 @@ def batch_moments(
     """Returns the moments of `x` over `axes`, pooled by count over masks and devices.
 
     One pass, and exact at any offset: both are summed around the mean of a sample, a slice of
-    1/8 to 1/2 of each image. By Cauchy-Schwarz that is within sqrt(8) standard deviations of the
-    mean, so that what cancels in E[(x-c)^2] - E[x-c]^2 is at most eight variances. (Without images
-    to slice, or under a mask, the sample is all.) bfloat16 is summed around zero: its squares are
-    exact in float32, and where the cancellation would show, at a mean above 2^8 standard
-    deviations, its own rounding has erased the variance already. Devices exchange their moments
-    once, by one small all-gather.
+    1/8 to 1/2 of each image; of bfloat16, whose results need fewer digits, a row of it. By
+    Cauchy-Schwarz the mean of 1/k of all values is within sqrt(k) standard deviations of that of
+    all, so that what cancels in E[(x-c)^2] - E[x-c]^2 is at most k variances. (Without images to
+    slice, or under a mask, the sample is all.) Devices exchange their moments once, by one small
+    all-gather.
 
     Args:
         x: floating, any shape; narrower types are summed in float32.
@@ -139,13 +138,12 @@ def _local_part(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> 
 
     # The number that both sums are taken around: near enough to the mean that nothing cancels, and
     # known before the pass over all of `x`. See `batch_moments` for how near that is.
-    if jnp.finfo(x.dtype).nmant < 8:
-        shift = jnp.zeros([n for axis, n in enumerate(x.shape) if axis not in axes], dtype)
-    else:
-        sample = slices_of(x, axes)[0] if mask is None else x
-        of_sample = divisor if mask is not None else batch_size(sample.shape, axes)
-        shift = sample.sum(axes, dtype=dtype) / of_sample
-        shift = lax.stop_gradient(shift)  # the moments are the same about any number
+    sample, of_sample = x, divisor
+    if mask is None:
+        sample = first_rows(x, axes) if jnp.finfo(x.dtype).nmant < 8 else slices_of(x, axes)[0]
+        of_sample = batch_size(sample.shape, axes)
+    shift = sample.sum(axes, dtype=dtype) / of_sample
+    shift = lax.stop_gradient(shift)  # the moments are the same about any number
     arrays = (x,) if mask is None else (x, mask)
     rest, square = pair_of_sums(lambda *arrays: about(shift, *arrays), arrays, axes)
     rest /= divisor

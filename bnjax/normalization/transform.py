@@ -52,10 +52,10 @@ def definition(
     mask: jax.Array | None,
     transform: Transform,
 ) -> tuple[jax.Array, Moments, jax.Array]:
-    """Returns `y`, the moments and 1/sqrt(var + epsilon), all of them differentiable."""
+    """Returns `y`, the moments and their `reciprocal_deviation`, all of them differentiable."""
     moments = transform.moments(x, mask)
     x = finite_where_masked(x, mask, moments.mean, transform.axes)
-    rstd = lax.rsqrt(moments.var + transform.epsilon)
+    rstd = reciprocal_deviation(moments, mask, transform.epsilon)
     z = affine(x, moments.mean, rstd, scale, bias, transform.axes)
     return activate(z, transform.activation).astype(transform.dtype), moments, rstd
 
@@ -72,6 +72,12 @@ def normalize_autodiff(
     x = x.astype(precision(x.dtype))
     y, moments, _ = definition(x, scale, bias, mask, transform)
     return y, jax.tree.map(lax.stop_gradient, moments)
+
+
+def reciprocal_deviation(moments: Moments, mask: jax.Array | None, epsilon: float) -> jax.Array:
+    """Returns 1/sqrt(var + epsilon); zero where a mask leaves no value, so that `y` is `bias`."""
+    rstd = lax.rsqrt(moments.var + epsilon)
+    return rstd if mask is None else jnp.where(moments.size > 0, rstd, 0)
 
 
 def affine(

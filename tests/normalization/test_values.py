@@ -35,11 +35,7 @@ import bnjax
     ],
 )
 def test_training_and_inference_match_float64(dtype, layout, mask, offset):
-    """Red for squares around zero in float32, a variance in bfloat16, a mask left out of a sum.
-
-    bfloat16 is summed around zero: no offset here is beyond 2^8 standard deviations, where its
-    own rounding has erased the variance.
-    """
+    """Red for squares around zero, a variance in bfloat16, a mask left out of a sum."""
     case = cases.make(layout, mask=mask, offset=offset, dtype=dtype)
     settings = {"axis": case.axis, "epsilon": 1e-3}
     y, stats = train(case.x, case.params, case.stats, mask=case.mask, decay=0.75, **settings)
@@ -54,7 +50,7 @@ def test_training_and_inference_match_float64(dtype, layout, mask, offset):
     assert y.dtype == inferred.dtype == case.x.dtype
     assert_close(y, batch.y, tolerances.output(dtype, offset), "y")
     assert_close(stats["mean"], mean, tolerances.mean(offset), "mean")
-    assert_close(stats["var"], var, tolerances.variance(dtype, offset), "var")
+    assert_close(stats["var"], var, tolerances.variance(), "var")
     assert_close(inferred, population, tolerances.output(dtype, offset), "inference")
 
 
@@ -147,30 +143,62 @@ def test_a_large_batch_far_from_zero(masked, offset):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -3e4])
-@pytest.mark.parametrize("impl", ["fused", "autodiff"])
-def test_a_constant_feature_gives_bias(impl, value):
+@pytest.mark.parametrize(
+    ("impl", "dtype"), [("fused", "float32"), ("autodiff", "float32"), ("fused", "bfloat16")]
+)
+def test_a_constant_feature_gives_bias(impl, dtype, value):
     """1/sqrt(epsilon) multiplies whatever the mean is off by."""
-    x = jnp.full((37, 2), value, jnp.float32)
+    x = jnp.full((37, 2), value, dtype)
     params = {"scale": jnp.array([2.0, -1.0]), "bias": jnp.array([0.5, -3.0])}
     y, stats = train(x, params, bnjax.init_stats(2), impl=impl, decay=0.0)
     assert_close(y, np.tile(params["bias"], (37, 1)), {"rtol": 0, "atol": 1e-6})
-    assert_close(stats["mean"], [np.float32(value)] * 2, {"rtol": 2e-7, "atol": 0})
+    assert_close(stats["mean"], np.float64(x[0]), {"rtol": 2e-7, "atol": 0})
     assert_close(stats["var"], [0, 0], {"rtol": 0, "atol": 1e-12 * (1 + value**2)})
 
 
-@pytest.mark.parametrize("rows", [60, 1003])
-@pytest.mark.parametrize("value", [0.1, 1000.1, -3e4])
-def test_a_constant_feature_of_bfloat16_gives_bias(value, rows):
-    """Its squares, summed around zero, leave a rounding: below zero for 60 rows, above for 1003.
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(20_000, 3), (16, 32, 24, 3)])
+def test_bfloat16_keeps_a_small_variance_far_from_zero(shape, masked):
+    """White images: 255, which it holds exactly, and 254 in one place of a hundred.
 
-    Red if that is a root. 1/sqrt(epsilon) multiplies two roundings of the float32 mean.
+    The mean is 2,500 standard deviations. Red by 60 % for squares around zero.
     """
-    x = jnp.full((rows, 2), value, jnp.bfloat16)
-    params = {"scale": jnp.array([2.0, -1.0]), "bias": jnp.array([0.5, -3.0])}
-    y, stats = train(x, params, bnjax.init_stats(2), decay=0.0)
-    off = 2 * tolerances.UNIT["float32"] * abs(value) * 2 / np.sqrt(1e-5)
-    assert_close(y, np.tile(params["bias"], (rows, 1)), {"rtol": 2.0**-8, "atol": off})
-    assert (stats["var"] >= 0).all()
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(255 - (rng.random(shape) < 0.01), jnp.bfloat16)
+    mask = jnp.asarray(rng.random((*shape[:-1], 1)) < 0.5) if masked else None
+    params, stats = bnjax.init_params(3), bnjax.init_stats(3)
+    y, stats = train(x, params, stats, decay=0.0, running_var="biased", mask=mask)
+    batch = reference.forward(x, None, None, mask=mask)
+    assert_close(stats["var"], batch.var, {"rtol": 1e-5, "atol": 0}, "var")
+    mean_error = {"rtol": 2.0**-8, "atol": 2.0**-16 / np.sqrt(batch.var.min())}
+    assert_close(y, batch.y, mean_error, "y")
+
+
+@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("batch", ["all", 2])
+def test_what_is_masked_as_a_whole_gives_bias(batch, dtype, impl):
+    """A feature, or a group of padding; no gradient reaches it. Red for 316 x, infinite in float16.
+
+    The next layer's gradient is that of `bias`, too: zero times infinity would be NaN.
+    """
+    x = jnp.asarray([[1, 2], [100, 5], [300, 1], [250, 9]], dtype)
+    mask = jnp.asarray([[False, True]] * 2 + [[False, batch == "all"]] * 2)
+    counted = np.asarray(mask.any(0) if batch == "all" else mask)
+    params = {"scale": jnp.array([2.0, 3.0]), "bias": jnp.array([7.0, 8.0])}
+
+    def loss(x, scale):
+        settings = {"mask": mask, "batch": batch, "impl": impl}
+        y, _ = bnjax.batch_transform(x, params | {"scale": scale}, **settings)
+        return jnp.square(y).sum(dtype=jnp.float32), y
+
+    (dx, dscale), y = jax.grad(loss, (0, 1), has_aux=True)(x, params["scale"])
+    whole = ~np.broadcast_to(counted, x.shape)
+    np.testing.assert_array_equal(np.asarray(y)[whole], np.tile([7.0, 8.0], (4, 1))[whole])
+    np.testing.assert_array_equal(np.asarray(dx)[whole], 0)
+    assert dscale[0] == 0
+    assert dscale[1] != 0
+    assert np.isfinite(np.asarray(y)).all()
 
 
 @pytest.mark.parametrize("keys", [("scale",), ("bias",), ()])

@@ -27,7 +27,8 @@ class Gradients(NamedTuple):
 
 
 def forward(x, scale, bias, *, axis: Axis = -1, epsilon=1e-5, mask=None) -> Batch:
-    """Algorithm 1. What is masked is normalized but not counted; NaN and infinity there: bias."""
+    """Algorithm 1. What is masked is normalized but not counted; NaN and infinity there, and
+    features of which nothing counts: bias."""
     split = _Split(x, axis)
     keep, usable = split.keep(mask)
     rows = np.where(keep | usable, split.rows, 0)
@@ -146,7 +147,7 @@ class _Split:
         """What counts, and what is normalized at all."""
         keep = np.broadcast_to(True if mask is None else np.asarray(mask), self.shape)
         keep = self._table(keep)
-        return keep, keep | np.isfinite(self.rows)
+        return keep, keep.any(0) & (keep | np.isfinite(self.rows))
 
     def join(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(self.moved).transpose(np.argsort(self.order))

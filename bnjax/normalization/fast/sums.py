@@ -109,6 +109,12 @@ def slices_of(x: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     return [x]
 
 
+def first_rows(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns the first of `x` along the first of `axes[1:]` that may be cut; or `x`."""
+    axis = next((axis for axis in axes[1:] if _may_be_cut(x, axis) and x.shape[axis] > 0), None)
+    return x if axis is None else lax.slice_in_dim(x, 0, 1, axis=axis)
+
+
 def _may_be_cut(x: jax.Array, axis: int) -> bool:
     """Whether the size is a number (not a symbol of `jax.export`), and no mesh divides the axis."""
     return isinstance(x.shape[axis], int) and explicit_parts(x, axis) == 1
