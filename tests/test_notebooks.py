@@ -19,6 +19,8 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
+from experiments.harness.found import experiments
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SET_UP = ROOT / "notebooks" / "set_up_cell.py"
@@ -128,6 +130,15 @@ def test_is_committed_as_it_ran(path):
     kinds = {output.output_type for cell in cells for output in cell.outputs}
     assert "error" not in kinds
     assert not streams(notebook, "stderr"), REMEDY
+
+
+def test_it_ran_on_the_committed_results():
+    (path,) = (path for path in NOTEBOOKS if path.stem == "07_read_the_results")
+    outputs = [o for cell in code_cells(nbformat.read(path, as_version=4)) for o in cell.outputs]
+    tables = "".join(output.get("data", {}).get("text/markdown", "") for output in outputs)
+    for each in experiments():
+        runs = len([*each.results.rglob("record.json")])
+        assert f"| {each.name} | {runs} |" in tables, REMEDY
 
 
 @every_notebook
