@@ -72,7 +72,7 @@ def covariance_and_centred(
 
     centred = rows - mean[None]
     if keep is not None:
-        centred = jnp.where(usable, centred, 0)
+        centred = jnp.where(usable & (size > 0), centred, 0)  # of nothing there is no matrix
     used = centred if keep is None else jnp.where(keep, centred, 0)
     blocks = used.reshape(-1, groups, rows.shape[1] // groups)
     sums = used.sum(0), einsum("ngi,ngj->gij", blocks, blocks)

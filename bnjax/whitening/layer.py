@@ -121,7 +121,8 @@ def whiten_batch(
         running_cov: what the statistics hold: `"unbiased"`, m/(m-1) times the batch's covariance,
             or `"biased"`. `y` always uses the biased one.
         mask: bool, of the rank of `x`, sizes equal or one, and one along `axis`. What is False is
-            whitened, but does not count; NaN and infinity there are taken for the mean.
+            whitened, but does not count; NaN and infinity there are taken for the mean. Where
+            nothing counts, `y` is the bias.
         axis_name: mapped axes (`pmap`, `shard_map`, `vmap`) whose devices share the batch.
         axis_index_groups: groups of devices along `axis_name`, each a batch of its own.
         dtype: of `y`; that of `x` by default. Inside, at least float32.

@@ -244,8 +244,10 @@ def test_a_constant_batch_gives_bias(value):
     assert_close(stats["cov"], np.zeros((1, 3, 3)), {"rtol": 0, "atol": 1e-9})
 
 
-def test_an_empty_mask_keeps_the_statistics():
-    x = jnp.full((8, 3), jnp.nan)
+@pytest.mark.parametrize("value", [jnp.nan, 100.0])
+def test_an_empty_mask_keeps_the_statistics_and_gives_bias(value):
+    """Red for 100 / sqrt(epsilon)."""
+    x = jnp.full((8, 3), value)
     stats = init_whitening_stats(3, averaging="ema_debiased")
     y, new = train(x, {}, stats, mask=jnp.zeros((8, 1), bool), averaging="ema_debiased")
     jax.tree.map(np.testing.assert_array_equal, new, stats)
