@@ -1,5 +1,6 @@
 """The batch: all examples, those of one device, or groups of k of them ("ghost batches")."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -63,6 +64,7 @@ def _groups(examples: int, settings: Settings) -> Groups:
                 "none is visible, give the examples that a device holds: batch=k."
             )
         return Groups(None, None, None, axis_name)
+    batch = operator.index(batch)
     if not isinstance(examples, int):
         raise ValueError(
             f"batch={batch} needs a known number of examples, got {examples}: export with "
