@@ -39,8 +39,14 @@ def choose_groups(x: jax.Array, axes: tuple[int, ...], settings: Settings) -> Gr
 
     Raises:
         ValueError: for an unknown choice, one that would depend on the number of devices or that
-            `shard_map` does not know, or a group of less than two values per feature.
+            `shard_map` does not know, or a group of less than two values per feature; or if no
+            axis holds the examples.
     """
+    if not axes:
+        raise ValueError(
+            f"axis={settings.axis} names every axis of x of shape {x.shape}: one axis must hold "
+            "the examples."
+        )
     groups = _groups(x.shape[axes[0]], settings)
     _check_values(x, axes, settings.axis, groups)
     _check_mapped_axes(x, groups)

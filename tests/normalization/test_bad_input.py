@@ -97,6 +97,15 @@ def test_an_axis_given_twice(call, axis):
         call(axis=axis)
 
 
+@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+def test_an_axis_for_all_of_x(impl):
+    params, stats = bnjax.init_params((4, 3)), bnjax.init_stats((4, 3))
+    message = r"axis=\(0, 1\) names every axis of x of shape \(4, 3\): one .* the examples"
+    with pytest.raises(ValueError, match=message):
+        train(X, params, stats, axis=(0, 1), impl=impl)
+    assert infer(X, params, stats, axis=(0, 1)).shape == (4, 3)
+
+
 def test_axis_takes_numbers_of_numpy():
     train(axis=np.int64(-1))
     infer(axis=[np.int64(1)])
