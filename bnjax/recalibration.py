@@ -9,6 +9,7 @@ Averaged weights (EMA, SWA) need it: no training step ever saw their activations
 import dataclasses
 import inspect
 from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -171,6 +172,9 @@ def _key(value: Any) -> Hashable:
         return type(value), *map(_key, value)
     if isinstance(value, Mapping):
         return type(value), *((_key(name), _key(entry)) for name, entry in value.items())
+    if isinstance(value, np.ndarray | jax.Array):
+        with suppress(TypeError):  # keys
+            return type(value), value.shape, value.dtype, np.asarray(value).tobytes()
     return object()
 
 

@@ -166,6 +166,31 @@ def test_one_step_for_equal_models_with_lists():
     assert traces == [[2, 3], [2, 2]]
 
 
+def test_one_step_for_equal_models_with_arrays():
+    """Fails where each call compiles anew, and where another array is taken for the same."""
+    traces = []
+
+    class Scaled(nn.Module):
+        scale: np.ndarray | jax.Array
+
+        @nn.compact
+        def __call__(self, x):
+            traces.append(self.scale.tolist())
+            return BatchNorm(False)(x * self.scale[None])
+
+    x = np.float32(np.random.default_rng(0).normal(size=(4, 2)))
+    variables = jax.jit(Scaled(np.ones(2, np.float32)).init)(jax.random.key(0), x)
+    traces.clear()
+    means = []
+    for make in (np.float32, jnp.float32):
+        for values in ([1, 2], [1, 2], [1, 3]):
+            new = recalibrate(Scaled(make(values)), variables, [x])["batch_stats"]
+            means.append(new["BatchNorm_0"]["mean"])
+    assert traces == [[1, 2], [1, 3]] * 2
+    for mean, values in zip(means, 2 * ([1, 2], [1, 2], [1, 3]), strict=True):
+        assert_close(mean, np.float64(x).mean(0) * values, PARALLEL)
+
+
 class Shared(nn.Module):
     """One layer's statistics carried through a loop."""
 

@@ -20,7 +20,7 @@ from bnjax.models.inception import (
     googlenet_stem,
     halve,
 )
-from bnjax.models.layers import DenseNorm, Dropout
+from bnjax.models.layers import DenseNorm, Dropout, check_rate
 from bnjax.models.pooling import average_pool, max_pool
 
 AUXILIARY_WEIGHT = 0.3
@@ -161,8 +161,7 @@ class GoogLeNet(InceptionNetwork):
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("paper", "torchvision"))
         check_choice("padding", self.padding, ("SAME", "SYMMETRIC"))
-        if not 0 <= self.auxiliary_dropout < 1:
-            raise ValueError(f"auxiliary_dropout must be in [0, 1), got {self.auxiliary_dropout}.")
+        check_rate("auxiliary_dropout", self.auxiliary_dropout)
         super().__post_init__()
 
     @nn.compact

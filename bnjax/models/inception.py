@@ -15,6 +15,7 @@ from bnjax.models.layers import (
     ConvNorm,
     Dropout,
     Initializer,
+    check_rate,
     local_response_normalization,
 )
 from bnjax.models.norms import Activation, Norm, WithNorm
@@ -103,8 +104,7 @@ class InceptionNetwork(WithNorm, ABC):
             raise ValueError(f"classes must be 2 or more, got {self.classes}.")
         if not self.width > 0:
             raise ValueError(f"width must be positive, got {self.width}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        check_rate("dropout", self.dropout)
         super().__post_init__()
 
     def _check(self, images: jax.Array) -> None:

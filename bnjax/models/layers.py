@@ -204,18 +204,28 @@ def local_response_normalization(
     return (wide * (k + alpha / size * total) ** -beta).astype(x.dtype)
 
 
+def check_rate(name: str, rate: float) -> None:
+    """Raises ValueError unless `rate` is a fraction that may be dropped."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {rate}.")
+
+
 class Dropout(nn.Module):
     """Dropout whose masks do not depend on how a batch is divided over devices.
 
     Attributes:
-        rate: fraction of the values that is zeroed in training; the others are scaled by
-            1 / (1 - rate).
+        rate: fraction of the values that is zeroed in training, in [0, 1); the others are scaled
+            by 1 / (1 - rate).
         axis_name: mapped axis of the devices that share a batch: each draws for all of it, and
             takes its own examples' part. None where a program sees all of it.
     """
 
     rate: float
     axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_rate("rate", self.rate)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

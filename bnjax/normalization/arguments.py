@@ -94,6 +94,16 @@ def check_array(name: str, value: Any) -> None:
         )
 
 
+def check_floating(name: str, value: Any) -> None:
+    """Raises ValueError unless it is an array of floating or complex numbers."""
+    check_array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        raise ValueError(
+            f"{name} must be floating, got {value.dtype}: convert it, for example by "
+            ".astype(float32)."
+        )
+
+
 def _indices(given: int | Sequence[int]) -> tuple[int, ...]:
     """Returns integers, one or several; TypeError for anything else, booleans included."""
     several = tuple(given) if isinstance(given, Sequence) else (given,)
@@ -117,13 +127,12 @@ def check_stats(stats: Stats, features: tuple[int, ...]) -> None:
     check_features("stats", stats, features, allowed={"mean", "var", "count"})
     if not {"mean", "var"} <= set(stats):
         raise ValueError(f"stats has the keys {sorted(stats)}: make it with init_stats.")
+    for key in ("mean", "var"):
+        check_floating(f"stats[{key!r}]", stats[key])
 
 
 def check_moments(stats: Stats, moments: Moments) -> None:
-    """Raises ValueError unless these are statistics and moments: arrays under their names.
-
-    The shapes are not compared: whitening keeps covariances in the place of variances.
-    """
+    """Raises ValueError unless these are statistics and moments, of the same features."""
     if not isinstance(moments, Moments):
         raise ValueError(
             f"moments must be Moments, got {type(moments).__name__}: take those that batch_moments "
@@ -135,6 +144,15 @@ def check_moments(stats: Stats, moments: Moments) -> None:
         raise ValueError(f"stats must be a dict with mean and var, got {stats!r}.")
     for key in stats:
         check_array(f"stats[{key!r}]", stats[key])
+    for key in ("mean", "var"):
+        old, new = stats[key], getattr(moments, key)
+        check_floating(f"stats[{key!r}]", old)
+        check_floating(f"moments.{key}", new)
+        if new.shape != old.shape:
+            raise ValueError(
+                f"moments.{key} has shape {new.shape}, but stats[{key!r}] has {old.shape}: they "
+                "must be of the same features."
+            )
 
 
 def check_features(

@@ -128,6 +128,11 @@ def from_torch(
         notes.append(f"averaging='cumulative', as momentum=None; {tracked}={count} is the count.")
     else:
         settings = _settings(1 - momentum, eps, "ema", "unbiased")
+        if settings["decay"] == 1:
+            raise ValueError(
+                f"momentum={momentum} is too small: decay = 1 - momentum is 1, which means no "
+                "updates. Give the momentum of training."
+            )
         notes.append(
             f"decay={settings['decay']:g} is 1 - momentum: torch's momentum={momentum:g} is the "
             "fraction taken from the new batch."
@@ -350,7 +355,7 @@ def to_torch(
     settings: dict[str, Any] = {
         "num_features": arrays["mean"].size,
         "eps": epsilon,
-        "momentum": None if averaging == "cumulative" else 1 - decay,
+        "momentum": None if averaging == "cumulative" else 1 - float(decay),
         "affine": "scale" in arrays,
     }
     if "scale" in arrays and "bias" not in arrays:

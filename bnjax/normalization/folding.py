@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import Params, Stats
+from bnjax.normalization.arguments import Params, Stats, check_floating
 from bnjax.normalization.moments import precision
 from bnjax.normalization.settings import check_epsilon
 
@@ -125,9 +125,11 @@ def _check(params: Params, stats: Stats, epsilon: float) -> None:
         raise ValueError(f"stats must have mean and var, got {sorted(stats)}: see init_stats.")
     if not set(params) <= {"scale", "bias"}:
         raise ValueError(f"params may have scale and bias, got {sorted(params)}: see init_params.")
+    check_floating("stats['mean']", stats["mean"])
     features = jnp.shape(stats["mean"])
     named = {f"params[{key!r}]": value for key, value in params.items()}
     for name, array in (named | {"stats['var']": stats["var"]}).items():
+        check_floating(name, array)
         if jnp.shape(array) != features:
             raise ValueError(
                 f"{name} has shape {jnp.shape(array)}, but stats['mean'] has {features}: they "

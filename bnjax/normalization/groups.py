@@ -1,5 +1,6 @@
 """The batch: all examples, those of one device, or groups of k of them ("ghost batches")."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -38,8 +39,14 @@ def choose_groups(x: jax.Array, axes: tuple[int, ...], settings: Settings) -> Gr
 
     Raises:
         ValueError: for an unknown choice, one that would depend on the number of devices or that
-            `shard_map` does not know, or a group of less than two values per feature.
+            `shard_map` does not know, or a group of less than two values per feature; or if no
+            axis holds the examples.
     """
+    if not axes:
+        raise ValueError(
+            f"axis={settings.axis} names every axis of x of shape {x.shape}: one axis must hold "
+            "the examples."
+        )
     groups = _groups(x.shape[axes[0]], settings)
     _check_values(x, axes, settings.axis, groups)
     _check_mapped_axes(x, groups)
@@ -63,6 +70,7 @@ def _groups(examples: int, settings: Settings) -> Groups:
                 "none is visible, give the examples that a device holds: batch=k."
             )
         return Groups(None, None, None, axis_name)
+    batch = operator.index(batch)
     if not isinstance(examples, int):
         raise ValueError(
             f"batch={batch} needs a known number of examples, got {examples}: export with "

@@ -75,8 +75,8 @@ def population_stats(
         Array([26.], dtype=float32)
     """
     check_choices(estimator, running_var)
-    lengths = {len(leaf) for leaf in jax.tree.leaves(batches)}
-    if len(lengths) != 1 or 0 in lengths:
+    lengths = {len(leaf) if jnp.ndim(leaf) else "scalar" for leaf in jax.tree.leaves(batches)}
+    if len(lengths) != 1 or lengths & {0, "scalar"}:
         raise ValueError(
             f"batches must share a leading axis of one or more batches, got lengths {lengths}."
         )

@@ -5,6 +5,7 @@ acts; the layers of Linen and NNX get it by `OwnFields` and `OwnKeywords`. A new
 costs its name in `StatsAveraging` and its weight in `batch_norm.move_stats`.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -105,7 +106,7 @@ def known_number(name: str, value: float | jax.Array) -> float | None:
     """Returns the number, or None for a traced one; ValueError for what is no number."""
     dtype = getattr(value, "dtype", None)
     if dtype is not None and jnp.shape(value) == ():
-        number = jnp.issubdtype(dtype, jnp.floating) or dtype == jnp.int32
+        number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     else:
         number = isinstance(value, Real) and not isinstance(value, bool)
     if not number:
@@ -117,7 +118,11 @@ def check_batch(batch: BatchChoice) -> None:
     """Raises ValueError unless it is a name, or a number of examples."""
     if batch in ("all", "device"):
         return
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+    try:
+        examples = 0 if isinstance(batch, bool | str) else operator.index(batch)
+    except TypeError:
+        examples = 0
+    if examples < 1:
         raise ValueError(f"batch must be 'all', 'device' or examples per group, got {batch!r}.")
 
 

@@ -143,7 +143,7 @@ class Checkpoints:
         Args:
             step: Step number, at least 0.
             state: Pytree of JAX arrays, NumPy arrays or typed PRNG keys, of any numeric or bool
-                dtype.
+                dtype but longdouble.
             extra: JSON-able values to return with the state, such as the position in the data.
 
         Raises:

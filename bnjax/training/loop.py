@@ -278,16 +278,15 @@ def _signals() -> Iterator[list[int]]:
         return
 
     numbers = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)  # none on Windows
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        numbers.append(hangup)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if hangup in received:  # what is still being written outlives the next one
-            signal.signal(hangup, signal.SIG_IGN)
+        if signal.SIGHUP in received:  # what is still being written outlives the next one
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def handle(number: int, frame: Any) -> None:
         received.append(number)

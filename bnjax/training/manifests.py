@@ -35,7 +35,8 @@ def describe(name: str, tree: PyTree, *abstract: Any) -> list[dict[str, Any]]:
     """Returns path, shape and dtype of every leaf.
 
     Raises:
-        TypeError: a leaf is not an array, nor of the `abstract` types, of a native numeric dtype.
+        TypeError: a leaf is not an array, nor of the `abstract` types, of a native numeric dtype
+            other than longdouble.
     """
     leaves = []
     allowed = (jax.Array, np.ndarray, np.generic, *abstract)
@@ -47,9 +48,11 @@ def describe(name: str, tree: PyTree, *abstract: Any) -> list[dict[str, Any]]:
                 "convert it with np.asarray and a dtype"
             )
         numeric = any(jax.dtypes.issubdtype(leaf.dtype, kind) for kind in (np.number, np.bool_))
-        if not (is_key(leaf) or (numeric and leaf.dtype.isnative)):
+        wide = numeric and leaf.dtype.char in "gG"  # TensorStore does not know them
+        if wide or not (is_key(leaf) or (numeric and leaf.dtype.isnative)):
             raise TypeError(
-                f"{name}{where} must have a native numeric or bool dtype, got {leaf.dtype}"
+                f"{name}{where} must have a native numeric or bool dtype, other than longdouble, "
+                f"got {leaf.dtype}"
             )
         facts: dict[str, Any] = {"path": where, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         if isinstance(leaf, jax.Array) and is_key(leaf):

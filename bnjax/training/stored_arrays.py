@@ -11,7 +11,10 @@ import numpy as np
 
 from bnjax.training.manifests import DamageError, one_line
 
-_STORED_AS_BYTES = ("uint2", "uint4", "float8_e4m3")  # TensorStore does not know them
+_STORED_AS_BYTES = (  # TensorStore does not know them
+    *("int1", "uint1", "uint2", "uint4"),
+    *("float6_e2m3fn", "float6_e3m2fn", "float8_e4m3"),
+)
 
 
 def write_arrays(folder: Path, arrays: Iterable[np.ndarray]) -> None:

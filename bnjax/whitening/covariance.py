@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import check_real, split_axes
+from bnjax.normalization.arguments import check_array, check_real, split_axes
 from bnjax.normalization.groups import check_axis_index_groups
 from bnjax.normalization.moments import batch_moments, batch_size, precision
 
@@ -127,6 +127,7 @@ def _row_mask(mask: jax.Array | None, x: jax.Array, axis: int) -> jax.Array | No
     """Returns the mask as `[vectors, 1]`."""
     if mask is None:
         return None
+    check_array("mask", mask)
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask must be bool, got {mask.dtype}: use mask.astype(bool).")
     one_a_vector = [1 if a == axis % x.ndim else n for a, n in enumerate(x.shape)]

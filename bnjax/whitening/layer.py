@@ -22,14 +22,21 @@ leaves method and epsilon open until inference. The price is one W at each `whit
 `whitening_matrix` gives it once, for a fixed layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from bnjax.normalization.arguments import Params, Stats, check_count, check_features
+from bnjax.normalization.arguments import (
+    Params,
+    Stats,
+    check_array,
+    check_count,
+    check_features,
+    check_floating,
+)
 from bnjax.normalization.batch_norm import move_stats
 from bnjax.normalization.moments import Moments, precision
 from bnjax.normalization.settings import (
@@ -71,9 +78,11 @@ def init_whitening_stats(
         `mean` `[features]`, `cov` `[groups, c, c]` with c = features / groups, and perhaps `count`.
 
     Raises:
-        ValueError: if the features do not divide into the groups, or `averaging` is unknown.
+        ValueError: if the features do not divide into the groups, `averaging` is unknown, or
+            `dtype` not floating.
     """
     check_choice("averaging", averaging, StatsAveraging)
+    check_dtype(dtype)
     dtype = precision(dtype)
     width = group_width(features, groups)
     cov = jnp.broadcast_to(jnp.eye(width, dtype=dtype)[None], (groups, width, width))
@@ -247,11 +256,19 @@ def _from_rows(rows: jax.Array, x: jax.Array, axis: int) -> jax.Array:
 
 def _check_stats(stats: Stats, features: int) -> int:
     """Returns the number of groups that the statistics are for."""
+    if not isinstance(stats, Mapping):
+        raise ValueError(
+            f"stats must be a dict of arrays, got {type(stats).__name__}: make it with "
+            "init_whitening_stats."
+        )
     if not {"mean", "cov"} <= set(stats) <= {"mean", "cov", "count"}:
         raise ValueError(
             f"stats has the keys {sorted(stats)}, expected 'mean', 'cov' and perhaps 'count': "
             "make it with init_whitening_stats."
         )
+    for key, value in stats.items():
+        check = check_array if key == "count" else check_floating
+        check(f"stats[{key!r}]", value)
     remedy = f"init_whitening_stats({features})"
     groups = jnp.shape(stats["cov"])[0] if jnp.ndim(stats["cov"]) == 3 else 1
     width = features // max(groups, 1)

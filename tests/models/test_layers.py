@@ -219,6 +219,13 @@ def test_dropout_drops_the_fraction_and_scales_the_rest():
     np.testing.assert_array_equal(Dropout(0.0).apply({}, x, train=True), x)
 
 
+@pytest.mark.parametrize("rate", [1.0, -0.5, float("nan")])
+def test_a_rate_out_of_range_is_refused(rate):
+    """1.0 gave gradients of NaN, and -0.5 scaled."""
+    with pytest.raises(ValueError, match=rf"rate must be in \[0, 1\), got {rate}"):
+        Dropout(rate)
+
+
 def test_dropout_on_eight_devices_is_dropout_on_one():
     """Each takes its own rows of the same mask: red if all of them draw the first rows'."""
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (8, 3, 20)), jnp.float32)

@@ -67,6 +67,15 @@ def test_statistics_of_another_shape(call, key):
         call(stats=stats)
 
 
+@BOTH
+@pytest.mark.parametrize("key", ["mean", "var"])
+def test_statistics_of_integers(call, key):
+    stats = bnjax.init_stats(3) | {key: jnp.ones(3, jnp.int32)}
+    message = rf"stats\['{key}'\] must be floating, got int32: .*astype\(float32\)"
+    with pytest.raises(ValueError, match=message):
+        call(stats=stats)
+
+
 def test_a_count_of_another_shape():
     stats = bnjax.init_stats(3) | {"count": jnp.zeros((), jnp.int32)}
     with pytest.raises(ValueError, match=r"stats\['count'\] has shape \(\)"):
@@ -95,6 +104,15 @@ def test_an_axis_that_x_does_not_have(call, axis):
 def test_an_axis_given_twice(call, axis):
     with pytest.raises(ValueError, match=r"axis=\(1, -?1\) names an axis twice"):
         call(axis=axis)
+
+
+@pytest.mark.parametrize("impl", ["fused", "autodiff"])
+def test_an_axis_for_all_of_x(impl):
+    params, stats = bnjax.init_params((4, 3)), bnjax.init_stats((4, 3))
+    message = r"axis=\(0, 1\) names every axis of x of shape \(4, 3\): one .* the examples"
+    with pytest.raises(ValueError, match=message):
+        train(X, params, stats, axis=(0, 1), impl=impl)
+    assert infer(X, params, stats, axis=(0, 1)).shape == (4, 3)
 
 
 def test_axis_takes_numbers_of_numpy():
@@ -197,6 +215,32 @@ def test_update_stats_checks_its_own_arguments():
         bnjax.update_stats(stats, moments, decay=1.0)
     with pytest.raises(ValueError, match="running_var must be"):
         bnjax.update_stats(stats, moments, running_var="sample")
+
+
+def test_update_stats_checks_its_arrays():
+    """Moments of integers would lose their weight, without an error."""
+    moments, stats = bnjax.batch_moments(X, (0,)), bnjax.init_stats(3)
+    for key in ("mean", "var"):
+        with pytest.raises(ValueError, match=rf"moments\.{key} must be floating, got int32"):
+            bnjax.update_stats(stats, moments._replace(**{key: jnp.ones(3, int)}))
+        with pytest.raises(ValueError, match=rf"stats\['{key}'\] must be floating, got int32"):
+            bnjax.update_stats(stats | {key: jnp.ones(3, int)}, moments)
+        message = rf"moments\.{key} has shape \(2,\), but stats\['{key}'\] has \(3,\)"
+        with pytest.raises(ValueError, match=message):
+            bnjax.update_stats(stats, moments._replace(**{key: jnp.ones(2)}))
+
+
+def test_whitening_checks_its_arguments():
+    with pytest.raises(ValueError, match="dtype must be floating, got int32"):
+        whitening.init_whitening_stats(3, dtype=jnp.int32)
+    with pytest.raises(ValueError, match="mask must be an array, got list"):
+        whiten(mask=[True] * 4)
+    for function in (whitening.whiten_batch, whitening.whiten_population):
+        with pytest.raises(ValueError, match="stats must be a dict of arrays, got NoneType: make"):
+            function(X, {}, None)
+        stats = whitening.init_whitening_stats(3)
+        with pytest.raises(ValueError, match=r"stats\['cov'\] must be floating, got int32"):
+            function(X, {}, stats | {"cov": stats["cov"].astype("int32")})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32"])

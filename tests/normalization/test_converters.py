@@ -335,6 +335,8 @@ def test_bad_settings_are_refused():
             converters.from_keras(keras_weights(), momentum=momentum)
         with pytest.raises(ValueError, match=r"decay_rate must be in \[0, 1\)"):
             converters.from_haiku(*haiku_layer(), **HAIKU | {"decay_rate": momentum})
+    with pytest.raises(ValueError, match=r"momentum=1e-17 .* decay = 1 - momentum is 1"):
+        converters.from_torch(torch_state(), momentum=1e-17)
     with pytest.raises(ValueError, match="must be > 0, got 0"):
         converters.from_torch(torch_state(), eps=0)
     with pytest.raises(ValueError, match="must be > 0, got 0"):
@@ -360,6 +362,13 @@ def test_to_torch_and_back(momentum):
         np.testing.assert_array_equal(value, state[key])
         assert value.dtype == np.float32
         assert value.flags.writeable  # else torch warns
+
+
+@pytest.mark.parametrize("make", [jnp.float32, np.float64, int])
+def test_settings_for_torch_are_numbers_of_python(make):
+    settings = converters.to_torch({}, some_stats(), decay=make(0.75)).settings
+    assert settings["momentum"] == 1 - float(make(0.75))
+    assert type(settings["momentum"]) is float
 
 
 def test_what_torch_cannot_hold():

@@ -213,6 +213,12 @@ def test_under_jit_and_vmap():
         ({"params": {"gamma": jnp.ones(5)}}, r"params may have scale and bias, got \['gamma'\]"),
         ({"stats": {"mean": jnp.ones(5)}}, r"stats must have mean and var, got \['mean'\]"),
         ({"stats": {"mean": jnp.ones(5), "var": jnp.ones(1)}}, r"stats\['var'\] has shape \(1,\)"),
+        ({"params": {"scale": jnp.ones(5, int)}}, r"params\['scale'\] must be floating, got int32"),
+        ({"params": {"bias": [1.0] * 5}}, r"params\['bias'\] must be an array, got list"),
+        (
+            {"stats": {"mean": jnp.ones(5), "var": jnp.ones(5, bool)}},
+            r"stats\['var'\] must be floating, got bool",
+        ),
         ({"epsilon": 0.0}, "epsilon must be > 0, got 0.0"),
     ],
 )

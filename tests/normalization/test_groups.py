@@ -108,7 +108,7 @@ def test_what_k_leaves_over_is_a_smaller_group(impl, masked):
     if masked:
         mask = jnp.asarray(np.arange(11).reshape(1, -1, 1) % 5 != 2)
         case = case._replace(mask=mask, x=jnp.where(mask, x, jnp.inf))
-    assert_groups(case, run("jit", case, batch=4, impl=impl), consecutive(4, 11))
+    assert_groups(case, run("jit", case, batch=np.int64(4), impl=impl), consecutive(4, 11))
 
 
 LAYOUTS = {

@@ -304,6 +304,8 @@ def test_bad_choices_are_refused():
 
 
 def test_no_batches_are_refused():
+    with pytest.raises(ValueError, match=r"batches must share a leading axis .* \{'scalar'\}"):
+        bnjax.population_stats(lambda x: bnjax.batch_moments(x, (0,)), jnp.float32(3))
     with pytest.raises(ValueError, match=r"one or more batches, got lengths \{0\}"):
         bnjax.population_stats(lambda x: bnjax.batch_moments(x, (0,)), jnp.zeros((0, 4, 2)))
     with pytest.raises(ValueError, match=r"share a leading axis .* got lengths"):

@@ -4,13 +4,16 @@ import dataclasses
 import inspect
 import types
 import typing
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import bnjax
 import bnjax.linen
+from bnjax.normalization.renormalization import Limits, check_limits
 from bnjax.normalization.settings import OwnFields, OwnKeywords, Settings, settings_of
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
@@ -49,6 +52,10 @@ def test_frameworks_have_the_keywords_that_flax_lacks():
         ("activation", "tanh", "activation must be one of"),
         ("batch", 0, "batch must be 'all', 'device' or examples per group, got 0"),
         ("batch", True, "batch must be 'all', 'device' or examples per group, got True"),
+        ("batch", np.bool_(True), "batch must be 'all', 'device' or examples per group"),
+        ("batch", np.int64(0), "batch must be 'all', 'device' or examples per group"),
+        ("batch", 2.0, "batch must be 'all', 'device' or examples per group, got 2.0"),
+        ("decay", np.bool_(False), "decay must be a number"),
         ("batch", "every", "batch must be 'all', 'device' or examples per group, got 'every'"),
         ("axis_name", 5, "axis_name must be a name or several, got 5"),
     ],
@@ -56,6 +63,17 @@ def test_frameworks_have_the_keywords_that_flax_lacks():
 def test_refused_where_it_is_made(name, value, message):
     with pytest.raises(ValueError, match=message):
         Settings(**{name: value})
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint32", "float16", "float64"])
+def test_numbers_of_numpy_and_jax(x64, dtype):
+    for make in (np.dtype(dtype).type, partial(jnp.asarray, dtype=dtype)):
+        assert Settings(decay=make(0), batch=make(2) if "int" in dtype else 2).decay == 0
+        check_limits(Limits(r_max=make(3), d_max=make(0)))
+
+
+def test_a_wide_decay_where_jax_is_narrow():
+    assert Settings(decay=np.int64(0)).decay == 0
 
 
 def test_the_settings_of_a_layer():

@@ -36,6 +36,11 @@ LEAVES = {
     "float8_e4m3": jnp.array([1.5, -2.25], jnp.float8_e4m3),
     "uint4": jnp.array([1, 15], jnp.uint4),
     "uint2": np.ones((2, 2), jnp.uint2),
+    **{
+        name: np.array([[0], [-1]]).astype(name)
+        for name in ("int1", "uint1", "float6_e2m3fn", "float6_e3m2fn")
+        if jax.dtypes.issubdtype(np.dtype(name), np.number)  # JAX 0.7 knows none
+    },
     "numpy_scalar": np.uint8(7),
     "no_elements": jnp.zeros((0, 3)),
     "fortran_order": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
@@ -388,6 +393,7 @@ def test_bad_arguments_are_named(tmp_path, arguments, error, message):
         (0, {"a": {"b": 3}}, None, TypeError, r"state\['a'\]\['b'\] must be an array, got 3"),
         (0, {"a": np.array(["x"])}, None, TypeError, r"state\['a'\] must have a native numeric"),
         (0, {"a": np.ones(1, ">f4")}, None, TypeError, "must have a native numeric"),
+        (0, {"a": np.ones(1, "longdouble")}, None, TypeError, "a native numeric .*longdouble"),
         (0, {"a": jax.ShapeDtypeStruct((1,), np.int32)}, None, TypeError, "must be an array"),
         (0, {"a": np.zeros(0)}, None, ValueError, "state has no values"),
         (0, {"a": np.ones(1)}, {"loss": jnp.ones(1)}, TypeError, "extra must be a mapping"),

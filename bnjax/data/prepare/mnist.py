@@ -15,6 +15,7 @@ gives the same `DataSet.sha256` as one that was prepared with TensorFlow.
 import gzip
 import io
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -136,15 +137,16 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         data = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gz file: {error}") from error
-    ndim = data[3] if data[:3] == bytes((0, 0, _UNSIGNED_BYTE)) else 0
+    ndim = data[3] if len(data) > 3 and data[:3] == bytes((0, 0, _UNSIGNED_BYTE)) else 0
     start = 4 + 4 * ndim
+    values = max(0, len(data) - start)
     shape = np.frombuffer(data[4:start], ">u4").tolist() if len(data) >= start else []
-    if not shape or len(data) - start != math.prod(shape):
+    if not shape or values != math.prod(shape):
         raise DataError(
             f"{path}: not an IDX file of unsigned bytes: it begins with {data[:4].hex()}, states "
-            f"the shape {shape} and has {len(data) - start} values"
+            f"the shape {shape} and has {values} values"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 

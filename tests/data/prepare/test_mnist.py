@@ -139,6 +139,8 @@ def test_home_is_the_last_resort(copied, monkeypatch, origin):
     ("name", "content", "match"),
     [
         (FILES["train"][0], b"not gz", "not a whole gz file"),
+        (FILES["train"][0], gzip.compress(bytes(99))[:10] + b"\xff" * 20, "not a whole gz file"),
+        (FILES["train"][0], gzip.compress(b"\0\0\x08"), "not an IDX file"),
         (FILES["train"][0], gzip.compress(b"\0\0\x0d\1\0\0\0\1abcd"), "not an IDX file"),
         (FILES["train"][0], gzip.compress(b"\0\0\x08\1\0\0\0\5abcd"), "not an IDX file"),
         (FILES["train"][0], idx(np.zeros((60, 28, 27))), r"\[60, 28, 27, 1\]"),
@@ -146,7 +148,16 @@ def test_home_is_the_last_resort(copied, monkeypatch, origin):
         (FILES["test"][1], idx(np.full(20, 10)), r"labels must be in 0 \.\. 9, got 10"),
     ],
     # Not the contents: gzip writes the second into them, and workers must collect the same names.
-    ids=["not gzip", "of floats", "cut short", "of 27 columns", "a label too few", "label 10"],
+    ids=[
+        "not gzip",
+        "damaged",
+        "3 bytes",
+        "of floats",
+        "cut short",
+        "of 27 columns",
+        "a label too few",
+        "label 10",
+    ],
 )
 def test_files_that_are_not_the_data_set_are_not_prepared(
     name, content, match, tmp_path, monkeypatch, origin
