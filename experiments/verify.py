@@ -87,10 +87,8 @@ def verify(
 
     Raises:
         RecordError: if the folder holds no finished run, or a damaged one, or the data differs.
-        ValueError: if `steps` < 1.
+        ValueError: if `steps` ends before the first evaluation after the start.
     """
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be >= 1, got {steps}.")
     record, log = read_result(run)
     here = _relevant(environment())
     with making_sense(run / "record.json"):
@@ -98,11 +96,16 @@ def verify(
         lines = [line for part in parts for line in differences(_relevant(part), here)]
         name, data = record["experiment"], data or record["data"]["name"]
         experiment = _experiment(run, name)
-        task_of(experiment, record)  # whether it can be made
-        length = record["identity"]["schedule"]["steps"]
+        schedule = task_of(experiment, record).schedule  # whether it can be made
+        length = schedule.steps
+        first = next(filter(None, schedule.evaluations(length)))
         fault = record["final"].get("diverged")
-        last = min(steps or length, length)
+        last = length if steps is None else min(steps, length)
         ended = fault is not None and fault["step"] <= last
+    if last < first:
+        raise ValueError(
+            f"--steps must be >= {first}, the run's first evaluation after its start, got {steps}."
+        )
     elsewhere = list(dict.fromkeys(lines))
     seeds = _all_seeds(run, record) if elsewhere else []  # damaged ones are found first
     print(
