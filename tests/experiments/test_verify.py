@@ -158,6 +158,16 @@ def test_elsewhere_one_seed_alone_cannot_be_judged(runs, tmp_path, monkeypatch, 
     assert any(line.startswith("processor: stored 'another'") for line in verdict.lines)
 
 
+def test_elsewhere_two_seeds_are_too_few_to_judge(runs, tmp_path):
+    """Red by an interval of one degree of freedom, which nearly any accuracy is in."""
+    run = _in_another_place(runs, tmp_path, 1)
+    shutil.rmtree(tmp_path / "mlp_bn-s2")
+    verdict = verify(run, steps=10)
+    assert (verdict.agrees, verdict.bitwise) == (None, False)
+    assert "NOT JUDGED" in verdict.lines[0]
+    assert "3 in all" in verdict.lines[0]
+
+
 def test_elsewhere_seeds_that_diverged_do_not_count(runs, tmp_path):
     """Red if one accuracy is given a spread, which is not a number."""
     run = _in_another_place(runs, tmp_path, 1)
