@@ -194,12 +194,15 @@ def _largest_rate() -> Finding:
 def _explanations() -> Finding:
     """How many explanations hold, and how many do not: numbers that no side is claimed of."""
     found = experiment("why_it_works")
-    questions = found.page.report.summarize(found.results)["questions"].values()
-    verdicts = Counter(question["verdict"] for question in questions)
-    parts = [f"{count} {verdict}" for verdict, count in verdicts.most_common()]
-    seeds = sorted({question["seeds"] for question in questions})
+    report: Any = found.page.report
+    questions = report.summarize(found.results)["questions"]
+    claimed = {question.claim for question in report.questions if question.name in questions}
+    verdicts = Counter(question["verdict"] for question in questions.values())
+    parts = [f"{verdict} {count}" for verdict, count in verdicts.most_common()]
+    seeds = sorted({question["seeds"] for question in questions.values()})
     runs = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    return Finding(f"of {len(questions)}: {', '.join(parts)}", "unclear", runs)
+    text = f"{len(questions)} questions on {len(claimed)} claims: {', '.join(parts)}"
+    return Finding(text, "unclear", runs)
 
 
 def _speed(file: str, cell: Mapping[str, Any], peer: str) -> Finding:
@@ -288,7 +291,9 @@ CLAIMS = (
         lambda: _best(_NORMS, "layer", "none"),
     ),
     Claim("Networks of 20 layers train at higher rates with BN", _WHY, "above", _largest_rate),
-    Claim("Explanations since 2015, each measured in small", _WHY, "unclear", _explanations),
+    Claim(
+        "The paper's explanations and later ones, asked in small", _WHY, "unclear", _explanations
+    ),
     Claim(
         "Training BN-Inception on an H100, a step is faster than with Flax's layer",
         _SPEED,

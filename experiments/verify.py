@@ -20,7 +20,9 @@ from experiments.harness.results import Result, read_result, runs_below
 from experiments.harness.runs import rerun, task_of
 
 CONFIDENCE = 0.95
-"""With it an honest repetition in another environment, which is as one more seed, is accepted."""
+"""Of twenty honest repetitions elsewhere, each as one more seed, nineteen are accepted."""
+_FEWEST_SEEDS = 3
+"""Two, by one degree of freedom, accept nearly anything."""
 _MOST_DEVICES = 1_024
 """CPU devices that a record may ask for."""
 
@@ -32,8 +34,8 @@ class Arguments:
     On the same versions, backend and processor every number must be the same, bit by bit.
     Elsewhere rounding differs, which training can make as large as another seed would: there the
     last accuracy, or the effect that was measured, must lie where the seeds of the same
-    configuration, in the folders beside the run, predict that of one more run. What a theorem says
-    must hold within its bound again.
+    configuration, the run and those in the folders beside it, predict that of one more run; fewer
+    than three do not tell. What a theorem says must hold within its bound again.
     """
 
     run: tyro.conf.Positional[Path]
@@ -87,10 +89,8 @@ def verify(
 
     Raises:
         RecordError: if the folder holds no finished run, or a damaged one, or the data differs.
-        ValueError: if `steps` < 1.
+        ValueError: if `steps` ends before the first evaluation after the start.
     """
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be >= 1, got {steps}.")
     record, log = read_result(run)
     here = _relevant(environment())
     with making_sense(run / "record.json"):
@@ -98,11 +98,16 @@ def verify(
         lines = [line for part in parts for line in differences(_relevant(part), here)]
         name, data = record["experiment"], data or record["data"]["name"]
         experiment = _experiment(run, name)
-        task_of(experiment, record)  # whether it can be made
-        length = record["identity"]["schedule"]["steps"]
+        schedule = task_of(experiment, record).schedule  # whether it can be made
+        length = schedule.steps
+        first = next(filter(None, schedule.evaluations(length)))
         fault = record["final"].get("diverged")
-        last = min(steps or length, length)
+        last = length if steps is None else min(steps, length)
         ended = fault is not None and fault["step"] <= last
+    if last < first:
+        raise ValueError(
+            f"--steps must be >= {first}, the run's first evaluation after its start, got {steps}."
+        )
     elsewhere = list(dict.fromkeys(lines))
     seeds = _all_seeds(run, record) if elsewhere else []  # damaged ones are found first
     print(
@@ -190,8 +195,8 @@ def _as_one_more_seed(
     said = f"largest difference of a test accuracy {100 * largest:.2f} points"
     last = pairs[-1][1]
     recorded = [accuracy(log[last["step"]]) for log in logs if last["step"] in log]
-    if len(recorded) < 2:  # others may have diverged before
-        remedy = "train other seeds into the folder beside it, which says how far they differ"
+    if len(recorded) < _FEWEST_SEEDS:  # others may have diverged before
+        remedy = f"train other seeds beside it: {_FEWEST_SEEDS} in all say how far they differ"
         return Verdict(None, False, [f"{what}: NOT JUDGED; {said}: {remedy}.", *because])
     low, high = prediction_interval(recorded, last["test"]["examples"], confidence=CONFIDENCE)
     agrees = low <= accuracy(last["test"]) <= high
@@ -218,8 +223,9 @@ def _as_one_more_answer(
         said = f"breaks the bounds of {', '.join(broken)}" if broken else "holds within its bounds"
         return Verdict(not broken, False, [f"{what}: {said}.", *because])
     effects = [other["effect"] for other in finals]
-    if len(effects) < 2:
-        return Verdict(None, False, [f"{what}: NOT JUDGED; measure other seeds too.", *because])
+    if len(effects) < _FEWEST_SEEDS:
+        remedy = f"measure other seeds too, {_FEWEST_SEEDS} in all"
+        return Verdict(None, False, [f"{what}: NOT JUDGED; {remedy}.", *because])
     low, high = prediction_interval(effects, None, confidence=CONFIDENCE)
     agrees = bool(low <= final["effect"] <= high)
     return Verdict(

@@ -141,7 +141,7 @@ def _dry_run_notes(result: Result, arms: Sequence[Arm]) -> Iterator[str]:
         yield "XLA's estimate is blank where it gave none, or none above zero."
     for row in rows:
         if row["refused"]:
-            yield f"{by_name(ARMS, row['arm']).label}, {row['topology']}: {row['refused']}"
+            yield f"{by_name(arms, row['arm']).label}, {row['topology']}: {row['refused']}"
     if any(row["platform"] == "cuda" for row in rows):
         yield (
             "On GPUs XLA has no cost analysis without a device: FLOPs are those of products, bytes "

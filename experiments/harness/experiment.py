@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from bnjax.data import DataSet, open_data
+from bnjax.evidence.records import number
 from bnjax.training.loop import Schedule
+from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import HostCheckpoints
 from experiments.harness import affects
 from experiments.harness.arm import Arm, by_name, check_arms
@@ -68,6 +70,11 @@ class Outcome(NamedTuple):
     final: dict[str, Any]
     cost: dict[str, Any]
     weights: dict[str, Any] | None = None
+
+
+def as_json(metrics: Metrics) -> dict[str, float | int]:
+    """Returns metrics as a log and an outcome have them."""
+    return {name: number(value) for name, value in metrics._asdict().items()}
 
 
 class RunLog:

@@ -10,8 +10,8 @@ EXPERIMENT = image_experiment(
     config=Config,
     presets=PRESETS,
     presets_help="quick: the packaged digits, two minutes on 2 cores. cifar: all of CIFAR-10 and "
-    "a narrow network, hours on 2 cores. cifar_resident, tiny: CIFAR-10, and Tiny ImageNet at 64 "
-    "pixels, on an accelerator that holds the data. paper: ImageNet, 31 million steps.",
+    "a narrow network, half an hour on 2 cores. cifar_resident, tiny: CIFAR-10, and Tiny ImageNet "
+    "at 64 pixels, on an accelerator that holds the data. paper: ImageNet, 31 million steps.",
     arms=ARMS,
     page=PAGE,
 )

@@ -23,7 +23,7 @@ from bnjax.training.state import TrainState
 from bnjax.training.steps import make_eval_step, make_train_step, scan_steps
 from bnjax.training.tensorboard import watched
 from experiments.harness.compute import Compute
-from experiments.harness.experiment import Outcome, RunLog, Task
+from experiments.harness.experiment import Outcome, RunLog, Task, as_json
 from experiments.mnist_lenet.arms import DigitsArm
 from experiments.mnist_lenet.config import Config
 
@@ -265,8 +265,8 @@ def _entry(
 ) -> dict[str, Any]:
     entry = {
         "step": step,
-        "train": _json(sums),
-        "test": _json(evaluation["test"]),
+        "train": as_json(sums),
+        "test": as_json(evaluation["test"]),
         "pooled": [number(value) for value in evaluation["pooled"]],
     }
     if not task.sweep and step % task.config.units_every == 0:
@@ -284,8 +284,8 @@ def _entry(
 def _final(outcome: dict[str, Any], state: TrainState, diverged: Diverged | None) -> dict[str, Any]:
     population = None if diverged else outcome.get("test_population")
     return {
-        "test": _json(outcome["test"]),
-        "test_population": None if population is None else _json(population),
+        "test": as_json(outcome["test"]),
+        "test_population": None if population is None else as_json(population),
         "state_sha256": tree_sha256(_variables(state)),
         "diverged": diverged and diverged.facts(),
     }
@@ -293,7 +293,3 @@ def _final(outcome: dict[str, Any], state: TrainState, diverged: Diverged | None
 
 def _rounded(values: np.ndarray) -> list[float]:
     return [round(float(value), 2) for value in values]
-
-
-def _json(metrics: Metrics) -> dict[str, float | int]:
-    return {name: number(value) for name, value in metrics._asdict().items()}

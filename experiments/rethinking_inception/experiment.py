@@ -35,8 +35,9 @@ EXPERIMENT = image_experiment(
     config=Config,
     presets=PRESETS,
     presets_help="quick: the packaged digits, two to three minutes on 2 cores, most of them "
-    "compilation. cifar: an epoch of CIFAR-10. tiny: Tiny ImageNet at 64 pixels, half of the "
-    "widths, on an accelerator that holds the data. paper: ImageNet, 100 epochs.",
+    "compilation. cifar: an epoch of CIFAR-10, some three hours on 2 cores. tiny: Tiny "
+    "ImageNet at 64 pixels, half of the widths, on an accelerator that holds the data. paper: "
+    "ImageNet, 100 epochs.",
     arms=ARMS,
     page=PAGE,
     train=train,

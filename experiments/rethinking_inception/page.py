@@ -107,29 +107,34 @@ def changes_table(runs: Mapping[str, Runs]) -> str:
 
 
 def side_heads_table(runs: Mapping[str, Runs]) -> str:
-    """Returns what side heads gain at each quarter of training; empty without their runs."""
+    """Returns what side heads gain at the last evaluation of each quarter of training.
+
+    A quarter without one, but for that before the first step, has no row; without the runs, the
+    table is empty.
+    """
     without = runs.get("no_side_head")
     heads = [runs[name] for name in _SIDE_HEADS if name in runs]
     if without is None or not heads:
         return ""
+    steps = max(without.steps, key=len)
+    last = dict.fromkeys(int(steps[steps <= part * steps[-1]][-1]) for part in _PARTS)
     rows = []
-    for part in _PARTS:
-        pairs = [paired(_at(part, head), _at(part, without)) for head in heads]
+    for step in filter(None, last):
+        pairs = [paired(_at(step, head), _at(step, without)) for head in heads]
         rows.append(
             [
-                f"{100 * part:.0f} %",
+                f"{step:,}",
                 *(with_interval(pair, in_points) if pair["seeds"] else "" for pair in pairs),
             ]
         )
     titles = (f"{head.label} minus {without.label}, points" for head in heads)
-    return table(["of the steps", *titles], rows)
+    return table(["step", *titles], rows)
 
 
-def _at(part: float, runs: Runs) -> dict[int, float]:
-    """The accuracy of each run at its last evaluation within a part of its steps, by seed."""
-    steps = runs.record["identity"]["schedule"]["steps"]
+def _at(step: int, runs: Runs) -> dict[int, float]:
+    """The accuracy of each run after a step, or at its last evaluation before, by seed."""
     return {
-        seed: float(values[np.flatnonzero(at <= part * steps)[-1]])
+        seed: float(values[np.flatnonzero(at <= step)[-1]])
         for seed, at, values in zip(runs.seeds, runs.steps, runs.accuracy, strict=True)
     }
 

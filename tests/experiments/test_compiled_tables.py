@@ -1,6 +1,7 @@
 """Tables of compiled steps, from rows made by hand."""
 
 from experiments.compiled.tables import dry_run_table, memory_table, normalization_table
+from experiments.rethinking_inception.arms import ARMS as RETHINKING
 
 
 def arm_row(topology, arm, gigabytes, milliseconds, megabytes, collectives, kernels):
@@ -167,6 +168,13 @@ def test_the_table_shows_the_time_to_the_papers_accuracy():
 def test_an_arm_without_such_an_accuracy_has_no_hours():
     sigmoid = {**DRY, "rows": [row("v5e:2x4", 8, arm="bn_x5_sigmoid")]}
     assert "| 12,800 |  |  |" in dry_run_table(sigmoid)
+
+
+def test_what_is_refused_has_the_name_of_its_own_experiment_s_arm():
+    """Red where it is looked for among the arms of imagenet_inception."""
+    refused = row("v5e:1x1", 1, arm="inception_v3", refused="no room", least_time=None)
+    text = dry_run_table({**DRY, "rows": [refused]}, RETHINKING)
+    assert "- + BN-auxiliary = Inception-v3, v5e:1x1: no room" in text
 
 
 def peak(network, batch_size, topology="v5e:1x1", **changes):

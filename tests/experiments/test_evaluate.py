@@ -199,6 +199,7 @@ def test_listed_images_do_not_count(small, folders, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "open_data", lambda *args, **options: others)
     assert counted(some) == counted(evaluate(chosen))
     assert "Of them 2 do not count" in table(some)
+    monkeypatch.setattr(command, "measure", lambda *_, **options: pytest.fail("computed"))
     listed.write_text("7\ntest image 3\n")  # the first is ILSVRC2012_val_00000007
     with pytest.raises(DataError, match="of its 2 images 1 are among the 19 validation images"):
         evaluate(replace(chosen, blacklist=listed))

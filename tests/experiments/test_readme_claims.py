@@ -51,6 +51,14 @@ def test_a_ratio_is_that_of_the_logarithms():
     np.testing.assert_allclose(found, np.exp([change.mean(), *bounds]), atol=0.05)
 
 
+def test_questions_and_claims_are_counted_by_the_page_s_lines():
+    """A claim that is asked twice, at two rates or with other labels, is one claim."""
+    page = (ROOT / "experiments" / "why_it_works" / "README.md").read_text(encoding="utf-8")
+    block = page.partition("<!-- begin answers -->")[2].partition("<!-- end answers -->")[0]
+    asked = [line.split(" | ")[0] for line in block.splitlines() if line.startswith("| ")][2:]
+    assert f"{len(asked)} questions on {len({*asked})} claims: " in README
+
+
 @pytest.mark.parametrize(("second", "side"), [(0.5, "above"), (0.62, "unclear"), (0.8, "below")])
 def test_a_claim_that_the_runs_contradict_is_an_error(monkeypatch, second, side):
     """Red if a side is not held against the interval."""

@@ -241,9 +241,9 @@ def test_an_arm_of_two_words_trains_once():
     assert not GROUPS.keys() & {each.name for each in ARMS}
 
 
-def write_runs(out, name, seeds):
-    """Runs that were right so often of 100 images, at steps 0, 10, 20, 30 and 40."""
-    schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), 10)
+def write_runs(out, name, seeds, every=10):
+    """Runs that were right so often of 100 images, at step 0, every so many steps, and at 40."""
+    schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), every)
     schedule |= {"steps": 40, "steps_per_dispatch": 1, "checkpoint_every": 0}
     for seed, correct in enumerate(seeds):
         identity = {"schedule": schedule, "config": {}, "data_sha256": "7"}
@@ -251,7 +251,7 @@ def write_runs(out, name, seeds):
         header = {"arm": name, "seed": seed, "identity": identity, "environment": {}}
         run = Run(out / f"{name}-s{seed}", header)
         tests = [{"loss": 1.0, "correct": right, "examples": 100} for right in correct]
-        for step, test in zip(range(0, 41, 10), tests, strict=True):
+        for step, test in zip(range(0, 41, every), tests, strict=True):
             run.log({"step": step, "test": test})
         final = {"test": tests[-1], "test_population": None, "diverged": None, "timing": None}
         run.finish(final | {"network": {"parameters": 1_234, "multiply_adds": 56_789}})
@@ -273,11 +273,19 @@ def test_changes_are_paired_by_seed_and_stand_beside_the_paper_s(tmp_path):
     assert side_head.endswith(f" | 3 | {text} | shown | no number |")
     assert "| 3 | +0.00 (-2.48 to +2.48) | not shown |" in rmsprop
     early, *_, late = side_heads_table(runs).splitlines()[2:]
-    assert early.startswith("| 25 % | +0.33 (")
-    assert late.startswith("| 100 % | +14.33 (")
+    assert early.startswith("| 10 | +0.33 (")
+    assert late.startswith("| 40 | +14.33 (")
     summary = REPORT.summarize(tmp_path)
     assert summary["arms"]["momentum"]["network"]["parameters"] == 1_234
     assert "| 1,234 | 56,789 | 21.2 | 5.6 | 4.8 |" in REPORT.arms_table(summary)
+
+
+def test_the_untrained_network_and_one_evaluation_twice_are_no_quarters_of_training(tmp_path):
+    """Red where a quarter without an evaluation has that of the quarter before."""
+    write_runs(tmp_path, "inception_v3", [[9, 30, 50], [9, 31, 50]], every=20)
+    write_runs(tmp_path, "no_side_head", [[9, 20, 40], [9, 20, 30]], every=20)
+    _, _, *rows = side_heads_table(REPORT.load(tmp_path)).splitlines()
+    assert [row.split(" (")[0] for row in rows] == ["| 20 | +10.50", "| 40 | +15.00"]
 
 
 class Small(nn.Module):

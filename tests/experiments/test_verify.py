@@ -72,6 +72,14 @@ def test_the_beginning_of_a_run_repeats_bitwise(runs):
     assert "2 evaluations to step 10: bitwise equal" in verdict.lines[0]
 
 
+@pytest.mark.parametrize("steps", [0, 9])
+def test_the_untrained_network_alone_is_no_repetition(runs, monkeypatch, steps):
+    """Red where step 0 is all that is compared, and called bitwise equal."""
+    monkeypatch.setattr(experiment, "EXPERIMENT", replace(EXPERIMENT, train=None))
+    with pytest.raises(ValueError, match=f"--steps must be >= 10, .*got {steps}"):
+        verify(runs / "mlp_bn-s0", steps=steps)
+
+
 @pytest.mark.slow
 def test_the_command_takes_as_many_devices_as_the_run_had(runs):
     """Eight here; red where it takes one per core, which is another environment."""
@@ -150,6 +158,16 @@ def test_elsewhere_one_seed_alone_cannot_be_judged(runs, tmp_path, monkeypatch, 
     assert any(line.startswith("processor: stored 'another'") for line in verdict.lines)
 
 
+def test_elsewhere_two_seeds_are_too_few_to_judge(runs, tmp_path):
+    """Red by an interval of one degree of freedom, which nearly any accuracy is in."""
+    run = _in_another_place(runs, tmp_path, 1)
+    shutil.rmtree(tmp_path / "mlp_bn-s2")
+    verdict = verify(run, steps=10)
+    assert (verdict.agrees, verdict.bitwise) == (None, False)
+    assert "NOT JUDGED" in verdict.lines[0]
+    assert "3 in all" in verdict.lines[0]
+
+
 def test_elsewhere_seeds_that_diverged_do_not_count(runs, tmp_path):
     """Red if one accuracy is given a spread, which is not a number."""
     run = _in_another_place(runs, tmp_path, 1)
@@ -225,8 +243,6 @@ def test_other_data_and_unfinished_runs_are_refused(runs, tmp_path):
         verify(run, data="folder:moved")
     with pytest.raises(RecordError, match="absent does not exist"):
         verify(tmp_path / "absent")
-    with pytest.raises(ValueError, match="steps must be >= 1, got 0"):
-        verify(run, steps=0)
 
 
 def _set(*path, to):

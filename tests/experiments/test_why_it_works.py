@@ -17,8 +17,9 @@ from bnjax.data import in_memory, open_data
 from bnjax.evidence.records import Run, read_record
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP
+from experiments import verify as verify_module
 from experiments.harness.compute import Compute
-from experiments.harness.runs import complete_all
+from experiments.harness.runs import complete_all, rerun
 from experiments.verify import verify
 from experiments.why_it_works.along_training import AlongTraining
 from experiments.why_it_works.answers import Answers, verdict
@@ -321,6 +322,25 @@ def test_elsewhere_a_theorem_must_hold_again(measured, tmp_path):
     verdict = verify(changed_record(measured / "layer_gradient-s0", tmp_path / "other", change))
     assert (verdict.agrees, verdict.bitwise) == (True, False)
     assert "holds within its bounds" in verdict.lines[0]
+
+
+def test_elsewhere_two_seeds_are_too_few_to_judge_an_effect(measured, tmp_path, monkeypatch):
+    """Of a question that no theorem answers. Red by an interval of one degree of freedom."""
+
+    def change(header, final):
+        header["environment"]["versions"]["jax"] = "0.0.1"
+        final["effect"] = 1.0
+
+    def observed(*arguments, **options):
+        entries, final = rerun(*arguments, **options)
+        return entries, final | {"checks": [], "effect": 2.0}
+
+    monkeypatch.setattr(verify_module, "rerun", observed)
+    for seed in (0, 1):
+        run = changed_record(measured / f"layer_gradient-s{seed}", tmp_path / "other", change)
+    verdict = verify(run)
+    assert (verdict.agrees, verdict.bitwise) == (None, False)
+    assert "NOT JUDGED; measure other seeds too, 3 in all" in verdict.lines[0]
 
 
 @pytest.mark.parametrize(

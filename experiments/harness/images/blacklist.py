@@ -67,17 +67,12 @@ class Blacklisted:
         return example._replace(label=LEFT_OUT) if listed else example
 
 
-def check_left_out(names: frozenset[str], images: int, counted: int) -> None:
-    """Raises DataError unless as many images were left out as a list has.
-
-    Args:
-        names: of the list.
-        images: of the whole split.
-        counted: those that counted.
-    """
-    if images - counted != len(names):
+def check_left_out(split: Blacklisted) -> None:
+    """Raises DataError unless all listed images are in the split, each of which is read."""
+    left_out = sum(split[index].label == LEFT_OUT for index in range(len(split)))
+    if left_out != len(split.names):
         raise DataError(
-            f"blacklist: of its {len(names):,} images {images - counted:,} are among the "
-            f"{images:,} validation images: the list is of another data set, or the data has no "
-            "file names."
+            f"blacklist: of its {len(split.names):,} images {left_out:,} are among the "
+            f"{len(split):,} validation images: the list is of another data set, or the data has "
+            "no file names."
         )

@@ -134,6 +134,8 @@ def evaluate(experiment: Experiment, arguments: Arguments) -> dict[str, Any]:
     records, runs, data = all_succeed(lambda: _read(experiment, arguments))
     names = all_succeed(lambda: _blacklist(arguments))
     counting = data._replace(test=Blacklisted(data.test, names))
+    if names:
+        all_succeed(lambda: check_left_out(counting.test))
     described = [_described(record) for record in records]
     all_hosts_agree([described, sorted(names)], "the runs and the blacklist")
     groups = _groups([run.task.arm.name for run in runs], arguments.ensemble)
@@ -153,7 +155,6 @@ def evaluate(experiment: Experiment, arguments: Arguments) -> dict[str, Any]:
             parallel=parallel,
             workers=arguments.workers,
         )
-        check_left_out(names, len(data.test), int(counts[0].examples))
         for score, errors in zip(scores, counts, strict=True):
             evaluations.append(
                 {

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from bnjax.data import DataSet
-from bnjax.evidence.records import number
 from bnjax.training.divergence import Diverged, raise_if_diverged
 from bnjax.training.loop import Progress, RunFunctions, fit
 from bnjax.training.memory import Held, held
@@ -17,7 +16,7 @@ from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import DataParallel, HostCheckpoints
 from bnjax.training.profiles import profiled
 from bnjax.training.tensorboard import watched
-from experiments.harness.experiment import Outcome, RunLog, Task
+from experiments.harness.experiment import Outcome, RunLog, Task, as_json
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.feeds import open_feed
@@ -83,7 +82,7 @@ def train(
 
     def record(step: int, sums: Metrics, measured: tuple[Metrics, dict[str, float]]) -> None:
         test, shown = measured
-        log.log(0, {"step": step, "train": _json(sums), "test": _json(test)})
+        log.log(0, {"step": step, "train": as_json(sums), "test": as_json(test)})
         log.show(0, step, shown)
         memory.append(held())
 
@@ -113,11 +112,11 @@ def train(
         timing = clock.timing(config.batch_size)
         variables = variables_of(last)
         weights = dict(parallel.fetch(variables))
-        final: dict[str, Any] = {"test": _json(evaluate(variables)), "test_population": None}
+        final: dict[str, Any] = {"test": as_json(evaluate(variables)), "test_population": None}
         if diverged is None and variables["batch_stats"]:
             key = jax.random.key(task.seed)
             population = programs.population(variables, feed.population(), key)
-            final["test_population"] = _json(evaluate(population))
+            final["test_population"] = as_json(evaluate(population))
             weights["population_stats"] = jax.device_get(population["batch_stats"])
         final |= digests(weights) | {"diverged": diverged}
         series: dict[str, list[int | None]] = {
@@ -175,7 +174,3 @@ class _Clock:
             "waiting_share": round(self._feed.waited / seconds, 4),
             "images_per_second": round((self._last - self._first) * images / seconds, 1),
         }
-
-
-def _json(metrics: Metrics) -> dict[str, float | int]:
-    return {name: number(value) for name, value in metrics._asdict().items()}
