@@ -76,8 +76,12 @@ def data():
     return in_memory(open_data("mnist5k", data_dir=None))
 
 
+def small(name, **changed):
+    return replace(BY_NAME[name], **SMALL[name], **changed)
+
+
 def answer(name, data, **changed):
-    question = replace(BY_NAME[name], **SMALL[name], **changed)
+    question = small(name, **changed)
     with float64() if question.in_float64 else nullcontext():
         return question.answer(0, data)
 
@@ -106,7 +110,7 @@ def test_a_question_is_answered_by_numbers_and_a_panel(name, data):
     assert found.checks or np.isfinite(found.effect)
     assert all(map(np.isfinite, found.numbers.values()))
     axes = Figure().add_subplot()
-    BY_NAME[name].draw(axes, [json.loads(json.dumps(found._asdict()))])
+    small(name).draw(axes, [json.loads(json.dumps(found._asdict()))])
     assert axes.lines
 
 
