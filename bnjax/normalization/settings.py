@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from bnjax.normalization.moments import precision
@@ -119,7 +120,7 @@ def check_batch(batch: BatchChoice) -> None:
     if batch in ("all", "device"):
         return
     try:
-        examples = 0 if isinstance(batch, bool | str) else operator.index(batch)
+        examples = 0 if isinstance(batch, bool | np.bool_ | str) else operator.index(batch)
     except TypeError:
         examples = 0
     if examples < 1:
