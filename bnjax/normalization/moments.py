@@ -138,11 +138,11 @@ def _local_part(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> 
 
     # The number that both sums are taken around: near enough to the mean that nothing cancels, and
     # known before the pass over all of `x`. See `batch_moments` for how near that is.
-    sample, of_sample = x, divisor
     if mask is None:
         sample = first_rows(x, axes) if jnp.finfo(x.dtype).nmant < 8 else slices_of(x, axes)[0]
-        of_sample = batch_size(sample.shape, axes)
-    shift = sample.sum(axes, dtype=dtype) / of_sample
+        shift = sample.sum(axes, dtype=dtype) / batch_size(sample.shape, axes)
+    else:
+        shift = x.sum(axes, dtype=dtype) / divisor
     shift = lax.stop_gradient(shift)  # the moments are the same about any number
     arrays = (x,) if mask is None else (x, mask)
     rest, square = pair_of_sums(lambda *arrays: about(shift, *arrays), arrays, axes)
