@@ -13,7 +13,6 @@ from typing import Any, Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from bnjax.normalization.moments import precision
@@ -119,8 +118,9 @@ def check_batch(batch: BatchChoice) -> None:
     """Raises ValueError unless it is a name, or a number of examples."""
     if batch in ("all", "device"):
         return
+    flag = isinstance(batch, bool) or getattr(batch, "dtype", None) == bool
     try:
-        examples = 0 if isinstance(batch, bool | np.bool_ | str) else operator.index(batch)
+        examples = 0 if flag or isinstance(batch, str) else operator.index(batch)
     except TypeError:
         examples = 0
     if examples < 1:

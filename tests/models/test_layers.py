@@ -204,7 +204,7 @@ def test_our_normalization_applies_the_activation_itself(activation):
     assert size < more
     np.testing.assert_allclose(y, together[0], rtol=1e-6, atol=1e-6)
     (preactivation,) = new["intermediates"]["preactivation"]
-    np.testing.assert_allclose(activation(preactivation), y, rtol=1e-6)
+    np.testing.assert_allclose(activation(preactivation), y, rtol=1e-6, atol=1e-6)
 
 
 def test_dropout_drops_the_fraction_and_scales_the_rest():
