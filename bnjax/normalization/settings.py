@@ -118,7 +118,7 @@ def check_batch(batch: BatchChoice) -> None:
     """Raises ValueError unless it is a name, or a number of examples."""
     if batch in ("all", "device"):
         return
-    flag = isinstance(batch, bool) or getattr(batch, "dtype", None) == bool
+    flag = isinstance(batch, bool) or getattr(batch, "dtype", None) == jnp.bool_
     try:
         examples = 0 if flag or isinstance(batch, str) else operator.index(batch)
     except TypeError:
