@@ -10,7 +10,7 @@ from importlib import metadata
 
 import nbformat
 import pytest
-from test_notebooks import LESS, REPOSITORY, ROOT, code_cells, every_notebook, execute, streams
+from notebook_runs import LESS, REPOSITORY, ROOT, code_cells, every_notebook, execute, streams
 
 pytestmark = pytest.mark.colab
 
