@@ -6,12 +6,12 @@ then the sentence has to change.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bnjax.evidence.statistics import accuracy, steps_to
+from bnjax.evidence.statistics import steps_to
 from bnjax.evidence.tables import table
 from experiments.benchmarks.tables import ratio_by_turn
 from experiments.harness.differences import (
@@ -23,8 +23,8 @@ from experiments.harness.differences import (
 )
 from experiments.harness.experiment import ROOT
 from experiments.harness.found import experiment
-from experiments.harness.results import Runs, load_runs
-from experiments.mnist_lenet import summary as mnist
+from experiments.harness.results import Runs, load_runs, load_sweep
+from experiments.mnist_lenet.summary import path_lengths
 
 Side = Literal["above", "below", "unclear"]
 _HEADS = ("claim", "difference (95 % interval)", "runs")
@@ -128,10 +128,6 @@ def _side(low: float, high: float) -> Side:
     return "above" if low > 0 else "below" if high < 0 else "unclear"
 
 
-def _by_seed(seeds: Sequence[int], values: Iterable[float]) -> dict[int, float]:
-    return dict(zip(seeds, map(float, values), strict=True))
-
-
 def _best(name: str, first: str, second: str) -> Finding:
     """The best accuracies of two arms, each behind its folder below an experiment's results."""
     return points(_arm(name, first).best(), _arm(name, second).best())
@@ -145,11 +141,7 @@ def _arm(name: str, place: str) -> Runs:
 
 def _final(name: str, first: str, second: str) -> Finding:
     """The same of the accuracies at the end."""
-    last = [
-        _by_seed(arm.seeds, [accuracy(final["test"]) for final in arm.finals])
-        for arm in (_arm(name, first), _arm(name, second))
-    ]
-    return points(last[0], last[1])
+    return points(_arm(name, first).last(), _arm(name, second).last())
 
 
 def _steps(name: str, first: str, second: str, target: float) -> Finding:
@@ -166,18 +158,17 @@ def _steps(name: str, first: str, second: str, target: float) -> Finding:
 
 def _mnist_best_rates() -> Finding:
     """The final accuracies of the sigmoid network, each arm at the best rate of its sweep."""
-    sweep = mnist.load_sweep(experiment("mnist_lenet").results)
-    best = [max(sweep[arm], key=lambda runs: runs.accuracy[:, -1].mean()) for arm in _SIGMOID]
-    first, second = (_by_seed(runs.seeds, runs.accuracy[:, -1]) for runs in best)
+    found = experiment(_MNIST)
+    sweep = load_sweep(found.arms, found.results / "sweep")
+    lasts = ([runs.last() for runs in sweep[arm] if not runs.diverged] for arm in _SIGMOID)
+    first, second = (max(each, key=lambda last: np.mean([*last.values()])) for each in lasts)
     return points(first, second)
 
 
 def _mnist_paths() -> Finding:
     """How far median inputs travel, normalized as at inference, over those without."""
-    runs = mnist.load_runs(experiment("mnist_lenet").results)
-    first, second = (runs[arm] for arm in _SIGMOID)
-    own, theirs = mnist.path_lengths(first, "p50_running"), mnist.path_lengths(second)
-    return times(_by_seed(first.seeds, own), _by_seed(second.seeds, theirs), "as far")
+    first, second = (_arm(_MNIST, arm) for arm in _SIGMOID)
+    return times(path_lengths(first, "p50_running"), path_lengths(second), "as far")
 
 
 def _largest_rate() -> Finding:

@@ -22,7 +22,7 @@ from bnjax.evidence.tables import divergence, percent, plain, steps, table
 from experiments.harness.arm import Arm, by_name, label_of
 from experiments.harness.differences import difference_line, paired
 from experiments.harness.results import Runs, load_runs, load_sweep, runs_below
-from experiments.harness.sweeps import best_rates_text, sweep_table
+from experiments.harness.sweeps import Entry, Label, best_rates_text, sweep_table
 from experiments.harness.weights import FILE
 
 
@@ -63,7 +63,7 @@ class Comparison:
         runs = self.load(out)
         reference = runs.get(self.reference)
         sweep = load_sweep(self.arms, out / "sweep")
-        rates = {name: list(map(_at_rate, groups)) for name, groups in sweep.items()}
+        rates = {name: list(map(at_rate, groups)) for name, groups in sweep.items()}
         return {
             "arms": {
                 name: _summary(group, reference) | self._other_batch(group)
@@ -132,11 +132,7 @@ class Comparison:
 
     def divergence_text(self, summary: dict[str, Any]) -> str:
         """Returns the runs that reached infinity, a line each; empty if none did."""
-        return "\n".join(
-            f"- {self._label(name, arm)} {divergence(fault)}"
-            for name, arm in summary["arms"].items()
-            for fault in arm["diverged"]
-        )
+        return divergence_text(summary["arms"], self._label)
 
     def sweep_text(self, summary: dict[str, Any]) -> str:
         """Returns best accuracy by learning rate, and the best rates; empty without a sweep."""
@@ -154,7 +150,7 @@ class Comparison:
         if not runs:
             return []
         figure, (axes,) = new_figure((6.4,), height=4.0)
-        curves = list(map(_curve, runs.values()))
+        curves = list(map(curve, runs.values()))
         highest = max(curve.y.max() for curve in curves)
         lowest = min(curve.y.min() for curve in curves)
         margin = max(0.05 * (highest - lowest), 0.01)
@@ -180,6 +176,20 @@ def differences_text(pairs: Iterable[tuple[Runs, Runs]]) -> str:
     return "\n".join(
         difference_line(first.label, second.label, paired(first.best(), second.best()))
         for first, second in pairs
+    )
+
+
+def divergence_text(arms: Mapping[str, Entry], label: Label) -> str:
+    """Returns the runs that reached infinity, a line each; empty if none did.
+
+    Args:
+        arms: what the summary says of each, by name.
+        label: of an arm.
+    """
+    return "\n".join(
+        f"- {label(name, arm)}, seed {fault['seed']}, {divergence(fault)}"
+        for name, arm in arms.items()
+        for fault in arm["diverged"]
     )
 
 
@@ -214,44 +224,42 @@ def match_steps(group: Runs, reference: Runs) -> dict[int, int | None]:
     }
 
 
-def _summary(group: Runs, reference: Runs | None) -> dict[str, Any]:
-    timings = [final["timing"] for final in group.finals if final["timing"] is not None]
-    summary: dict[str, Any] = {
+def accuracies(group: Runs) -> dict[str, Any]:
+    """Returns what any summary says of an arm's runs; one that diverged came to its last state."""
+    summary = {
         "runs": len(group.seeds),
         "steps": max(int(at[-1]) for at in group.steps),
-        "best_accuracy": spread([values.max() for values in group.accuracy]),
-        "final_accuracy": spread([accuracy(final["test"]) for final in group.finals]),
+        "best_accuracy": spread(list(group.best().values())),
+        "final_accuracy": spread(list(group.last().values())),
         "changed": group.changed,
-        "diverged": _faults(group),
-        "waiting_share": max((timing["waiting_share"] for timing in timings), default=None),
+        "diverged": group.diverged,
     }
-    if "network" in group.finals[0]:
-        summary["network"] = group.finals[0]["network"]
     population = [final["test_population"] for final in group.finals]
     if None not in population:
         summary["final_accuracy_algorithm_2"] = spread(list(map(accuracy, population)))
+    return summary
+
+
+def at_rate(group: Runs) -> dict[str, Any]:
+    """Returns what a summary says of an arm's runs at a rate of a sweep."""
+    known = accuracies(group)
+    said = ("runs", "best_accuracy", "final_accuracy", "changed", "diverged")
+    rate = {"learning_rate": group.learning_rate, "steps": group.length}
+    return rate | {name: known[name] for name in said}
+
+
+def _summary(group: Runs, reference: Runs | None) -> dict[str, Any]:
+    timings = [final["timing"] for final in group.finals if final["timing"] is not None]
+    waiting = max((timing["waiting_share"] for timing in timings), default=None)
+    summary = accuracies(group) | {"waiting_share": waiting}
+    if "network" in group.finals[0]:
+        summary["network"] = group.finals[0]["network"]
     if reference is not None:
         own, theirs = match_steps(group, reference), match_steps(reference, reference)
         summary["steps_to_best_of_reference"] = {"compared": len(own)} | times(own.values())
         pairs = [(theirs[seed], after) for seed, after in own.items() if after]
         summary["times_fewer_steps"] = spread([before / after for before, after in pairs if before])
     return summary
-
-
-def _at_rate(group: Runs) -> dict[str, Any]:
-    """What the summary says of the runs of an arm at a rate of a sweep."""
-    return {
-        "learning_rate": group.record["learning_rate"],
-        "steps": group.record["identity"]["schedule"]["steps"],
-        "runs": len(group.seeds),
-        "best_accuracy": spread(list(group.best().values())),
-        "changed": group.changed,
-        "diverged": _faults(group),
-    }
-
-
-def _faults(group: Runs) -> list[dict[str, Any]]:
-    return [final["diverged"] for final in group.finals if final["diverged"] is not None]
 
 
 def _counted_in(batch: int, arm: dict[str, Any]) -> list[str]:
@@ -285,12 +293,12 @@ def _cells(label: str, arm: dict[str, Any]) -> list[str]:
     ]
 
 
-def _curve(group: Runs) -> Curve:
-    """All runs at the steps that all have; a run that diverged ends the curve."""
+def curve(group: Runs) -> Curve:
+    """Returns all runs at the steps that all have; a run that diverged ends the curve."""
     points = min(map(len, group.steps))
     values = np.array([row[:points] for row in group.accuracy])
     assert group.arm.color is not None
-    ended = tuple(float(fault["step"]) for fault in _faults(group))
+    ended = tuple(float(fault["step"]) for fault in group.diverged)
     x = group.steps[0][:points]
     return Curve(group.label, group.arm.color, x, values, group.arm.line, ended)
 

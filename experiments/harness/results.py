@@ -21,12 +21,15 @@ from bnjax.training.loop import Schedule
 from experiments.harness.arm import Arm, label_of
 from experiments.harness.weights import check_weights
 
+Log = list[dict[str, Any]]
+"""A run's evaluations, in order."""
+
 
 class Result(NamedTuple):
     """A run's record and log."""
 
     record: dict[str, Any]
-    log: list[dict[str, Any]]
+    log: Log
 
 
 class Runs(NamedTuple):
@@ -40,6 +43,7 @@ class Runs(NamedTuple):
         steps: each run's evaluated steps, `[evaluations]`.
         accuracy: each run's accuracy on the test set, `[evaluations]`.
         finals: what each run came to, `final` of its record.
+        logs: each run's evaluations.
     """
 
     arm: Arm
@@ -49,6 +53,26 @@ class Runs(NamedTuple):
     steps: list[np.ndarray]
     accuracy: list[np.ndarray]
     finals: list[dict[str, Any]]
+    logs: list[Log]
+
+    @property
+    def learning_rate(self) -> float:
+        """The step size of the first run."""
+        return self.record["learning_rate"]
+
+    @property
+    def length(self) -> int:
+        """The steps of the first run, had it not diverged."""
+        return self.record["identity"]["schedule"]["steps"]
+
+    @property
+    def diverged(self) -> list[dict[str, Any]]:
+        """The seed of each run that reached infinity, and where."""
+        return [
+            {"seed": seed} | final["diverged"]
+            for seed, final in zip(self.seeds, self.finals, strict=True)
+            if final.get("diverged") is not None  # records of schema 1 lack it
+        ]
 
     @property
     def label(self) -> str:
@@ -59,6 +83,11 @@ class Runs(NamedTuple):
         """Returns the best accuracy of each run's evaluations, by seed."""
         best = [float(values.max()) for values in self.accuracy]
         return dict(zip(self.seeds, best, strict=True))
+
+    def last(self) -> dict[int, float]:
+        """Returns the accuracy that each run came to, by seed."""
+        last = [accuracy(final["test"]) for final in self.finals]
+        return dict(zip(self.seeds, last, strict=True))
 
 
 def load_runs(arms: Sequence[Arm], out: Path) -> dict[str, Runs]:
@@ -102,7 +131,7 @@ def load_sweep(arms: Sequence[Arm], out: Path) -> dict[str, list[Runs]]:
 class _Found(NamedTuple):
     record: dict[str, Any]
     changed: dict[str, Any]
-    log: list[dict[str, Any]]
+    log: Log
     final: dict[str, Any]
 
 
@@ -136,6 +165,7 @@ def _runs(arm: Arm, found: list[_Found]) -> Runs:
         [np.array([entry["step"] for entry in run.log]) for run in found],
         [np.array([accuracy(entry["test"]) for entry in run.log]) for run in found],
         [run.final for run in found],
+        [run.log for run in found],
     )
 
 
@@ -185,7 +215,7 @@ def read_result(folder: Path) -> Result:
     return Result(record, read_log(folder, record))
 
 
-def read_log(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+def read_log(folder: Path, record: dict[str, Any]) -> Log:
     """A run's log: all evaluations of its schedule, or of one that goes on those until now.
 
     Raises:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from bnjax.evidence.tables import divergence, percent, plain, steps, table
-from experiments.harness import sweeps
+from bnjax.evidence.tables import percent, plain, steps, table
+from experiments.harness import comparison, sweeps
 from experiments.harness.differences import difference_line
 from experiments.mnist_lenet.arms import ARMS
 from experiments.mnist_lenet.summary import SETTLED, TARGETS
@@ -53,12 +53,8 @@ def drift_text(summary: dict[str, Any]) -> str:
 
 
 def divergence_text(summary: dict[str, Any]) -> str:
-    """The runs that reached infinity, a line each; no table counts them. Empty if none did."""
-    return "\n".join(
-        f"- {_LABELS[run['arm']]}, seed {run['seed']}, learning rate {run['learning_rate']:g}, "
-        + divergence(run)
-        for run in summary.get("diverged", ())
-    )
+    """The runs that reached infinity, a line each; empty if none did."""
+    return comparison.divergence_text(summary["arms"], _label)
 
 
 def sweep_table(summary: dict[str, Any]) -> str:

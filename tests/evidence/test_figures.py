@@ -20,9 +20,9 @@ from bnjax.evidence.figures import (
     percentile_paths,
     save,
 )
+from experiments.harness.results import read_result
 from experiments.mnist_lenet import figures
 from experiments.mnist_lenet.figures import draw, typical_unit
-from experiments.mnist_lenet.summary import load_runs
 
 X = np.array([0, 100, 2000])
 Y = np.array([[0.1, 0.5, 0.9], [0.2, 0.5, 0.8], [0.3, 0.8, 1.0]])
@@ -240,20 +240,12 @@ def drawn(pair, tmp_path, monkeypatch):
 def test_the_typical_unit_travels_a_middling_way_once_settled(pair):
     """The median of the lengths 3, 0, 1, 9, 2 is unit 4's; red if earlier steps count."""
     assert np.argsort(LENGTHS)[2] == 4
-    assert typical_unit(load_runs(pair)["mlp"]) == 4
-
-
-def test_the_typical_unit_is_one_of_the_first_run(pair, tmp_path):
-    out = shutil.copytree(pair, tmp_path / "out")
-    shutil.rmtree(out / "mlp-s1")
-    other = MEDIANS[:, [4, 1, 2, 3, 0]]
-    write_run(out, "mlp", 1, [20] * 5, medians=other)
-    assert typical_unit(load_runs(out)["mlp"]) == 4
+    assert typical_unit(read_result(pair / "mlp-s0").log) == 4
 
 
 def test_the_typical_one_of_an_even_number_of_units_is_the_upper_middle(tmp_path):
     write_run(tmp_path, "mlp", 0, [20] * 5, medians=MEDIANS[:, :4])  # lengths 3, 0, 1, 9
-    assert typical_unit(load_runs(tmp_path)["mlp"]) == 0
+    assert typical_unit(read_result(tmp_path / "mlp-s0").log) == 0
 
 
 def test_figure_1_shows_the_accuracies_of_both_arms(drawn):
@@ -318,9 +310,8 @@ def test_the_same_results_give_the_same_bytes(pair, tmp_path):
 
 @pytest.mark.parametrize("sweep", [False, True])
 def test_without_a_pair_there_is_no_figure(tmp_path, sweep):
-    """One arm alone, or one that is not finished, cannot be compared."""
+    """One arm alone cannot be compared."""
     write_run(tmp_path, "mlp", 0, [20] * 5)
-    write_run(tmp_path, "mlp_bn", 0, [20] * 5, finished=False)
     if sweep:
         write_run(tmp_path, "mlp", 0, [20] * 5, sweep_rate=0.1)
     assert draw(tmp_path) == []

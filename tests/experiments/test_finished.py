@@ -98,12 +98,15 @@ def test_files_beside_runs_are_let_alone(made, out):
     assert summarize(out) == summarize(made)
 
 
-def test_runs_that_diverged_are_named_and_not_counted(made, out):
+def test_runs_that_diverged_are_named_and_count_with_what_they_came_to(made, out):
+    """Red where the mean is one of survivors. Their paths end early, and are not compared."""
     fault = {"step": 1001, "layer": "dense1", "leaf": "kernel", "what": "update"}
-    write_run(out, "mlp", 3, [20, 20, 20], diverged=fault)
-    summary = summarize(out)
-    assert summary.pop("diverged") == [{"arm": "mlp", "seed": 3, "learning_rate": 0.1} | fault]
-    assert summary == summarize(made)
+    write_run(out, "mlp", 3, [20, 20, 22], diverged=fault)
+    before, after = (summarize(folder)["arms"]["mlp"] for folder in (made, out))
+    assert after["diverged"] == [{"seed": 3} | fault]
+    assert (before["runs"], after["runs"]) == (3, 4)
+    assert after["final_accuracy"]["mean"] == (192 + 194 + 196 + 22) / 4 / 200
+    assert after["median_path_length"] == before["median_path_length"]
 
 
 def test_committed_results_are_read_with_a_digest_and_without():

@@ -43,7 +43,7 @@ def write_run(
     header = {"arm": arm, "seed": seed, "learning_rate": rate, "environment": {}}
     header["identity"] = {"schedule": schedule}
     run = Run(out / name, header)
-    for step, right, row in zip(steps, correct, medians, strict=diverged is None):
+    for step, right, row in zip(steps, correct, medians, strict=finished and diverged is None):
         entry = {"step": step, "test": {"loss": 1.0, "correct": right, "examples": EXAMPLES}}
         if sweep_rate is None and row is not None:
             entry["units"] = {"p50": row.tolist()}
