@@ -294,12 +294,16 @@ def _cells(label: str, arm: dict[str, Any]) -> list[str]:
 
 
 def curve(group: Runs) -> Curve:
-    """Returns all runs at the steps that all have; a run that diverged ends the curve."""
-    points = min(map(len, group.steps))
-    values = np.array([row[:points] for row in group.accuracy])
+    """Returns the runs at the steps that they have in common; those that diverged as marks.
+
+    Where all diverged, they are the curve.
+    """
+    shown = group.whole() or range(len(group.seeds))
+    points = min(len(group.steps[run]) for run in shown)
+    values = np.array([group.accuracy[run][:points] for run in shown])
     assert group.arm.color is not None
     ended = tuple(float(fault["step"]) for fault in group.diverged)
-    x = group.steps[0][:points]
+    x = group.steps[shown[0]][:points]
     return Curve(group.label, group.arm.color, x, values, group.arm.line, ended)
 
 

@@ -10,7 +10,9 @@ from bnjax.evidence.statistics import spread
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any]:
-    """The first accuracy minus the second, over the seeds that both have.
+    """The first accuracy minus the second, over the seeds that both have, on one test set.
+
+    The interval is over seeds: how other test images would decide is not in it.
 
     Args:
         first: by seed, a fraction.

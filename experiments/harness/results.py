@@ -74,6 +74,11 @@ class Runs(NamedTuple):
             if final.get("diverged") is not None  # records of schema 1 lack it
         ]
 
+    def whole(self) -> list[int]:
+        """Returns the places of the runs that did not diverge."""
+        ended = {fault["seed"] for fault in self.diverged}
+        return [run for run, seed in enumerate(self.seeds) if seed not in ended]
+
     @property
     def label(self) -> str:
         """The arm's label, and what makes it another one than the experiment's."""

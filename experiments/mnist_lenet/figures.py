@@ -68,8 +68,8 @@ def _curve(group: Runs) -> Curve:
 
 
 def _percentiles(group: Runs, title: str) -> Percentiles:
-    """Of the first run."""
-    log = group.logs[0]
+    """Of the first run that did not diverge; of the first where all did."""
+    log = group.logs[(group.whole() or [0])[0]]
     entries = [entry for entry in log if "units" in entry]
     unit = typical_unit(log)
     rows = [[entry["units"][key][unit] for entry in entries] for key in ("p15", "p50", "p85")]

@@ -51,13 +51,13 @@ def path_lengths(group: Runs, key: str = "p50") -> dict[int, float]:
 
     Of runs that did not diverge, and were long enough to say.
     """
-    ended = {fault["seed"] for fault in group.diverged}
     lengths = {}
-    for seed, log in zip(group.seeds, group.logs, strict=True):
-        steps, medians = median_paths(log, key)
+    for run in group.whole():
+        steps, medians = median_paths(group.logs[run], key)
         settled = medians[steps >= SETTLED]
-        if seed not in ended and len(settled) > 1:
-            lengths[seed] = float(np.abs(np.diff(settled, axis=0)).sum(axis=0).mean())
+        if len(settled) > 1:
+            length = np.abs(np.diff(settled, axis=0)).sum(axis=0).mean()
+            lengths[group.seeds[run]] = float(length)
     return lengths
 
 

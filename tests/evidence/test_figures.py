@@ -337,6 +337,8 @@ def test_runs_that_diverged_are_marked_at_their_step_and_their_rate(pair, tmp_pa
     for name, at in {"figure1.png": 600, "sweep.png": 10}.items():
         crosses = [line for line in panels[name].axes[0].lines if line.get_marker() == "x"]
         assert [list(line.get_xdata()) for line in crosses] == [[at], []], name
+    plain, *_ = panels["figure1.png"].axes[0].lines
+    assert list(plain.get_xdata()) == list(STEPS)  # the others' curve goes on
 
 
 def test_a_run_too_short_to_settle_is_drawn(tmp_path, monkeypatch):

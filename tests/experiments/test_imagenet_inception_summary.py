@@ -138,7 +138,7 @@ def test_the_table_and_its_lines(made):
     ]
     assert "| 20 (1 of 2) | 1.5 |" in REPORT.arms_table(summary)
     assert REPORT.divergence_text(summary) == (
-        "- BN-x5-Sigmoid reached infinity at step 13: gradient of kernel in conv1/conv."
+        "- BN-x5-Sigmoid, seed 0, reached infinity at step 13: gradient of kernel in conv1/conv."
     )
     assert waiting_text(summary) == "Training waited for images 1.0 % of its time at most."
 
