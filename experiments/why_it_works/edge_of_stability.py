@@ -1,4 +1,4 @@
-"""Full-batch gradient descent brings the sharpness to 2 / eta and keeps it there.
+"""Full-batch gradient descent brings the sharpness to 2 / eta, about which it hovers.
 
 The sharpness is the largest eigenvalue of the loss's Hessian; beyond 2 / eta descent on a quadratic
 would diverge (Cohen et al. 2021, arXiv 2103.00065, with and without batch normalization). There it
@@ -47,8 +47,8 @@ class EdgeOfStability(Question):
     """
 
     claim: ClassVar[str] = (
-        "Full-batch descent brings the sharpness to 2 / eta and keeps it there, with and without "
-        "normalization."
+        "Full-batch descent brings the sharpness to 2 / eta, about which it hovers, with "
+        "normalization and without."
     )
     source: ClassVar[str] = "Cohen et al. 2021, arXiv 2103.00065"
     exact: ClassVar[bool] = False
@@ -83,7 +83,7 @@ class EdgeOfStability(Question):
         widths = (x.shape[1], *self.widths, _CLASSES)
         pairs = list(pairwise(widths))
         kernels = [jnp.asarray(rng.normal(size=pair) / np.sqrt(pair[0])) for pair in pairs]
-        layers = [init_params(width, dtype=x.dtype) for width in self.widths] if normalized else []
+        layers = [init_params(width, dtype=x.dtype) for width in widths[1:]]
         flat, restored = ravel_pytree((kernels, layers))
 
         def loss(flat: jax.Array) -> jax.Array:
@@ -91,11 +91,15 @@ class EdgeOfStability(Question):
             h = x
             for position, kernel in enumerate(kernels[:-1]):
                 h = h @ kernel
+                own = layers[position]
                 if normalized:  # the closed form has no second derivative in forward mode
                     stats = init_stats(h.shape[-1], dtype=h.dtype)
-                    h, _ = normalize_batch(h, layers[position], stats, impl="autodiff")
+                    h, _ = normalize_batch(h, own, stats, impl="autodiff")
+                else:
+                    h = h + own["bias"]
                 h = jnp.tanh(h)
-            return jnp.mean(jnp.sum((h @ kernels[-1] - y) ** 2, -1)) / 2
+            h = h @ kernels[-1] + layers[-1]["bias"]
+            return jnp.mean(jnp.sum((h - y) ** 2, -1)) / 2
 
         start = jnp.asarray(rng.normal(size=flat.shape))
         return np.asarray(jax.jit(self._descent, static_argnums=0)(loss, flat, start))

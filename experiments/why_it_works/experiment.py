@@ -159,7 +159,8 @@ EXPERIMENT = Experiment(
         ),
         "full": Config(seeds=3),
     },
-    presets_help="quick: one seed, without what takes a minute and more; two minutes on 2 cores. "
+    presets_help="quick: one seed of identities, theorems and two observations; three minutes on 2 "
+    "cores. "
     "full: all, three seeds.",
     arms=QUESTIONS,
     tasks=tasks,

@@ -77,11 +77,19 @@ def compared(
     return found
 
 
-def accuracies_and_rates(found: Mapping[str, Reached]) -> dict[str, float]:
-    """Returns what the page tells of a comparison."""
-    return {f"accuracy, {name}": each.accuracy for name, each in found.items()} | {
-        f"rate, {name}": each.rate for name, each in found.items()
-    }
+def accuracies_and_rates(found: Mapping[str, Reached], rates: Sequence[float]) -> dict[str, float]:
+    """Returns what the page tells of a comparison at the best of some rates, ascending."""
+    return (
+        {f"accuracy, {name}": each.accuracy for name, each in found.items()}
+        | {f"rate, {name}": each.rate for name, each in found.items()}
+        | at_an_end(found, rates)
+    )
+
+
+def at_an_end(found: Mapping[str, Reached], rates: Sequence[float]) -> dict[str, float]:
+    """Returns of how many kinds the best rate may lie beyond those that were tried, ascending."""
+    ends = (rates[0], rates[-1])
+    return {"best at the least or largest rate": float(sum(e.rate in ends for e in found.values()))}
 
 
 def hold_out(digits: Digits, count: int, seed: int) -> tuple[Digits, Digits]:

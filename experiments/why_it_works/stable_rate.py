@@ -2,7 +2,9 @@
 
 The largest learning rate at which a network of fully connected layers still trains, by depth
 (Bjorck et al. 2018, arXiv 1806.02375). At small rates a deep normalized network is slower than one
-without: its gradients are those of weights whose length does not matter.
+without: its gradients are those of weights whose length does not matter. Each layer has a bias,
+with normalization a scale too. The test images are normalized as one batch, for so few steps leave
+no running statistics to speak of.
 """
 
 from collections.abc import Sequence
@@ -94,17 +96,19 @@ class StableRate(Question):
             jnp.asarray(rng.normal(size=(before, after)) * np.sqrt(2 / before), jnp.float32)
             for before, after in pairwise(widths)
         ]
-        params = init_params(self.width)
-        layers = [params] * depth if normalized else []
+        unit = init_params(self.width) if normalized else {"bias": jnp.zeros(self.width)}
+        layers = [*[unit] * depth, {"bias": jnp.zeros(_CLASSES)}]
 
         def logits(weights: Any, x: jax.Array) -> jax.Array:
-            kernels, layers = weights
-            for position, kernel in enumerate(kernels[:-1]):
-                x = x @ kernel
+            *hidden, (kernel, last) = zip(*weights, strict=True)
+            for own, layer in hidden:
+                x = x @ own
                 if normalized:
-                    x, _ = normalize_batch(x, layers[position], init_stats(self.width))
+                    x, _ = normalize_batch(x, layer, init_stats(self.width))
+                else:
+                    x = x + layer["bias"]
                 x = jax.nn.relu(x)
-            return x @ kernels[-1]
+            return x @ kernel + last["bias"]
 
         def loss(weights: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
             return optax.softmax_cross_entropy_with_integer_labels(
@@ -117,7 +121,6 @@ class StableRate(Question):
                 return jax.tree.map(lambda w, g: w - rate * g, weights, slope), None
 
             weights, _ = jax.lax.scan(step, (kernels, layers), jnp.asarray(order))
-            # The test set is one batch: no running statistics to speak of after so few steps.
             guess = jnp.argmax(logits(weights, jnp.asarray(tests)), -1).astype(jnp.int32)
             return jnp.mean((guess == jnp.asarray(data.test.labels)).astype(jnp.float32))
 
