@@ -53,7 +53,7 @@ def _memory(seen: Snapshot) -> Iterator[Finding]:
         yield Finding(
             "note",
             "glibc returns the memory of every step to the system, which clears it again: layers "
-            "that are bound by memory take up to 1.6 times as long (experiments/benchmarks).",
+            "that are bound by memory take longer (experiments/benchmarks).",
             f"export {settings}" + (", then start Jupyter from that shell" * seen.notebook),
         )
 
