@@ -24,6 +24,7 @@ from experiments.harness.differences import (
 from experiments.harness.experiment import ROOT
 from experiments.harness.found import experiment
 from experiments.harness.results import Runs, load_runs, load_sweep
+from experiments.harness.sweeps import at_best_rate
 from experiments.mnist_lenet.summary import path_lengths
 
 Side = Literal["above", "below", "unclear"]
@@ -162,9 +163,8 @@ def _mnist_best_rates() -> Finding:
     """The final accuracies of the sigmoid network, each arm at the best rate of its sweep."""
     found = experiment(_MNIST)
     sweep = load_sweep(found.arms, found.results / "sweep")
-    lasts = ([runs.last() for runs in sweep[arm] if not runs.diverged] for arm in _SIGMOID)
-    first, second = (max(each, key=lambda last: np.mean([*last.values()])) for each in lasts)
-    return points(first, second)
+    first, second = (at_best_rate(sweep[arm], Runs.last) for arm in _SIGMOID)
+    return points(first.last(), second.last())
 
 
 def _mnist_paths() -> Finding:

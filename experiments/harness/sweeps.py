@@ -3,7 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from bnjax.evidence.tables import percent, table
+from experiments.harness.results import Runs
 
 Entry = Mapping[str, Any]
 """An arm at a rate: `learning_rate`, `steps`, accuracies as `spread` gives them and, if it counts
@@ -39,6 +42,19 @@ def best_rates_text(sweep: Sweep, label: Label, accuracy: str) -> str:
     return "\n".join(
         f"- {head}: {_said(column, accuracy)}" for head, column in _columns(sweep, label).items()
     )
+
+
+def at_best_rate(
+    groups: Sequence[Runs], reached: Callable[[Runs], Mapping[int, float]] = Runs.best
+) -> Runs:
+    """Returns an arm's runs at the rate that is best on average, of those where none diverged.
+
+    Args:
+        groups: at each rate.
+        reached: what counts, by seed.
+    """
+    whole = [group for group in groups if not group.diverged]
+    return max(whole, key=lambda group: np.mean([*reached(group).values()]))
 
 
 def _columns(sweep: Sweep, label: Label) -> dict[str, list[Entry]]:
