@@ -59,7 +59,7 @@ class GhostBatches(Question):
     small: int = numbers(16)
     large: int = numbers(512)
     widths: tuple[int, ...] = numbers((100, 100))
-    rates: tuple[float, ...] = numbers((0.01, 0.03, 0.1, 0.3, 1.0, 3.0))
+    rates: tuple[float, ...] = numbers((0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
     held_out: int = numbers(500)
     decay: float = numbers(0.95)
 
