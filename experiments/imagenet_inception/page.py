@@ -9,10 +9,10 @@ from experiments.harness.comparison import Comparison, differences_text
 from experiments.harness.images import evaluation_table
 from experiments.harness.images.evaluation_table import Published
 from experiments.harness.page import Page
-from experiments.harness.results import Runs, read_result
+from experiments.harness.results import Runs, load_sweep, read_result
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.claims import claims_table
-from experiments.imagenet_inception.rates import rates_text
+from experiments.imagenet_inception.rates import rates_text, tuned_text
 
 PUBLISHED = (  # Figure 4
     Published("BN-Inception single crop", "224", "1", "1", "25.2", "7.82"),
@@ -40,11 +40,13 @@ def more(results: Path) -> dict[str, str]:
     wide_controls = [
         (wide[f"bn_{rate}"], load(f"wide/inception_{rate}")["inception"]) for rate in ("x5", "x30")
     ]
+    tuned = load_sweep(ARMS, results / "tuned" / "sweep")
     return {
         "control_differences": differences_text(controls),
         "wide_control_differences": differences_text(wide_controls),
         "claims": claims_table(results, REPORT),
         "rates": rates_text(lambda name: load(str(Path(name).parent))[Path(name).name]),
+        "tuned": tuned_text(tuned["left_out_learning_rate_factor"], tuned["recipe_x1"]),
         "memory": memory_text(read_result(results / "long" / "bn_x5-s0").record),
         "evaluation": evaluation_table.table(_json(results / "evaluation.json"), ARMS, PUBLISHED),
     }
