@@ -21,7 +21,7 @@ from bnjax.models import MLP
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
 from experiments.why_it_works.question import NORMALIZED, PLAIN, THEORY, Answer, Question
-from experiments.why_it_works.rates import Kind, accuracies_and_rates, compared, hold_out
+from experiments.why_it_works.rates import Kind, accuracies_and_rates, at_an_end, compared, hold_out
 from experiments.why_it_works.side_by_side import Digits, seeds_of
 
 _SIGNS = {
@@ -84,7 +84,7 @@ class GhostBatches(Question):
         return Answer(
             effect=reached["ghost batches"] - reached["large batches"],
             curves={"reached": reached},
-            numbers=accuracies_and_rates(found, self.rates),
+            numbers=accuracies_and_rates(found) | at_an_end(found, self.rates),
         )
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:

@@ -94,7 +94,7 @@ class GroupNormalization(Question):
     steps: int = numbers(500)
     widths: tuple[int, ...] = numbers((100, 100))
     groups: int = numbers(4)
-    rates: tuple[float, ...] = numbers((0.03, 0.1, 0.3, 1.0, 3.0))
+    rates: tuple[float, ...] = numbers((0.03, 0.1, 0.3, 1.0))
     held_out: int = numbers(500)
     decay: float = numbers(0.95)
 
@@ -126,7 +126,7 @@ class GroupNormalization(Question):
                 "batch": rounded(batch),
                 "group": rounded([group] * len(batch)),
             },
-            numbers=accuracies_and_rates(found, self.rates),
+            numbers=accuracies_and_rates(found),
         )
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
@@ -154,7 +154,7 @@ class GroupNormalizationConvolutions(GroupNormalization):
 
     examples: tuple[int, ...] = numbers((2, 8, 32))
     widths: tuple[int, ...] = numbers((8, 16, 32))
-    rates: tuple[float, ...] = numbers((0.03, 0.1, 0.3, 1.0, 3.0))
+    rates: tuple[float, ...] = numbers((0.1, 0.3, 1.0))
 
     def model(self, norm: Norm) -> nn.Module:
         """Returns a network with a normalization."""

@@ -77,13 +77,11 @@ def compared(
     return found
 
 
-def accuracies_and_rates(found: Mapping[str, Reached], rates: Sequence[float]) -> dict[str, float]:
-    """Returns what the page tells of a comparison at the best of some rates, ascending."""
-    return (
-        {f"accuracy, {name}": each.accuracy for name, each in found.items()}
-        | {f"rate, {name}": each.rate for name, each in found.items()}
-        | at_an_end(found, rates)
-    )
+def accuracies_and_rates(found: Mapping[str, Reached]) -> dict[str, float]:
+    """Returns what the page tells of a comparison."""
+    return {f"accuracy, {name}": each.accuracy for name, each in found.items()} | {
+        f"rate, {name}": each.rate for name, each in found.items()
+    }
 
 
 def at_an_end(found: Mapping[str, Reached], rates: Sequence[float]) -> dict[str, float]:
