@@ -43,7 +43,8 @@ class Schedule(NamedTuple):
         eval_every: steps between evaluations; one comes before the first step, one after the last.
         dense_until: step after which `sparse_eval_every` takes the place of `eval_every`.
         sparse_eval_every: steps between evaluations from then on.
-        checkpoint_every: steps between checkpoints; 0 for none but on interruption.
+        checkpoint_every: steps between checkpoints; 0 for none but after the last step and on
+            interruption.
 
     Example:
         >>> schedule = Schedule(
