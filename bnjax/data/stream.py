@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnjax.data.data_set import DataError, Example, Image, Split
-from bnjax.data.order import Order, Shuffle
+from bnjax.data.order import Order, Shuffle, integer
 from bnjax.data.workers import Batch, Stream, check_workers
 
 TrainingView = Callable[[Image, np.random.Generator], np.ndarray]
@@ -71,6 +71,8 @@ def training_batches(
     """
     order = Order(seed, tuple(examples.shard_sizes), shuffle)
     order.check()
+    first_step = integer("first_step", first_step)
+    batch_size = integer("batch_size", batch_size)
     if first_step < 0:
         raise ValueError(f"first_step must be >= 0, got {first_step}.")
     if not 1 <= batch_size <= len(examples):

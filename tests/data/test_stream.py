@@ -113,6 +113,11 @@ def test_batches_are_a_function_of_seed_and_step(shuffle, step):
     assert_same(batches, [expected(step + i, 6, shuffle=shuffle) for i in range(5)])
 
 
+def test_a_step_of_numpy_does_not_wrap():
+    (batch,) = taken(train(first_step=np.int32(2**30)), 1)
+    assert_same([batch], [expected(2**30, 6)])
+
+
 def test_views_differ_from_epoch_to_epoch_and_from_seed_to_seed():
     views = {tuple(image) for batch in taken(train(), 12) for image in batch.images}
     assert len(views) == 72
@@ -256,6 +261,8 @@ BAD = [
     Bad({"seed": -1}, "seed must be in .* got -1"),
     Bad({"shuffle": "much"}, "shuffle must be one of .* got 'much'"),
     Bad({"first_step": -1}, "first_step must be >= 0, got -1"),
+    Bad({"seed": 1.5}, "seed must be an integer, got 1.5"),
+    Bad({"first_step": 0.5}, "first_step must be an integer, got 0.5"),
     Bad({"batch_size": 0}, "batch_size must be between 1 and the 23 examples, got 0"),
     Bad({"batch_size": 24}, "batch_size must be between 1 and the 23 examples, got 24"),
     Bad({"workers": -1}, "workers must be >= 0, got -1"),
