@@ -68,8 +68,8 @@ def update_average(
 
     Args:
         average: from `start_average`.
-        tree: a tree of the same structure. Its counts, which are not floating, are taken as they
-            are.
+        tree: a tree of the same structure. Its counts, which are neither floating nor complex, are
+            taken as they are.
         averaging: the rule; the same one at every update.
         decay: fraction of the old average kept, in [0, 1).
 
@@ -92,7 +92,7 @@ def update_average(
     weight = _weight(averaging, decay, updates.astype(jnp.float32))
 
     def update(old: jax.Array, new: jax.Array) -> jax.Array:
-        if not is_float(new):
+        if not is_inexact(new):
             return new
         new = widened(new)
         return old + weight.astype(old.dtype) * (new - old)
@@ -112,11 +112,14 @@ def _weight(averaging: Averaging, decay: float, t: jax.Array) -> jax.Array:
 
 
 def widened(leaf: jax.Array) -> jax.Array:
-    """Returns a floating array in at least float32, for long sums; any other as it is."""
-    narrow = is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32
+    """Returns a floating array in at least float32, for long sums; any other as it is.
+
+    No complex one is narrower.
+    """
+    narrow = is_inexact(leaf) and jnp.finfo(leaf.dtype).bits < 32
     return leaf.astype(jnp.float32) if narrow else leaf
 
 
-def is_float(leaf: jax.Array) -> bool:
-    """Whether a leaf is floating; counts are not, nor are keys."""
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+def is_inexact(leaf: jax.Array) -> bool:
+    """Whether a leaf is floating or complex; counts are not, nor are keys."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -84,6 +84,14 @@ def test_narrow_parameters_are_averaged_in_float32():
     np.testing.assert_allclose(average, 2 - 0.9999**10, rtol=1e-6)
 
 
+def test_complex_numbers_are_averaged():
+    """Both parts; red where they are taken over as counts are."""
+    trees = [tree + 1j * tree[::-1] for tree in TREES]
+    average = average_of("cumulative", rest=trees[1:], start=trees[0]).values["w"]
+    assert average.dtype == jnp.complex64
+    np.testing.assert_allclose(average, np.mean(np.complex128(trees[1:]), 0), **CLOSE)
+
+
 def test_counts_are_taken_over():
     average = start_average({"count": jnp.int32(1)})
     average = update_average(average, {"count": jnp.int32(7)}, averaging="ema")
