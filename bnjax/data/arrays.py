@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from bnjax.data.array_records import RecordSplit
-from bnjax.data.data_set import DataError, DataSet, Example, Split, split_shards
+from bnjax.data.data_set import DataError, DataSet, Example, Split, check_label, split_shards
 
 MOST_BYTES = 4 << 30
 """Most that `in_memory` takes unless told otherwise: Tiny ImageNet has a third of it, ImageNet at
@@ -122,10 +122,7 @@ def _decode(split: Split, name: str, shape: tuple[int, int, int], classes: int) 
                 f"{shape[1]} x {shape[0]}, and in memory all must have one size: read images of "
                 "many sizes in batches of views (bnjax.data.stream)"
             )
-        if not 0 <= example.label < classes:
-            raise DataError(
-                f"{example.name}: labels must be in 0 .. {classes - 1}, got {example.label}"
-            )
+        check_label(example, classes)
         images[index] = pixels[..., : shape[-1]]  # the channels of a grayscale image are equal
         labels[index] = example.label
     return ArraySplit(images, labels, name, tuple(split.shard_sizes))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnjax.data.data_set import DataError, Example, Image, Split
+from bnjax.data.data_set import DataError, Example, Image, Split, check_label
 from bnjax.data.order import Order, Shuffle, integer
 from bnjax.data.workers import Batch, Stream, check_workers
 
@@ -64,9 +64,9 @@ def training_batches(
 
     Raises:
         ValueError: at once, for a bad argument.
-        DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
-            process found too little memory. Damage inside a JPEG that cannot be known
-            (`bnjax.data.views.decoding`) is not refused.
+        DataError: from `next`, for a damaged image, an unreadable record or a label below zero;
+            names it. Or a worker process found too little memory. Damage inside a JPEG that cannot
+            be known (`bnjax.data.views.decoding`) is not refused.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     order = Order(seed, tuple(examples.shard_sizes), shuffle)
@@ -112,8 +112,8 @@ def evaluation_batches(
 
     Raises:
         ValueError: at once, for a bad argument.
-        DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
-            process found too little memory.
+        DataError: from `next`, for a damaged image, an unreadable record or a label below zero;
+            names it. Or a worker process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     if batch_size < 1:
@@ -177,6 +177,7 @@ def _named(
     example: Example, view: Callable[..., np.ndarray], *rng: np.random.Generator
 ) -> np.ndarray:
     """Makes a view; exceptions name the example, and can be pickled whatever they were."""
+    check_label(example)
     try:
         return view(example.image, *rng)
     except DataError as error:

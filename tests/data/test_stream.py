@@ -190,6 +190,21 @@ def test_a_damaged_image_is_refused_by_name():
         taken(evaluation_batches(Numbers(), view, batch_size=8))
 
 
+def test_an_image_without_a_label_is_refused():
+    """-1 says so in tensorflow-datasets; nothing can be learnt from it or measured on it."""
+
+    class Unlabelled(Numbers):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return example._replace(label=-1) if index == 4 else example
+
+    said = "record 4: labels must be >= 0, got -1, the mark of what has none"
+    with pytest.raises(DataError, match=said):
+        taken(train(examples=Unlabelled()), 4)
+    with pytest.raises(DataError, match=said):
+        taken(evaluation_batches(Unlabelled(), evaluation_view, batch_size=8))
+
+
 def test_an_unreadable_record_is_an_error():
     """The shard is broken, not an image."""
     with pytest.raises(DataError, match="record 4: checksum"):
