@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from functools import partial
 from itertools import islice
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,9 +176,19 @@ def test_two_processes_change_nothing():
     assert_same(taken(train(first_step=2, workers=2), 7), taken(train(first_step=2), 7))
 
 
+def told_to_end_view(image):
+    """The pixel twice; to a worker process come the signals that its parent gets, too."""
+    if parent_process() is not None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+    return evaluation_view(image)
+
+
 def test_evaluation_in_processes():
+    """They go on after a signal, until their parent has saved and closes them."""
+
     def batches(workers):
-        return evaluation_batches(Numbers(), evaluation_view, batch_size=5, workers=workers)
+        return evaluation_batches(Numbers(), told_to_end_view, batch_size=5, workers=workers)
 
     assert_same(taken(batches(2)), taken(batches(0)))
 
