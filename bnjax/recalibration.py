@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax.linen import check_linen, moments_and_frozen
+from bnjax.normalization.complex_numbers import as_complex
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.population import (
     Estimator,
@@ -229,8 +230,11 @@ def _replace(old: Mapping[str, Any], new: Any) -> dict[str, Any]:
         return {**old, **{key: _replace(old.get(key, {}), value) for key, value in new.items()}}
     seen = new.size > 0
     initial = {"mean": jnp.zeros_like(new.mean), "var": jnp.ones_like(new.var)} | dict(old)
-    values = {
-        key: jnp.where(seen, value.astype(initial[key].dtype), initial[key])
-        for key, value in (("mean", new.mean), ("var", new.var))
-    }
+
+    def replaced(before: jax.Array, value: jax.Array) -> jax.Array:
+        if jnp.iscomplexobj(value):  # the mean of a layer that has not trained is real
+            before = as_complex(before)
+        return jnp.where(seen, value.astype(before.dtype), before)
+
+    values = {"mean": replaced(initial["mean"], new.mean), "var": replaced(initial["var"], new.var)}
     return {**old, **values}

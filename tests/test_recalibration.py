@@ -250,6 +250,22 @@ def test_one_layer_alone_is_a_model_too():
         assert_close(new["batch_stats"][key], value, PARALLEL, key)
 
 
+@pytest.mark.parametrize("estimator", ["batchwise", "weighted", "pooled"])
+def test_complex_numbers(estimator):
+    """From `init`, whose mean is real: red if it cuts the new one, or for x^2 in place of |x|^2."""
+    batches = [np.complex64(x + 2j * x[::-1]) for x in batches_of(8, 8, 3)]
+    layer = BatchNorm(False, use_scale=False, use_bias=False)
+    variables = layer.init(jax.random.key(0), batches[0])
+    new = recalibrate(layer, variables, batches, estimator=estimator)["batch_stats"]
+    real, imaginary = (
+        expected_stats([part(np.complex128(x)) for x in batches], estimator, "unbiased")
+        for part in (np.real, np.imag)
+    )
+    assert_close(new["mean"].real, real["mean"], PARALLEL)
+    assert_close(new["mean"].imag, imaginary["mean"], PARALLEL)
+    assert_close(new["var"], real["var"] + imaginary["var"], PARALLEL)
+
+
 def test_what_is_refused():
     model, variables = make()
     batches = batches_of(8)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bnjax.data.data_set import DataError, DataSet, Example, Split, split_shards
+from bnjax.data.data_set import DataError, DataSet, Example, Split, check_label, split_shards
 from bnjax.data.tfds import check_features
 from bnjax.extras import extra
 
@@ -31,12 +31,14 @@ class RecordSplit:
         split: name of the split.
         files: the files of records.
         file_sizes: records in each.
+        classes: labels are below it.
     """
 
     source: Any
     split: str
     files: tuple[Path, ...]
     file_sizes: tuple[int, ...]
+    classes: int
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
@@ -65,10 +67,13 @@ class RecordSplit:
         for i, record in enumerate(records):
             if "file_name" in record:
                 names[i] += f", {record['file_name'].decode()}"
-        return [
+        examples = [
             Example(record["image"], int(record["label"]), name)
             for record, name in zip(records, names, strict=True)
         ]
+        for example in examples:
+            check_label(example, self.classes)
+        return examples
 
     def _name(self, index: int) -> str:
         file = bisect_right(self._ends, index)
@@ -92,7 +97,9 @@ def open_array_records(folder: Path, *, name: str, remedy: str) -> DataSet[Split
         differ.
 
     Raises:
-        DataError: a file is missing, incomplete or of another kind, or names code.
+        DataError: a file is missing, incomplete or of another kind, or names code; or the first
+            image of a split has no label, as those of many a challenge. Of others, when they are
+            read.
     """
     with extra("data"):
         import tensorflow_datasets as tfds
@@ -147,7 +154,10 @@ def _open_split(folder: Path, info: Any, split: str, digest: Any, remedy: str) -
     _allow_open_files(len(files))
     skip = {"image": tfds.decode.SkipDecoding()}
     source = ArrayRecordDataSource(info, split=split, decoders=skip)
-    return RecordSplit(source, split, files, sizes)
+    opened = RecordSplit(source, split, files, sizes, info.features["label"].num_classes)
+    if len(opened):
+        opened[0]  # has a label: in a split without labels none has
+    return opened
 
 
 def _count_records(file: Path, remedy: str) -> int:

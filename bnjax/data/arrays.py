@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from bnjax.data.array_records import RecordSplit
-from bnjax.data.data_set import DataError, DataSet, Example, Split, split_shards
+from bnjax.data.data_set import DataError, DataSet, Example, Split, check_label, split_shards
 
 MOST_BYTES = 4 << 30
 """Most that `in_memory` takes unless told otherwise: Tiny ImageNet has a third of it, ImageNet at
@@ -30,6 +30,9 @@ class ArraySplit:
         name: of the split, for messages.
         shards: sizes of the shards of the data that was decoded; None for equal ones.
 
+    Raises:
+        ValueError: if images and labels differ in number.
+
     Example:
         >>> images, labels = np.zeros((5, 8, 8, 3), np.uint8), np.arange(5, dtype=np.int32)
         >>> split = ArraySplit(images, labels, name="mine")
@@ -41,6 +44,13 @@ class ArraySplit:
     labels: np.ndarray
     name: str = "split"
     shards: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(
+                f"{self.name}: images and labels must be of the same length, got "
+                f"{len(self.images)} images and {len(self.labels)} labels."
+            )
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
@@ -78,7 +88,11 @@ def in_memory(data: DataSet[Split], *, most_bytes: int = MOST_BYTES) -> DataSet[
         return cast(DataSet[ArraySplit], data)
     from bnjax.data.views.decoding import open_image  # takes Pillow, which arrays do not
 
-    first = open_image(data.train[0].image)
+    example = data.train[0]
+    try:
+        first = open_image(example.image)
+    except DataError as error:
+        raise DataError(f"{example.name}: {error}") from error
     shape = (first.height, first.width, data.channels)
     count = len(data.train) + len(data.test)
     if (size := count * math.prod(shape)) > most_bytes:
@@ -108,10 +122,7 @@ def _decode(split: Split, name: str, shape: tuple[int, int, int], classes: int) 
                 f"{shape[1]} x {shape[0]}, and in memory all must have one size: read images of "
                 "many sizes in batches of views (bnjax.data.stream)"
             )
-        if not 0 <= example.label < classes:
-            raise DataError(
-                f"{example.name}: labels must be in 0 .. {classes - 1}, got {example.label}"
-            )
+        check_label(example, classes)
         images[index] = pixels[..., : shape[-1]]  # the channels of a grayscale image are equal
         labels[index] = example.label
     return ArraySplit(images, labels, name, tuple(split.shard_sizes))

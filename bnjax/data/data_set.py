@@ -76,6 +76,20 @@ class DataSet(NamedTuple, Generic[S]):
     sha256: str
 
 
+def check_label(example: Example, classes: int | None = None) -> None:
+    """Raises DataError, naming the example, unless its label is one of the classes.
+
+    Where their number is unknown, it must not be negative.
+    """
+    if example.label < 0 or (classes is not None and example.label >= classes):
+        wanted = ">= 0" if classes is None else f"in 0 .. {classes - 1}"
+        hint = ", the mark of what has none: give images that have labels"
+        raise DataError(
+            f"{example.name}: labels must be {wanted}, got {example.label}"
+            f"{hint if example.label == -1 else ''}"
+        )
+
+
 def split_shards(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Returns sizes of shards of at most `SHARD_SIZE`: larger ones are cut into equal parts.
 

@@ -130,7 +130,6 @@ def open_data(name: str, *, data_dir: str | Path | None = None) -> DataSet[Split
             ...
         bnjax.data.data_set.DataError: ...
     """
-    root = local_root(data_dir)
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
         return open_folder(path)
@@ -144,7 +143,7 @@ def open_data(name: str, *, data_dir: str | Path | None = None) -> DataSet[Split
     facts = FACTS[name]
     if facts.folder is None:
         return mnist5k.load()
-    folder = _find(name, facts, facts.folder, root)
+    folder = _find(name, facts, facts.folder, local_root(data_dir))
     data = open_array_records(folder, name=name, remedy=facts.remedy)
     _check(data, facts, folder)
     return _with_digest_of_pixels(data, facts.remedy) if facts.covers == "pixels" else data

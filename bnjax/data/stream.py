@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnjax.data.data_set import DataError, Example, Image, Split
-from bnjax.data.order import Order, Shuffle
+from bnjax.data.data_set import DataError, Example, Image, Split, check_label
+from bnjax.data.order import Order, Shuffle, integer
 from bnjax.data.workers import Batch, Stream, check_workers
 
 TrainingView = Callable[[Image, np.random.Generator], np.ndarray]
@@ -64,13 +64,15 @@ def training_batches(
 
     Raises:
         ValueError: at once, for a bad argument.
-        DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
-            process found too little memory. Damage inside a JPEG that cannot be known
-            (`bnjax.data.views.decoding`) is not refused.
+        DataError: from `next`, for a damaged image, an unreadable record or a label below zero;
+            names it. Or a worker process found too little memory. Damage inside a JPEG that cannot
+            be known (`bnjax.data.views.decoding`) is not refused.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     order = Order(seed, tuple(examples.shard_sizes), shuffle)
     order.check()
+    first_step = integer("first_step", first_step)
+    batch_size = integer("batch_size", batch_size)
     if first_step < 0:
         raise ValueError(f"first_step must be >= 0, got {first_step}.")
     if not 1 <= batch_size <= len(examples):
@@ -110,8 +112,8 @@ def evaluation_batches(
 
     Raises:
         ValueError: at once, for a bad argument.
-        DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
-            process found too little memory.
+        DataError: from `next`, for a damaged image, an unreadable record or a label below zero;
+            names it. Or a worker process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     if batch_size < 1:
@@ -175,6 +177,7 @@ def _named(
     example: Example, view: Callable[..., np.ndarray], *rng: np.random.Generator
 ) -> np.ndarray:
     """Makes a view; exceptions name the example, and can be pickled whatever they were."""
+    check_label(example)
     try:
         return view(example.image, *rng)
     except DataError as error:

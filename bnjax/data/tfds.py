@@ -23,8 +23,10 @@ def local_root(data_dir: str | Path | None) -> Path:
     Raises:
         ValueError: it is a URL.
     """
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return local_path("data_dir", root)
+    if data_dir:
+        return local_path("data_dir", data_dir)
+    root = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return local_path("TFDS_DATA_DIR", root)
 
 
 def check_features(folder: Path) -> None:

@@ -27,7 +27,8 @@ MOST_WORKERS = 1024
 AHEAD = 2
 """Batches that are made ahead, for each thread or process."""
 GRACE_S = 30
-"""Seconds that a worker process goes on after SIGTERM, for its parent to save and close it."""
+"""Seconds that a worker process goes on after SIGTERM or a hangup, for its parent to save and close
+it."""
 _ENDINGS = {
     "SIGBUS": "found no room in shared memory (/dev/shm): enlarge it (docker run --shm-size, "
     "mount -o remount,size=8G /dev/shm), or give --workers 0, which are threads and need none",
@@ -139,11 +140,13 @@ def _cores() -> int:
 def _begin_worker(index: int, count: int) -> None:
     """Begins a worker process: its parent decides when it ends.
 
-    Ctrl-C and a batch system's SIGTERM reach the workers as well as their parent, which goes on for
-    some batches, to save; a parent that is killed closes nobody.
+    Ctrl-C, a batch system's SIGTERM and the hangup of a terminal reach the workers as well as their
+    parent, which goes on for some batches, to save; a parent that is killed closes nobody.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.alarm(GRACE_S))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -8,6 +8,7 @@ their own; those of schema 1 have none.
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,11 @@ class Run:
         _replace(self._metrics, "".join(map(_line, kept)))
 
     def log(self, entry: Mapping[str, Json]) -> None:
-        """Adds a line; `entry["step"]` says when."""
-        with _writing(self._metrics), self._metrics.open("a") as file:
-            file.write(_line(entry))
+        """Adds a line, on the disk before a later checkpoint; `entry["step"]` says when."""
+        with _writing(self._metrics):
+            with self._metrics.open("a") as file:
+                file.write(_line(entry))
+            sync(self._metrics)
 
     def finish(self, final: Mapping[str, Json]) -> None:
         """Writes the outcome into the record, and the digest of the log."""
@@ -279,6 +282,15 @@ def differences(stored: Json, given: Json, path: str = "") -> list[str]:
     return lines
 
 
+def sync(path: Path) -> None:
+    """Returns when a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _read_lines(path: Path, *, torn: bool = False) -> list[dict[str, Json]]:
     """Parses each line; `torn` forgives the last one, in which the process may have ended."""
     entries: list[dict[str, Json]] = []
@@ -317,7 +329,9 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     with _writing(path):
         temporary.write_text(text)
+        sync(temporary)  # or a power cut may leave an empty file under the name
         temporary.replace(path)
+        sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -124,9 +124,10 @@ def start_estimate(moments: Tree, estimator: Estimator) -> Tree:
         )
 
     def zeros(node: Moments) -> Stats:
-        count = jnp.int32 if estimator == "batchwise" else node.mean.dtype
-        mean = jnp.zeros_like(node.mean)  # of a shape: typed as varying over what it varies over
-        return {"mean": mean, "var": mean, "count": jnp.zeros_like(node.mean, count)}
+        count = jnp.int32 if estimator == "batchwise" else node.var.dtype
+        # Of a shape: typed as varying over what it varies over. The mean may be complex.
+        mean, var = jnp.zeros_like(node.mean), jnp.zeros_like(node.var)
+        return {"mean": mean, "var": var, "count": jnp.zeros_like(node.var, count)}
 
     return jax.tree.unflatten(structure, map(zeros, nodes))
 
@@ -137,6 +138,13 @@ def add_batch(
     """Returns the estimate from one batch more, whose moments are given."""
 
     def add(new: Moments, old: Stats) -> Stats:
+        if jnp.iscomplexobj(new.mean):
+            of_new, of_old = _parts(new.mean, new.var), _parts(old["mean"], old["var"])
+            real, imaginary = (
+                add(new._replace(**one), old | other)
+                for one, other in zip(of_new, of_old, strict=True)
+            )
+            return real | _joined(real, imaginary)
         if estimator == "batchwise":
             return update_stats(old, new, averaging="cumulative", running_var=running_var)
         mean, var, size = jax.tree.map(lax.stop_gradient, new)
@@ -165,6 +173,9 @@ def finish_estimate(
 
     def finish(stats: Stats) -> Moments:
         mean = stats["mean"]
+        if jnp.iscomplexobj(mean):
+            real, imaginary = (finish(stats | part) for part in _parts(mean, stats["var"]))
+            return real._replace(**_joined(real._asdict(), imaginary._asdict()))
         moments = Moments(mean, stats["var"], stats["count"].astype(mean.dtype))
         if axis_name is not None:
             packed = from_all_devices(jnp.stack(moments), axis_name)
@@ -182,6 +193,20 @@ def _combine(parts: Moments, estimator: Estimator) -> Moments:
     if estimator == "pooled":
         return merge(parts)
     return pool(parts)._replace(size=parts.size.sum(0))
+
+
+def _parts(mean: jax.Array, var: jax.Array) -> tuple[Stats, Stats]:
+    """Returns real statistics of both parts of complex numbers; the variances add up to `var`.
+
+    All that is done to variances is linear in them, so that it does not matter which part has it.
+    """
+    return {"mean": mean.real, "var": var}, {"mean": mean.imag, "var": jnp.zeros_like(var)}
+
+
+def _joined(real: Stats, imaginary: Stats) -> Stats:
+    """Returns the complex mean, and the variance E|x - mean|^2: the sum of those of both parts."""
+    mean = lax.complex(real["mean"], imaginary["mean"])
+    return {"mean": mean, "var": real["var"] + imaginary["var"]}
 
 
 def _is_moments(node: Any) -> bool:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bnjax.training.averaging import is_float, widened
+from bnjax.training.averaging import is_inexact, widened
 from bnjax.training.objectives import Metrics
 from bnjax.training.state import TrainState
 from bnjax.training.updates import AxisName, step_keys, sum_over_devices, update
@@ -84,7 +84,8 @@ def accumulate(
             over them together, once, at the end.
 
     Raises:
-        ValueError: for bad `statistics`, or batches without a common leading axis.
+        ValueError: for bad `statistics`, or batches without a common leading axis; where a mean
+            becomes complex that is not in `batch_stats`.
     """
     _check_statistics(statistics)
     once = statistics == "once"
@@ -191,22 +192,28 @@ def _leading(name: str, tree: Tree) -> int:
 
 def _floats(tree: Tree) -> Tree:
     """Returns a tree with None, which has no leaves, in place of its counts."""
-    return jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
+    return jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, tree)
 
 
 def _weighted_changes(old: Tree, new: Tree, examples: jax.Array) -> Tree:
     """Returns the change of floating statistics by a micro-batch, times its examples."""
 
-    def change(old: jax.Array, new: jax.Array) -> jax.Array:
+    def change(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+        if jnp.iscomplexobj(new) and not jnp.iscomplexobj(old):  # the sums would cut it
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"batch_stats has {name} of {old.dtype}, which becomes {new.dtype}: convert it "
+                f"before the first step, .astype('{new.dtype}')."
+            )
         old = widened(old)
         weighted = examples.astype(old.dtype) * (new.astype(old.dtype) - old)
         return jnp.where(examples > 0, weighted, 0)  # 0 * NaN is NaN
 
-    return jax.tree.map(change, *map(_floats, (old, new)))
+    return jax.tree_util.tree_map_with_path(change, *map(_floats, (old, new)))
 
 
 def _with_largest_counts(stats: Tree, new: Tree) -> Tree:
     """Returns the statistics with the largest counts: a micro-batch without examples adds none."""
     return jax.tree.map(
-        lambda kept, new: kept if is_float(kept) else jnp.maximum(kept, new), stats, new
+        lambda kept, new: kept if is_inexact(kept) else jnp.maximum(kept, new), stats, new
     )

@@ -62,14 +62,14 @@ def update_average(
     - `"ema_tensorflow"`: 1 - min(decay, (1 + t)/(10 + t)), the rule of TensorFlow's averages that
       are told the number of updates, as those of the released Inception-v3 are.
     - `"cumulative"`: 1/t, the arithmetic mean of all trees (Polyak & Juditsky 1992), as for
-      GoogLeNet; ignores `decay`. Begin late, as early iterates count as much as late ones. In
-      float32 an update below 2^-24 of the value is lost: for more than about a million
-      steps, update only every so many of them.
+      GoogLeNet; ignores `decay`. The initial values do not count. Begin late, as early iterates
+      count as much as late ones. In float32 an update below 2^-24 of the value is lost: for more
+      than about a million steps, update only every so many of them.
 
     Args:
         average: from `start_average`.
-        tree: a tree of the same structure. Its counts, which are not floating, are taken as they
-            are.
+        tree: a tree of the same structure. Its counts, which are neither floating nor complex, are
+            taken as they are.
         averaging: the rule; the same one at every update.
         decay: fraction of the old average kept, in [0, 1).
 
@@ -90,12 +90,15 @@ def update_average(
         raise ValueError(f"decay must be in [0, 1), got {decay}: it is the fraction kept.")
     updates = average.updates + 1
     weight = _weight(averaging, decay, updates.astype(jnp.float32))
+    forgets = averaging in ("ema_debiased", "cumulative")  # the initial values, at the first update
 
     def update(old: jax.Array, new: jax.Array) -> jax.Array:
-        if not is_float(new):
+        if not is_inexact(new):
             return new
         new = widened(new)
-        return old + weight.astype(old.dtype) * (new - old)
+        moved = old + weight.astype(old.dtype) * (new - old)
+        # By the formula, NaN would stay, and large values would round small ones away.
+        return jnp.where(updates == 1, new, moved) if forgets else moved
 
     return Average(jax.tree.map(update, average.values, tree), updates)
 
@@ -112,11 +115,14 @@ def _weight(averaging: Averaging, decay: float, t: jax.Array) -> jax.Array:
 
 
 def widened(leaf: jax.Array) -> jax.Array:
-    """Returns a floating array in at least float32, for long sums; any other as it is."""
-    narrow = is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32
+    """Returns a floating array in at least float32, for long sums; any other as it is.
+
+    No complex one is narrower.
+    """
+    narrow = is_inexact(leaf) and jnp.finfo(leaf.dtype).bits < 32
     return leaf.astype(jnp.float32) if narrow else leaf
 
 
-def is_float(leaf: jax.Array) -> bool:
-    """Whether a leaf is floating; counts are not, nor are keys."""
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+def is_inexact(leaf: jax.Array) -> bool:
+    """Whether a leaf is floating or complex; counts are not, nor are keys."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)

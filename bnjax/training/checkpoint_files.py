@@ -1,6 +1,5 @@
 """One checkpoint on disk: written with digests of its values, read back only if it is whole."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bnjax.evidence.records import differences
+from bnjax.evidence.records import differences, sync
 from bnjax.training.keys import from_array, to_array
 from bnjax.training.manifests import (
     SCHEMA_VERSION,
@@ -104,15 +103,6 @@ def set_aside(folder: Path) -> None:
         count += 1
         aside = folder.with_name(f"{folder.name}.damaged-{count}")
     folder.rename(aside)
-
-
-def sync(path: Path) -> None:
-    """Returns when a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_values(folder: Path, leaves: Sequence[Leaf]) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 
-from bnjax.evidence.records import differences
+from bnjax.evidence.records import differences, sync
 from bnjax.extras import extra
 from bnjax.paths import local_path
 from bnjax.training.checkpoint_files import (
@@ -38,7 +38,6 @@ from bnjax.training.checkpoint_files import (
     host_copies,
     read_checkpoint,
     set_aside,
-    sync,
     write_checkpoint,
 )
 from bnjax.training.locks import LockError, lock

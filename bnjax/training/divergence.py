@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax.training.averaging import is_float
+from bnjax.training.averaging import is_inexact
 from bnjax.training.objectives import Metrics
 from bnjax.training.state import TrainState
 
@@ -144,7 +144,7 @@ def _parameters(state: TrainState) -> int:
 
 
 def _is_finite(tree: Tree) -> jax.Array:
-    floats = filter(is_float, jax.tree.leaves(tree))
+    floats = filter(is_inexact, jax.tree.leaves(tree))
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats] or [jnp.bool_(True)]).all()
 
 

@@ -43,7 +43,8 @@ class Schedule(NamedTuple):
         eval_every: steps between evaluations; one comes before the first step, one after the last.
         dense_until: step after which `sparse_eval_every` takes the place of `eval_every`.
         sparse_eval_every: steps between evaluations from then on.
-        checkpoint_every: steps between checkpoints; 0 for none but on interruption.
+        checkpoint_every: steps between checkpoints; 0 for none but after the last step and on
+            interruption.
 
     Example:
         >>> schedule = Schedule(
@@ -184,8 +185,8 @@ def fit(
         Interrupted: after a signal.
         OutOfTime: where a process is out of time.
         Diverged: or whatever else `functions.check` raises.
-        DataError: or whatever else `functions.inputs` raises, after a checkpoint; on the processes
-            where it did not, HostsError with its text.
+        DataError: or whatever else `functions.inputs` raises without a signal, after a checkpoint;
+            on the processes where it did not, HostsError with its text.
     """
     schedule.check()
     state, sums = progress
@@ -244,10 +245,10 @@ def fit(
             stops = signum or failed or late
             if checkpoints is not None and (schedule.saves_at(step) or stops):
                 checkpoints.save(step, Progress(functions.snapshot(state), sums))
+            if signum:  # first: it may have ended what makes the inputs, too
+                raise Interrupted(step, signum)
             if failed:
                 raise_on_all(error)
-            if signum:
-                raise Interrupted(step, signum)
             if late and step < schedule.steps:  # after the last one, it is soon finished
                 saved = "" if checkpoints is None else "; saved"
                 raise OutOfTime(f"out of time after step {step:,}{saved}")

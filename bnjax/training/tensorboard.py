@@ -29,7 +29,7 @@ def watched(state: TrainState) -> dict[str, float]:
     """Returns what curves show of a state: learning rate, and the moments of each normalization.
 
     Of the running mean and variance of a layer, `[features]` each, the mean and the standard
-    deviation over features.
+    deviation over features; where they are complex, of their absolute values.
 
     Args:
         state: host arrays of one run.
@@ -39,7 +39,7 @@ def watched(state: TrainState) -> dict[str, float]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(state.batch_stats)[0]:
         *layer, name = (str(entry.key) for entry in path)
         if name in ("mean", "var"):
-            values = np.asarray(leaf, np.float64)
+            values = np.asarray(np.abs(leaf) if np.iscomplexobj(leaf) else leaf, np.float64)
             shown[f"moments/{'/'.join(layer)}/{name}"] = float(values.mean())
             shown[f"moments/{'/'.join(layer)}/{name}_spread"] = float(values.std())
     return shown

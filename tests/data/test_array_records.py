@@ -91,6 +91,21 @@ def test_a_flipped_byte_is_found_when_its_record_is_read(folder):
         in_memory(opened(folder))  # which reads many records at once
 
 
+def test_a_record_without_a_label_is_refused(tmp_path):
+    """A split of them when it is opened, one among others when it is read."""
+    unlabelled = [(image, -1) for image, _ in TEST]
+    folder = write_array_records(tmp_path / "all", {"train": TRAIN, "test": unlabelled})
+    said = (
+        r"made-{}.*, {} record \d+ .*: labels must be in 0 \.\. 2, got -1, the mark of what has no"
+    )
+    with pytest.raises(DataError, match=said.format("test", "test")):
+        opened(folder)
+    some = [*TRAIN[:5], (TRAIN[5][0], -1), *TRAIN[6:]]
+    train = opened(write_array_records(tmp_path / "one", {"train": some, "test": TEST})).train
+    with pytest.raises(DataError, match=said.format("train", "train")):
+        train.__getitems__(range(len(train)))
+
+
 def test_many_records_are_read_as_one_by_one(folder):
     train = opened(folder).train
     indices = [7, 0, 12, 7]

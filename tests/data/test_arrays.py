@@ -1,6 +1,7 @@
 """Data in memory: decoded once, the same as read by index; and batches for evaluation."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,12 +78,14 @@ def test_images_of_many_sizes_are_refused(tmp_path):
         in_memory(open_data(f"folder:{root}"))
 
 
-def test_a_damaged_image_is_named(tmp_path):
-    root = write_folder(tmp_path / "photos", {"a": 2})
-    bad = root / "train" / "a" / "bad.png"
-    bad.write_bytes(b"no image")
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_damaged_image_is_named(index, tmp_path):
+    """The first as well, which says how large all must be."""
+    data = open_data(f"folder:{write_folder(tmp_path / 'photos', {'a': 3})}")
+    bad = data.train[index].name
+    Path(bad).write_bytes(b"no image")
     with pytest.raises(DataError, match=rf"{bad}: neither a JPEG nor a PNG file"):
-        in_memory(open_data(f"folder:{root}"))
+        in_memory(data)
 
 
 def test_a_label_out_of_range_is_named():
@@ -94,6 +97,12 @@ def test_a_label_out_of_range_is_named():
     data = DataSet("made", 3, 3, Two([split[0], split[1]]), split, "")
     with pytest.raises(DataError, match=r"train image 1: labels must be in 0 \.\. 2, got 3"):
         in_memory(data)
+
+
+def test_as_many_labels_as_images():
+    """Red if one label too few goes unseen until an index fails, or never."""
+    with pytest.raises(ValueError, match=r"mine: images and labels .* 3 images and 2 labels"):
+        ArraySplit(np.zeros((3, 4, 4, 3), np.uint8), np.zeros(2, np.int32), "mine")
 
 
 def test_the_digest_covers_every_pixel_and_label():

@@ -114,6 +114,7 @@ def test_the_order_of_shards_is_even():
         (Order(0, SIZES, "none"), "shuffle must be one of 'shards', .*; got 'none'"),
         (Order(-1, SIZES, "shards"), "seed must be in .* got -1"),
         (Order(2**64, SIZES, "shards"), "seed must be in"),
+        (Order(1.5, SIZES, "shards"), "seed must be an integer, got 1.5"),
         (Order(0, (), "shards"), r"shard_sizes must be of 1 and more, got \(\)"),
         (Order(0, (3, 0), "shards"), "shard_sizes must be of 1 and more"),
     ],
@@ -177,6 +178,13 @@ def test_dispatches_do_not_change_the_order(parts):
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
+def test_integers_of_numpy_do_not_wrap():
+    """Red where a position above 2^31 is the product of two of them."""
+    given = {"batch_size": 7, "size": 16}
+    batch = batch_indices(np.int32(5), np.int32(2**30), np.int32(1), **given)
+    np.testing.assert_array_equal(batch, batch_indices(5, 2**30, 1, **given))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -185,6 +193,8 @@ def test_dispatches_do_not_change_the_order(parts):
         ({"first_step": -1}, "first_step=-1"),
         ({"steps": 0}, "steps=0"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"first_step": 0.5}, "first_step must be an integer, got 0.5"),
     ],
 )
 def test_bad_arguments_of_batch_indices(arguments, message):

@@ -95,6 +95,16 @@ def test_buckets_are_refused():
         open_data("cifar10", data_dir=Path("gs://bucket"))
 
 
+def test_a_bucket_in_the_environment_is_named_where_it_is_looked_for(root, tmp_path, monkeypatch):
+    """TensorFlow's users have one there: what lies elsewhere opens all the same."""
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
+    photos = write_folder(tmp_path / "photos", {"a": 2})
+    for name in ("mnist5k", f"folder:{photos}", f"tfds:{root / 'made' / '9.0.0'}"):
+        open_data(name)
+    with pytest.raises(ValueError, match="TFDS_DATA_DIR must be a local folder, got 'gs://bucket'"):
+        open_data("cifar10")
+
+
 @pytest.mark.parametrize("name", ["folder:gs://bucket/photos", "tfds:s3://bucket/made/1.0.0"])
 def test_buckets_are_refused_in_a_name_too(name):
     url = name.partition(":")[2]

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from functools import partial
 from itertools import islice
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +114,11 @@ def test_batches_are_a_function_of_seed_and_step(shuffle, step):
     assert_same(batches, [expected(step + i, 6, shuffle=shuffle) for i in range(5)])
 
 
+def test_a_step_of_numpy_does_not_wrap():
+    (batch,) = taken(train(first_step=np.int32(2**30)), 1)
+    assert_same([batch], [expected(2**30, 6)])
+
+
 def test_views_differ_from_epoch_to_epoch_and_from_seed_to_seed():
     views = {tuple(image) for batch in taken(train(), 12) for image in batch.images}
     assert len(views) == 72
@@ -170,9 +176,19 @@ def test_two_processes_change_nothing():
     assert_same(taken(train(first_step=2, workers=2), 7), taken(train(first_step=2), 7))
 
 
+def told_to_end_view(image):
+    """The pixel twice; to a worker process come the signals that its parent gets, too."""
+    if parent_process() is not None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+    return evaluation_view(image)
+
+
 def test_evaluation_in_processes():
+    """They go on after a signal, until their parent has saved and closes them."""
+
     def batches(workers):
-        return evaluation_batches(Numbers(), evaluation_view, batch_size=5, workers=workers)
+        return evaluation_batches(Numbers(), told_to_end_view, batch_size=5, workers=workers)
 
     assert_same(taken(batches(2)), taken(batches(0)))
 
@@ -183,6 +199,21 @@ def test_a_damaged_image_is_refused_by_name():
         taken(train(view), 4)
     with pytest.raises(DataError, match="record 4: truncated"):
         taken(evaluation_batches(Numbers(), view, batch_size=8))
+
+
+def test_an_image_without_a_label_is_refused():
+    """-1 says so in tensorflow-datasets; nothing can be learnt from it or measured on it."""
+
+    class Unlabelled(Numbers):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return example._replace(label=-1) if index == 4 else example
+
+    said = "record 4: labels must be >= 0, got -1, the mark of what has none"
+    with pytest.raises(DataError, match=said):
+        taken(train(examples=Unlabelled()), 4)
+    with pytest.raises(DataError, match=said):
+        taken(evaluation_batches(Unlabelled(), evaluation_view, batch_size=8))
 
 
 def test_an_unreadable_record_is_an_error():
@@ -256,6 +287,8 @@ BAD = [
     Bad({"seed": -1}, "seed must be in .* got -1"),
     Bad({"shuffle": "much"}, "shuffle must be one of .* got 'much'"),
     Bad({"first_step": -1}, "first_step must be >= 0, got -1"),
+    Bad({"seed": 1.5}, "seed must be an integer, got 1.5"),
+    Bad({"first_step": 0.5}, "first_step must be an integer, got 0.5"),
     Bad({"batch_size": 0}, "batch_size must be between 1 and the 23 examples, got 0"),
     Bad({"batch_size": 24}, "batch_size must be between 1 and the 23 examples, got 24"),
     Bad({"workers": -1}, "workers must be >= 0, got -1"),

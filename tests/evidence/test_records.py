@@ -1,6 +1,7 @@
 """What a run writes and reads back, through every way it can end."""
 
 import json
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -56,6 +57,26 @@ def test_metrics_are_read_back_as_they_were_logged(run):
         {"step": 20, "loss": 2.0},
     ]
     assert (run.directory / "metrics.jsonl").read_text().splitlines()[1] == '{"step":10,"loss":1.0}'
+
+
+def test_what_is_written_is_on_the_disk(run, monkeypatch):
+    """A line before the checkpoint that follows it, a record before it takes the old one's name.
+
+    A power cut would else leave a log behind its checkpoint, with which no run goes on.
+    """
+    log, record = run.directory / "metrics.jsonl", run.directory / "record.json"
+    synced = []
+
+    def fsync(descriptor):
+        written = os.fstat(descriptor)
+        synced.append((written.st_ino, written.st_size, record.stat().st_ino == written.st_ino))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run.log({"step": 30})
+    assert (log.stat().st_ino, log.stat().st_size, False) in synced
+    run.finish({})
+    assert (record.stat().st_ino, record.stat().st_size, False) in synced
+    assert run.directory.stat().st_ino == synced[-1][0]
 
 
 def test_finishing_writes_the_outcome(run):

@@ -20,7 +20,7 @@ from commands import in_process
 from events import scalars
 from mnist_commands import assert_same_runs, content, flags
 from runs import Entries, inception_task
-from tolerances import PARALLEL
+from tolerances import PARALLEL, assert_bitwise
 
 from bnjax.data import DataError, open_data
 from bnjax.evidence.records import RecordError, Run, read_metrics, read_record
@@ -28,11 +28,13 @@ from bnjax.linen import BatchNorm
 from bnjax.models.layers import Dropout
 from bnjax.training.checkpoints import CheckpointError, Checkpoints
 from bnjax.training.loop import Interrupted, OutOfTime
+from bnjax.training.parallel import DataParallel
 from experiments.harness import runs
 from experiments.harness.experiment import RunLog
 from experiments.harness.images import feed, programs
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
+from experiments.harness.images.programs import training_program
 from experiments.harness.images.train import train
 from experiments.harness.runs import checkpoint_folder, complete, run_name
 from experiments.harness.weights import load_weights
@@ -277,6 +279,18 @@ def test_a_divergence_is_a_result(cli, tmp_path):
     assert f"{network} reached infinity at step {fault['step']}" in ended.out
     if fault["layer"] is not None:
         assert fault["layer"] in ended.out
+
+
+def test_a_divergence_leaves_the_average_where_it_was():
+    """Red if it goes on to the end of the dispatch, at a state that stays."""
+    config = replace(CONFIG, parameter_averaging="ema_tensorflow", steps_per_dispatch=2)
+    one = DataParallel("jit", devices=jax.devices()[:1])
+    program = training_program(config, inception_task(config, "bn_baseline").arm, one, classes=10)
+    start = jax.jit(program.init)(np.int32(0), np.float32(np.inf))
+    batch = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), program.batch_shapes)
+    state, _ = jax.jit(program.step)(start, batch)
+    assert (state.train.fault > 0, state.train.step) == (True, 0)
+    assert_bitwise(state.average, start.average)
 
 
 def test_arms_that_differ_in_numbers_share_their_programs():

@@ -267,6 +267,20 @@ def test_convolution_biases_of_bn_inception_move_into_the_means(tmp_path):
     assert any("69 convolution biases" in note for note in loaded.notes)
 
 
+def test_notes_say_how_training_goes_on():
+    """The networks' own dropout is that of papers: 0.2 for Inception-v3, 0.4 for GoogLeNet."""
+    rates = {
+        ("keras", InceptionV3): 0.0,
+        ("torchvision", InceptionV3): 0.5,
+        ("timm", InceptionV3): 0.0,
+        ("torchvision", GoogLeNet): 0.2,
+    }
+    for source in SOURCES:
+        rate = rates.get((source.name, source.network))
+        said = [f"dropout with dropout={rate}." in note for note in source.notes]
+        assert sum(said) == (rate is not None)
+
+
 def test_images_are_normalized_as_the_source_does(tmp_path, state):
     """torchvision's two steps make one: ImageNet's mean and deviation, then its transform_input."""
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3)).astype(np.uint8)

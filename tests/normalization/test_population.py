@@ -295,6 +295,29 @@ def test_pooled_far_from_zero(axis_name):
     assert_close(stats["var"], values.var(0, ddof=1), {"rtol": 1e-4, "atol": 0})
 
 
+@pytest.mark.parametrize("axis_name", [None, "data"])
+def test_complex_means(axis_name):
+    """Two batches of variance 1, around 0 and 2j: 2 around 1j. Red, 0, for the square of 1j."""
+
+    def moments(mean):
+        return bnjax.Moments(mean, jnp.ones_like(mean.real), jnp.float32(4))
+
+    means = jnp.array([[0], [2j]])
+    population = partial(
+        bnjax.population_stats,
+        moments,
+        estimator="pooled",
+        running_var="biased",
+        axis_name=axis_name,
+    )
+    if axis_name is None:
+        stats = population(means)
+    else:
+        stats = jax.vmap(population, axis_name=axis_name, out_axes=None)(means[:, None])
+    assert stats["mean"].tolist() == [1j]
+    assert stats["var"].tolist() == [2]
+
+
 def test_bad_choices_are_refused():
     population = partial(bnjax.population_stats, lambda x: bnjax.batch_moments(x, (0,)))
     with pytest.raises(ValueError, match=r"estimator must be one of .*'pooled', got 'mean'"):

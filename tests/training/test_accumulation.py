@@ -185,6 +185,26 @@ def test_micro_batches_count_by_their_examples():
     assert result.metrics.examples == 5
 
 
+def test_complex_means_are_averaged():
+    """By their examples; red for the largest of them. One that begins as a real one is refused."""
+    mask = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+    x = jnp.arange(12, dtype=jnp.float32).reshape(3, 4)
+
+    def loss(params, stats, batch):
+        total, (new, metrics) = linear_loss(params, {"mean": stats["mean"].real}, batch)
+        return total, ({"mean": jax.lax.complex(new["mean"], -new["mean"])}, metrics)
+
+    def result_from(mean):
+        run = jax.jit(partial(accumulate, loss, statistics="once"))
+        return run({"w": jnp.float32(2)}, {"mean": mean}, (x, jnp.asarray(mask)))
+
+    expected = 0.5 * 8 + 0.5 * (4 * 1.5 + 1 * 4) / 5
+    result = result_from(jnp.complex64(8 - 8j)).batch_stats["mean"]
+    np.testing.assert_allclose(result, expected * (1 - 1j), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"batch_stats has mean of float32, .* complex64: conver"):
+        result_from(jnp.float32(8))
+
+
 def test_no_example_at_all_moves_nothing():
     result = accumulate_linear(np.zeros((3, 4), bool))
     assert (result.gradient["w"], result.batch_stats["mean"]) == (0, 8)

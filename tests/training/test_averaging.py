@@ -39,7 +39,6 @@ def test_ema_starts_from_the_initial_values():
 
 
 def test_debiased_ema_forgets_the_initial_values():
-    """NaN there does no harm from the first update on."""
     n = len(REST)
     weights = np.array([0.9 ** (n - t) for t in range(1, n + 1)])
     average = average_of("ema_debiased").values["w"]
@@ -47,6 +46,17 @@ def test_debiased_ema_forgets_the_initial_values():
     np.testing.assert_allclose(
         average_of("ema_debiased", rest=REST[:1]).values["w"], REST[0], **CLOSE
     )
+
+
+@pytest.mark.parametrize("averaging", ["ema_debiased", "cumulative"])
+@pytest.mark.parametrize("initial", [np.nan, 1e30])
+def test_initial_values_that_do_not_count_do_no_harm(averaging, initial):
+    """Red where NaN stays, or the first values are lost in the rounding of large ones."""
+    start = np.full_like(START, initial)
+    first = average_of(averaging, rest=REST[:1], start=start).values["w"]
+    np.testing.assert_array_equal(first, REST[0])
+    later = [average_of(averaging, start=tree).values["w"] for tree in (start, START)]
+    np.testing.assert_array_equal(*later)
 
 
 def test_debiasing_a_decay_close_to_one():
@@ -82,6 +92,14 @@ def test_narrow_parameters_are_averaged_in_float32():
     average = average_of("ema", decay=0.9999, rest=[ahead] * 10, start=start).values["w"]
     assert average.dtype == jnp.float32
     np.testing.assert_allclose(average, 2 - 0.9999**10, rtol=1e-6)
+
+
+def test_complex_numbers_are_averaged():
+    """Both parts; red where they are taken over as counts are."""
+    trees = [tree + 1j * tree[::-1] for tree in TREES]
+    average = average_of("cumulative", rest=trees[1:], start=trees[0]).values["w"]
+    assert average.dtype == jnp.complex64
+    np.testing.assert_allclose(average, np.mean(np.complex128(trees[1:]), 0), **CLOSE)
 
 
 def test_counts_are_taken_over():

@@ -77,6 +77,21 @@ def test_the_first_that_is_not_finite_is_named(case):
     assert_bitwise(metrics, Metrics.zero())
 
 
+def test_complex_statistics_are_looked_at():
+    """Here half of one is not finite, and nothing else is that."""
+
+    def turned(variables, images):
+        outputs, stats = apply(variables, images)
+        mean = jax.lax.complex(stats["first"]["mean"], jnp.float32(jnp.nan))
+        return outputs, stats | {"first": {"mean": mean}}
+
+    stats = {"first": {"mean": jnp.complex64(0)}, "second": {"mean": jnp.float32(0)}}
+    step = make_train_step(turned, sgd(RATE), objective)
+    state, _ = jax.jit(step)(start()._replace(batch_stats=stats), (ONES, ONES))
+    with pytest.raises(Diverged, match="step 5: new value of mean in first is not finite"):
+        raise_if_diverged(state)
+
+
 def test_a_finite_step_is_the_one_of_a_run_that_is_not_watched():
     batch = batch_of(make_batches(), 0)
     step = jax.jit(make_step())

@@ -96,12 +96,25 @@ def test_what_fails_on_one_process_ends_both(seen):
     assert [each["succeeds"] for each in seen[1]] == [0, 1]
 
 
-def answers(*calls, timeout_s=20):
-    """What each of some processes is told, `(count, index)` each, as threads of this one."""
-    address = f"127.0.0.1:{free_port()}"
+def has_ipv6():
+    """Whether this machine can listen to both, and call itself by IPv6."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return socket.has_dualstack_ipv6()
+    except OSError:
+        return False
+
+
+def answers(*calls, timeout_s=20, hosts=("127.0.0.1",)):
+    """What each of some processes is told, `(count, index)` each, as threads of this one.
+
+    Process i calls the coordinator `hosts[i]`, or the last one.
+    """
+    port = free_port()
     said = {}
 
     def one(number, count, index):
+        address = f"{hosts[min(index, len(hosts) - 1)]}:{port}"
         try:
             call_roll(address, count, index, timeout_s=timeout_s)
         except HostsError as error:
@@ -119,6 +132,13 @@ def answers(*calls, timeout_s=20):
 
 def test_all_come():
     assert answers((3, 2), (3, 0), (3, 1)) == [None] * 3
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+@pytest.mark.parametrize("hosts", [("127.0.0.1", "[::1]"), ("[::1]", "127.0.0.1")])
+def test_a_name_may_have_addresses_of_both_kinds(hosts):
+    """Red where process 0 listens to that kind alone which it finds."""
+    assert answers((2, 0), (2, 1), hosts=hosts, timeout_s=5) == [None] * 2
 
 
 def test_processes_that_expect_other_numbers():

@@ -238,6 +238,21 @@ def test_an_error_in_the_inputs_is_raised_when_the_step_under_way_is_saved():
     assert (early.saved, early.dispatches) == ({}, [])
 
 
+def test_a_signal_that_ends_what_makes_the_inputs_saves_as_well():
+    """A hangup reaches worker processes, too: red for their error in place of the signal's."""
+
+    class Ended(Trace):
+        def inputs(self, first, steps):
+            if first == 25:
+                raise OSError("a worker has ended")
+            return super().inputs(first, steps)
+
+    trace = Ended(send(signal.SIGHUP, when=25))
+    with pytest.raises(Interrupted, match="stopped at step 25 by SIGHUP"):
+        trace.fit(EVERY_TEN)
+    assert sorted(trace.saved) == [15, 25]
+
+
 def test_a_signal_without_checkpoints_stops_as_well():
     trace = Trace(send(signal.SIGINT, when=10))
     with pytest.raises(Interrupted):

@@ -100,6 +100,19 @@ def test_members_are_split_over_the_devices(count, devices, each):
     np.testing.assert_array_equal(members.fetch(placed), np.arange(count))
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_members_may_carry_keys(impl):
+    """As the states of runs with dropout do."""
+    keys = jax.random.split(jax.random.key(1, impl=impl), 10)
+    members = Members(10, together="map")
+    fetched = members.fetch(members.place({"key": keys}))["key"]
+    assert fetched.dtype == keys.dtype
+    np.testing.assert_array_equal(jax.random.key_data(fetched), jax.random.key_data(keys))
+    draw = members.compile(jax.random.normal, per_member=1)
+    drawn = members.fetch(draw(members.place(keys)))
+    np.testing.assert_array_equal(drawn, jax.lax.map(jax.random.normal, keys))
+
+
 @pytest.mark.parametrize(("together", "loops"), [("map", True), ("vmap", False)])
 def test_a_device_maps_or_vmaps_its_members(together, loops):
     members = Members(10, together=together)

@@ -58,6 +58,14 @@ def test_moments_are_told_by_mean_and_spread_over_features():
     assert watched(state._replace(batch_stats={}, opt_state=())) == {}
 
 
+def test_complex_moments_are_told_by_their_absolute_values():
+    """Red if the imaginary part is dropped."""
+    stats = {"norm": {"mean": np.complex64([3 + 4j, 0, -1j]), "var": np.float32([4, 4, 1])}}
+    shown = watched(TrainState(np.int32(3), {}, stats, ()))
+    assert shown["moments/norm/mean"] == 2
+    assert shown["moments/norm/mean_spread"] == pytest.approx(np.std([5, 0, 1]), rel=1e-12)
+
+
 def test_what_is_logged_can_be_read(tmp_path):
     """Losses and accuracies by the example; what counts none is left out."""
     with TensorBoard(tmp_path / "run", first_step=0) as board:

@@ -123,10 +123,17 @@ _V3 = _FULL | {
     "grid_reduction": ("parallel",),
 }
 _HALF = (127.5, 127.5, 127.5)  # as mean and as scale: to [-1, 1]
-_AS_TORCH = (
-    "kernels [out, in, h, w] are [h, w, in, out] now, and [out, in] are [in, out].",
-    "training goes on as in torch with BatchNorm(momentum=0.9, running_var='unbiased').",
-)
+_TRANSPOSED = "kernels [out, in, h, w] are [h, w, in, out] now, and [out, in] are [in, out]."
+
+
+def _goes_on(name: str, norm: str, rate: float) -> str:
+    return (
+        f"in training, normalization goes on as in {name} with BatchNorm({norm}), dropout with "
+        f"dropout={rate}."
+    )
+
+
+_TORCH_NORM = "momentum=0.9, running_var='unbiased'"
 _USUAL = "mean (123.675, 116.28, 103.53) and scale (58.395, 57.12, 57.375)"
 _TRANSFORM_INPUT = (
     "the published weights take images in [-1, 1]: transform_input=True turns torchvision's usual "
@@ -141,7 +148,7 @@ _TORCHVISION_V3 = Source(
     preprocessing=Preprocessing(299, 342, "bilinear", _HALF, _HALF),
     entries=names.torch_inception_v3,
     formats=_TORCH,
-    notes=(*_AS_TORCH, _TRANSFORM_INPUT),
+    notes=(_TRANSPOSED, _goes_on("torchvision", _TORCH_NORM, 0.5), _TRANSFORM_INPUT),
 )
 
 SOURCES = (
@@ -154,14 +161,15 @@ SOURCES = (
         preprocessing=Preprocessing(299, None, None, _HALF, _HALF),
         entries=names.keras_inception_v3,
         formats={".h5": read_keras},
-        notes=("training goes on as in Keras with BatchNorm(momentum=0.99).",),
+        notes=(_goes_on("Keras", "momentum=0.99", 0.0),),
     ),
     _TORCHVISION_V3,
     _TORCHVISION_V3._replace(
         name="timm",
         preprocessing=Preprocessing(299, 341, "bicubic", _HALF, _HALF),
         notes=(
-            *_AS_TORCH,
+            _TRANSPOSED,
+            _goes_on("timm", _TORCH_NORM, 0.0),
             f"the gluon weights of timm want {_USUAL}; files with 1,001 classes, of older "
             "versions, have TensorFlow's background class first, which class_offset=1 drops.",
         ),
@@ -181,7 +189,8 @@ SOURCES = (
         entries=names.torch_googlenet,
         formats=_TORCH,
         notes=(
-            *_AS_TORCH,
+            _TRANSPOSED,
+            _goes_on("torchvision", _TORCH_NORM, 0.2),
             _TRANSFORM_INPUT,
             "torchvision says of its published file that the side heads are not trained.",
         ),
@@ -208,7 +217,7 @@ SOURCES = (
         entries=names.caffe_bn_inception,
         formats=_TORCH,
         notes=(
-            _AS_TORCH[0],
+            _TRANSPOSED,
             "where a side is no multiple of 32, max pools lie otherwise than the source's.",
         ),
     ),

@@ -16,6 +16,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bnjax.training.keys import from_array, key_impl, to_array
+
 Tree = Any
 Together = Literal["map", "vmap"]
 
@@ -64,11 +66,12 @@ class Members:
         return self._mesh.size
 
     def place(self, stacked: Tree) -> Tree:
-        """Puts arrays `[count, ...]` on the devices, split by member."""
+        """Puts arrays `[count, ...]`, keys among them, on the devices, split by member."""
 
-        def pad(leaf: jax.Array | np.ndarray) -> np.ndarray:
-            leaf = np.asarray(leaf)
-            return leaf[np.minimum(np.arange(self._padded), self.count - 1)]
+        def pad(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+            array = np.asarray(to_array(leaf))
+            filled = array[np.minimum(np.arange(self._padded), self.count - 1)]
+            return from_array(filled, key_impl(leaf))
 
         return jax.device_put(jax.tree.map(pad, stacked), NamedSharding(self._mesh, P(_AXIS)))
 
@@ -77,8 +80,12 @@ class Members:
         return jax.device_put(data, NamedSharding(self._mesh, P()))
 
     def fetch(self, stacked: Tree) -> Tree:
-        """NumPy arrays `[count, ...]`, the filling dropped."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.count], stacked)
+        """NumPy arrays `[count, ...]`, the filling dropped; keys stay keys."""
+
+        def own(leaf: jax.Array) -> jax.Array | np.ndarray:
+            return from_array(np.asarray(to_array(leaf))[: self.count], key_impl(leaf))
+
+        return jax.tree.map(own, stacked)
 
     def compile(
         self, function: Callable[..., Tree], *, per_member: int, donate: bool = False

@@ -119,9 +119,10 @@ def _answer(
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    both = socket.has_dualstack_ipv6()  # the others may find a name's address of either kind
+    family = socket.AF_INET6 if both or ":" in address[0] else socket.AF_INET
     try:
-        return socket.create_server(("", address[1]), family=family)
+        return socket.create_server(("", address[1]), family=family, dualstack_ipv6=both)
     except OSError as error:
         raise HostsError(
             f"process 0 cannot listen on port {address[1]} ({error}): give the coordinator another."

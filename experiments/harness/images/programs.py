@@ -297,9 +297,11 @@ def _training_program(
         train, metrics = train_step(state.train, batch)
         average = state.average
         if average is not None and averaging != "none":
-            average = update_average(
+            moved = update_average(
                 average, _variables(train), averaging=averaging, decay=config.parameter_decay
             )
+            # It stays where a run that has diverged stays, to the end of the dispatch.
+            average = jax.tree.map(partial(jnp.where, train.fault == 0), moved, average)
         return State(train, average), metrics
 
     axis, integers = len(layout) - 1, jax.ShapeDtypeStruct(layout, jnp.int32)
