@@ -159,12 +159,14 @@ def _steps(name: str, first: str, second: str, target: float) -> Finding:
     return times(taken[1], taken[0], "fewer steps")
 
 
-def _mnist_best_rates() -> Finding:
-    """The final accuracies of the sigmoid network, each arm at the best rate of its sweep."""
-    found = experiment(_MNIST)
-    sweep = load_sweep(found.arms, found.results / "sweep")
-    first, second = (at_best_rate(sweep[arm], Runs.last) for arm in _SIGMOID)
-    return points(first.last(), second.last())
+def _best_rates(
+    name: str, folder: str, arms: tuple[str, str], reached: Callable[[Runs], dict[int, float]]
+) -> Finding:
+    """What two arms of a sweep come to, each at its best rate."""
+    found = experiment(name)
+    sweep = load_sweep(found.arms, found.results / folder / "sweep")
+    first, second = (reached(at_best_rate(sweep[arm], reached)) for arm in arms)
+    return points(first, second)
 
 
 def _mnist_paths() -> Finding:
@@ -210,6 +212,7 @@ def _speed(file: str, cell: Mapping[str, Any], peer: str) -> Finding:
 
 
 _SIGMOID = ("mlp_bn", "mlp")
+_RECIPE = ("left_out_learning_rate_factor", "recipe_x1")
 _MNIST = "mnist_lenet"
 _INCEPTION = "imagenet_inception"
 _NORMS = "norms"
@@ -233,7 +236,7 @@ CLAIMS = (
         "A little remains with each at its best of seven rates",
         _MNIST,
         "above",
-        _mnist_best_rates,
+        lambda: _best_rates(_MNIST, "", _SIGMOID, Runs.last),
     ),
     Claim(
         "Inputs of its last hidden layer wander *more*, normalized as at inference",
@@ -258,6 +261,12 @@ CLAIMS = (
         _INCEPTION,
         "unclear",
         lambda: _best(_INCEPTION, "bn_x5", "recipe_x5/inception"),
+    ),
+    Claim(
+        "Nor can the two with each at its best of three rates",
+        _INCEPTION,
+        "unclear",
+        lambda: _best_rates(_INCEPTION, "tuned", _RECIPE, Runs.best),
     ),
     Claim(
         "There, *without* BN, five times the rate is better (the paper: infinity)",
