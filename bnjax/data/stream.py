@@ -112,8 +112,8 @@ def evaluation_batches(
 
     Raises:
         ValueError: at once, for a bad argument.
-        DataError: from `next`, for a damaged image, an unreadable record or a label below zero;
-            names it. Or a worker process found too little memory.
+        DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
+            process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
     if batch_size < 1:
@@ -141,6 +141,7 @@ class _TrainingBatches:
         images, labels = [], []
         for position, index in enumerate(self.order.indices(first, len(self.rows)), start=first):
             example = self.examples[int(index)]
+            check_label(example)
             key = np.array([self.order.seed, position], np.uint64)
             rng = np.random.Generator(np.random.Philox(key=key, counter=_VIEWS))
             images.append(_named(example, self.view, rng))
@@ -177,7 +178,6 @@ def _named(
     example: Example, view: Callable[..., np.ndarray], *rng: np.random.Generator
 ) -> np.ndarray:
     """Makes a view; exceptions name the example, and can be pickled whatever they were."""
-    check_label(example)
     try:
         return view(example.image, *rng)
     except DataError as error:

@@ -276,7 +276,7 @@ def test_a_divergence_is_a_result(cli, tmp_path):
     fault = read_record(tmp_path / "inception-s0")["final"]["diverged"]
     assert fault["step"] >= 1
     network = "Inception, learning_rate_factor 1e+36"
-    assert f"{network} reached infinity at step {fault['step']}" in ended.out
+    assert f"{network}, seed 0, reached infinity at step {fault['step']}" in ended.out
     if fault["layer"] is not None:
         assert fault["layer"] in ended.out
 

@@ -108,16 +108,18 @@ def read_idx_files(folder: Path) -> dict[str, ArraySplit]:
         Splits by name, in the order of the files.
 
     Raises:
-        DataError: a file is not a gzipped IDX file of unsigned bytes.
+        DataError: a file is not a gzipped IDX file of unsigned bytes, or a split has not as many
+            labels as images.
     """
-    return {
-        split: ArraySplit(
-            read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")[..., None],
-            read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int32),
-            split,
-        )
-        for split, prefix in (("train", "train"), ("test", "t10k"))
-    }
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")[..., None]
+        labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int32)
+        try:
+            splits[split] = ArraySplit(images, labels, split)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+    return splits
 
 
 def read_idx(path: Path) -> np.ndarray:

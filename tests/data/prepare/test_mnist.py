@@ -144,7 +144,7 @@ def test_home_is_the_last_resort(copied, monkeypatch, origin):
         (FILES["train"][0], gzip.compress(b"\0\0\x0d\1\0\0\0\1abcd"), "not an IDX file"),
         (FILES["train"][0], gzip.compress(b"\0\0\x08\1\0\0\0\5abcd"), "not an IDX file"),
         (FILES["train"][0], idx(np.zeros((60, 28, 27))), r"\[60, 28, 27, 1\]"),
-        (FILES["train"][1], idx(np.zeros(59)), r"labels int32 \[60\], got int32 \[59\]"),
+        (FILES["train"][1], idx(np.zeros(59)), "60 images and 59 labels"),
         (FILES["test"][1], idx(np.full(20, 10)), r"labels must be in 0 \.\. 9, got 10"),
     ],
     # Not the contents: gzip writes the second into them, and workers must collect the same names.
