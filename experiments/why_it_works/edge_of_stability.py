@@ -96,9 +96,9 @@ class EdgeOfStability(Question):
                     stats = init_stats(h.shape[-1], dtype=h.dtype)
                     h, _ = normalize_batch(h, own, stats, impl="autodiff")
                 else:
-                    h = h + own["bias"]
+                    h = h + own["bias"][None]
                 h = jnp.tanh(h)
-            h = h @ kernels[-1] + layers[-1]["bias"]
+            h = h @ kernels[-1] + layers[-1]["bias"][None]
             return jnp.mean(jnp.sum((h - y) ** 2, -1)) / 2
 
         start = jnp.asarray(rng.normal(size=flat.shape))

@@ -96,8 +96,9 @@ class StableRate(Question):
             jnp.asarray(rng.normal(size=(before, after)) * np.sqrt(2 / before), jnp.float32)
             for before, after in pairwise(widths)
         ]
-        unit = init_params(self.width) if normalized else {"bias": jnp.zeros(self.width)}
-        layers = [*[unit] * depth, {"bias": jnp.zeros(_CLASSES)}]
+        own, last = (init_params(units) for units in (self.width, _CLASSES))
+        unit = own if normalized else {"bias": own["bias"]}
+        layers = [*[unit] * depth, {"bias": last["bias"]}]
 
         def logits(weights: Any, x: jax.Array) -> jax.Array:
             *hidden, (kernel, last) = zip(*weights, strict=True)
@@ -106,9 +107,9 @@ class StableRate(Question):
                 if normalized:
                     x, _ = normalize_batch(x, layer, init_stats(self.width))
                 else:
-                    x = x + layer["bias"]
+                    x = x + layer["bias"][None]
                 x = jax.nn.relu(x)
-            return x @ kernel + last["bias"]
+            return x @ kernel + last["bias"][None]
 
         def loss(weights: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
             return optax.softmax_cross_entropy_with_integer_labels(
