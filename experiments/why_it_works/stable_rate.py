@@ -50,7 +50,12 @@ class StableRate(Question):
     effect: ClassVar[str] = "powers of ten more, at the greatest depth"
 
     depths: tuple[int, ...] = numbers((3, 10, 20))
-    rates: tuple[float, ...] = numbers((0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
+    rates: tuple[float, ...] = numbers(
+        (
+            *(0.003, 0.0055, 0.01, 0.018, 0.03, 0.055, 0.1, 0.18),
+            *(0.3, 0.55, 1.0, 1.8, 3.0, 5.5, 10.0),
+        )
+    )
     steps: int = numbers(300)
     batch_size: int = numbers(60)
     width: int = numbers(64)
