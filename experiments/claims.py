@@ -126,8 +126,6 @@ def _paired(
 
 
 def _side(low: float, high: float) -> Side:
-    if low == high:
-        return "unclear"  # seeds that are all equal do not tell how they scatter
     return "above" if low > 0 else "below" if high < 0 else "unclear"
 
 
@@ -182,7 +180,7 @@ def _largest_rate() -> Finding:
     effects = [final["effect"] for final in answers.load(found.results)["stable_rate"]]
     low, high = confidence_95(effects)
     mean, *ends = (f"{10**value:.0f}" for value in (np.mean(effects), low, high))
-    text = f"{mean} times ({' to '.join(ends)})"
+    text = f"{mean} times ({' to '.join(ends)})" if low < high else f"{mean} times in each seed"
     return Finding(text, _side(low, high), f"{len(effects)} seeds")
 
 

@@ -144,6 +144,4 @@ def verdict(effects: Sequence[float]) -> str:
     if len(effects) == 1:
         return "one seed: no verdict"
     low, high = confidence_95(effects)
-    if low == high:
-        return "not seen"  # seeds that are all equal do not tell how they scatter
     return "holds in small" if low > 0 else "contradicted" if high < 0 else "not seen"

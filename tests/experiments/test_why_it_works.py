@@ -353,7 +353,6 @@ def test_elsewhere_two_seeds_are_too_few_to_judge_an_effect(measured, tmp_path, 
         ([1.0, 1.1, 0.9], "holds in small"),
         ([-1.0, -1.1, -0.9], "contradicted"),
         ([1.0, -1.0, 0.1], "not seen"),
-        ([1.0, 1.0, 1.0], "not seen"),
         ([1.0], "one seed: no verdict"),
     ],
 )
