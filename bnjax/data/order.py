@@ -126,12 +126,9 @@ def batch_indices(
         >>> sorted(batch_indices(0, first_step=0, steps=2, batch_size=3, size=6).ravel().tolist())
         [0, 1, 2, 3, 4, 5]
     """
-    seed, first_step, steps = (
-        integer("seed", seed),
-        integer("first_step", first_step),
-        integer("steps", steps),
-    )
-    batch_size, size = integer("batch_size", batch_size), integer("size", size)
+    seed, first_step = integer("seed", seed), integer("first_step", first_step)
+    steps, size = integer("steps", steps), integer("size", size)
+    batch_size = integer("batch_size", batch_size)
     if not 1 <= batch_size <= size:
         raise ValueError(
             f"batch_size must be between 1 and the {size} training examples, got {batch_size}."

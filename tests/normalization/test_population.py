@@ -276,20 +276,21 @@ def test_batches_shared_by_devices(estimator):
     assert_close(jax.jit(own)(placed)["var"][-1], last["var"], tolerances.PARALLEL, "own")
 
 
+def pooled(moments, batches, axis_name, **settings):
+    """Of all batches one after another, or each on a device of its own."""
+    population = partial(
+        bnjax.population_stats, moments, estimator="pooled", axis_name=axis_name, **settings
+    )
+    if axis_name is None:
+        return population(batches)
+    return jax.vmap(population, axis_name=axis_name, out_axes=None)(batches[:, None])
+
+
 @pytest.mark.parametrize("axis_name", [None, "data"])
 def test_pooled_far_from_zero(axis_name):
     """At 1e4 standard deviations; red for E[x^2] - E[x]^2, which is off by 10 there."""
     x = 1e4 + some_batches((8, 16, 3))
-    population = partial(
-        bnjax.population_stats,
-        lambda batch: bnjax.batch_moments(batch, (0,)),
-        estimator="pooled",
-        axis_name=axis_name,
-    )
-    if axis_name is None:
-        stats = population(x)
-    else:
-        stats = jax.vmap(population, axis_name=axis_name, out_axes=None)(x[:, None])
+    stats = pooled(lambda batch: bnjax.batch_moments(batch, (0,)), x, axis_name)
     values = np.float64(x).reshape(-1, 3)
     assert_close(stats["mean"], values.mean(0), tolerances.mean(1e4))
     assert_close(stats["var"], values.var(0, ddof=1), {"rtol": 1e-4, "atol": 0})
@@ -303,17 +304,7 @@ def test_complex_means(axis_name):
         return bnjax.Moments(mean, jnp.ones_like(mean.real), jnp.float32(4))
 
     means = jnp.array([[0], [2j]])
-    population = partial(
-        bnjax.population_stats,
-        moments,
-        estimator="pooled",
-        running_var="biased",
-        axis_name=axis_name,
-    )
-    if axis_name is None:
-        stats = population(means)
-    else:
-        stats = jax.vmap(population, axis_name=axis_name, out_axes=None)(means[:, None])
+    stats = pooled(moments, means, axis_name, running_var="biased")
     assert stats["mean"].tolist() == [1j]
     assert stats["var"].tolist() == [2]
 
