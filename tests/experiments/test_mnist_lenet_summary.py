@@ -7,6 +7,7 @@ import pytest
 from made_results import MEDIANS, STEPS, write_pair, write_run
 from scipy import stats
 
+from bnjax.evidence.records import RecordError
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import (
     arms_table,
@@ -108,3 +109,11 @@ def test_an_arm_that_lacks_a_rate_leaves_its_cell_empty(made, tmp_path):
         shutil.rmtree(out / "sweep" / f"mlp-lr0.1-s{seed}")
     lines = sweep_table(summarize(out)).splitlines()
     assert lines[2:] == ["| 0.1 |  | **97.50 ± 0.71** |", "| 1 | **90.50 ± 0.71** | 92.50 ± 0.71 |"]
+
+
+def test_units_of_two_networks_are_refused(made, tmp_path):
+    """Seen red without the check: a log that lost some of a line's units has other paths."""
+    out = shutil.copytree(made, tmp_path / "out")
+    write_run(out, "mlp", 3, [20] * 5, medians=[*MEDIANS[:4], MEDIANS[4][:3]])
+    with pytest.raises(RecordError, match="units are not those of one network: p50 at steps"):
+        summarize(out)
