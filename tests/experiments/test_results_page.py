@@ -98,11 +98,11 @@ def test_means_and_spreads_are_those_of_the_logs(shown):
         assert rows[label]["best accuracy, %"] == expected
         assert rows[label]["seeds"] == "3"
     effects = [
-        record["final"]["effect"] for _, record in records() if record["arm"] == "stable_rate"
+        record["final"]["effect"] for _, record in records() if record["arm"] == "scale_bias_alone"
     ]
     interval = stats.ttest_1samp(effects, 0).confidence_interval()
     expected = f"{np.mean(effects):.3g} ({interval.low:.3g} to {interval.high:.3g})"
-    assert rows["largest stable rate"]["effect"] == expected
+    assert rows["scale and bias alone"]["effect"] == expected
 
 
 def test_differences_are_paired_by_seed(shown):
