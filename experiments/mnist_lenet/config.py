@@ -139,7 +139,7 @@ def _check(config: Config) -> None:
 
 
 PRESETS = {
-    "quick": replace(Config(), steps=2_000, lenet_max_steps=200),
+    "quick": replace(Config(), arms=("mlp", "mlp_bn"), steps=2_000),
     "paper": replace(
         Config(),
         data="mnist",

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bnjax.data import DataSet
 from bnjax.data.arrays import EvalBatches, eval_batches
@@ -76,7 +77,7 @@ def train(
     init = members.compile(functions.init, per_member=2)
     run_steps = members.compile(functions.run, per_member=2, donate=True)
     evaluate = members.compile(functions.evaluate, per_member=1)
-    finish = members.compile(functions.finish, per_member=2)
+    population = members.compile(functions.population, per_member=2)
 
     def indices(first_step: int, steps: int) -> np.ndarray:
         return _indices(task, len(data.train.labels), first_step, steps)
@@ -149,9 +150,12 @@ def train(
         )
     except _AllDiverged:
         pass
-    chosen = members.place(indices(0, task.config.population_batches))
-    outcome = members.fetch(finish(last, chosen, images, test))
-    final = members.fetch(last)
+    outcome = {"test": evaluate(last, test, probe)["test"]}
+    if last.batch_stats:
+        chosen = members.place(indices(0, task.config.population_batches))
+        by_algorithm_2 = population(last, chosen, images)
+        outcome["test_population"] = evaluate(by_algorithm_2, test, probe)["test"]
+    outcome, final = members.fetch((outcome, last))
     return [
         Outcome(_final(member(outcome, i), member(final, i), diverged[i]), {})
         for i in range(members.count)
@@ -214,22 +218,16 @@ class _Functions:
             evaluation["running"] = jnp.percentile(inputs, 50.0, axis=0)
         return evaluation
 
-    def finish(
-        self, state: TrainState, indices: jax.Array, images: jax.Array, test: EvalBatches
-    ) -> dict[str, Any]:
-        """Test metrics by running statistics, and by Algorithm 2 over the chosen batches."""
-        outcome = {"test": self._evaluate(_variables(state), test)}
-        if state.batch_stats:
-            stats = population_stats(
-                lambda chosen: model_moments(
-                    self._model, _variables(state), self._prepare(images[chosen]), train=True
-                ),
-                indices,
-            )
-            outcome["test_population"] = self._evaluate(
-                {"params": state.params, "batch_stats": stats}, test
-            )
-        return outcome
+    def population(self, state: TrainState, indices: jax.Array, images: jax.Array) -> TrainState:
+        """A state with the statistics of Algorithm 2 over the chosen batches `[batches, batch]`."""
+        stats = population_stats(
+            lambda chosen: model_moments(
+                self._model, _variables(state), self._prepare(images[chosen]), train=True
+            ),
+            indices,
+        )
+        replaced = flatten_dict(state.batch_stats) | flatten_dict(stats)  # counts stay
+        return state._replace(batch_stats=unflatten_dict(replaced))
 
     def _last_inputs(self, variables: Any, images: jax.Array, *, train: bool) -> jax.Array:
         _, kept = self._model.apply(
