@@ -203,7 +203,7 @@ def cases() -> Iterator[Case]:
 def repeats(words: str, case: Case) -> bool:
     """Whether words name the argument, and the value as it was given or as it was read."""
     name = case.argument.replace("_", "[-_]")
-    named = re.search(rf"(?<![a-z]){name}(?![a-z])", words)
+    named = re.search(rf"(?<![a-z][-_])(?<![a-z]){name}(?![-_]?[a-z])", words)
     if case.value == "maybe":
         return case.value in words  # tyro's flags take no value; it says only which is left over
     if len(case.value) < 3:
