@@ -111,7 +111,8 @@ class Config(ImageConfig):
         check_fraction("rmsprop_decay", self.rmsprop_decay)
         if not 0 <= self.l2 < 1e30:
             raise ValueError(f"l2 must be >= 0 and finite, got {self.l2}.")
-        if not 0 < self.decay_factor <= 1:
+        check_positive("decay_factor", self.decay_factor)
+        if self.decay_factor > 1:
             raise ValueError(f"decay_factor must be in (0, 1], got {self.decay_factor}.")
         for name in ("googlenet_size", "half_size", "quarter_size"):
             if getattr(self, name) > MOST_SIDE:

@@ -7,14 +7,15 @@ import shutil
 import numpy as np
 import pytest
 from made_damages import damage
-from made_results import write_pair, write_run
-from test_imagenet_inception_summary import write_run as write_imagenet
+from made_results import write_image_run, write_pair, write_run
 
 from bnjax.evidence.records import RecordError, read_record
 from bnjax.models import save_safetensors
+from experiments.harness.arm import by_name
 from experiments.harness.found import experiments
 from experiments.harness.results import read_result
 from experiments.harness.weights import FILE
+from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.page import REPORT
 from experiments.mnist_lenet.summary import summarize
 
@@ -119,7 +120,8 @@ def test_committed_results_are_read_with_a_digest_and_without():
 
 
 def test_weights_that_are_not_the_record_s_are_refused(tmp_path):
-    write_imagenet(tmp_path, "inception", 0, [10, 30, 50, 60, 58])
+    settings = by_name(ARMS, "inception").settings()
+    write_image_run(tmp_path, "inception", 0, [10, 30, 50, 60, 58], settings=settings)
     REPORT.summarize(tmp_path)
     save_safetensors({"params": {"a": np.zeros(2)}}, tmp_path / "inception-s0" / FILE)
     with pytest.raises(RecordError, match="is not what the run wrote"):

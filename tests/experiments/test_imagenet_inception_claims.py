@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from made_results import write_image_run
 
-from bnjax.evidence.records import Run
 from experiments.imagenet_inception import claims
 from experiments.imagenet_inception.claims import Claim, best_accuracy, claims_table, fewer_steps
 from experiments.imagenet_inception.page import REPORT
@@ -15,17 +15,9 @@ WORSE = [[10, 20, 30, 60], [10, 30, 62, 20], [10, 40, 50, 64]]
 
 
 def write_runs(out, arm, seeds, **changes):
-    schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), 10)
-    schedule |= {"steps": 30, "steps_per_dispatch": 1, "checkpoint_every": 0}
+    options = {"settings": SETTINGS | changes, "config": {"width": 1.0}, "steps": 30}
     for seed, correct in enumerate(seeds):
-        identity = {"schedule": schedule, "config": {"width": 1.0}, "data_sha256": "7"}
-        header = {"arm": arm, "seed": seed, "environment": {}}
-        header["identity"] = identity | {"settings": SETTINGS | changes}
-        run = Run(out / f"{arm}-s{seed}", header)
-        tests = [{"loss": 1.0, "correct": right, "examples": 100} for right in correct]
-        for step, test in zip(range(0, 31, 10), tests, strict=True):
-            run.log({"step": step, "test": test})
-        run.finish({"test": tests[-1], "test_population": None, "diverged": None, "timing": None})
+        write_image_run(out, arm, seed, correct, **options)
 
 
 def judged(monkeypatch, out, *pairs, measure=best_accuracy):

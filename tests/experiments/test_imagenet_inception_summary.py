@@ -2,48 +2,27 @@
 
 import numpy as np
 import pytest
+from made_results import write_image_run
 
-from bnjax.evidence.records import Run
 from experiments.harness import comparison
 from experiments.harness.arm import by_name
 from experiments.harness.comparison import match_steps, waiting_text
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.page import REPORT, memory_text
 
-STEPS = [0, 10, 20, 30, 40]
 
-
-def write_run(
-    out,
-    arm,
-    seed,
-    correct,
-    *,
-    population=None,
-    diverged=None,
-    finished=True,
-    batch=32,
-    rate=None,
-    **changes,
-):
-    """A run whose evaluations had so many of 100 images right; with a rate, one of a sweep."""
-    schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), 10)
-    schedule |= {"steps": STEPS[-1], "steps_per_dispatch": 1, "checkpoint_every": 0}
-    settings = by_name(ARMS, arm).settings() | changes
-    identity = {"arm": arm, "seed": seed, "schedule": schedule, "settings": settings}
-    identity["config"] = {"batch_size": batch}
-    header = {"arm": arm, "seed": seed, "identity": identity, "environment": {}}
-    name = f"{arm}-s{seed}"
-    if rate is not None:
-        header["learning_rate"] = rate
-        name = f"sweep/{arm}-lr{rate:g}-s{seed}"
-    run = Run(out / name, header)
-    test = {"loss": 1.0, "correct": correct[-1], "examples": 100}
-    for step, right in zip(STEPS, correct, strict=False):
-        run.log({"step": step, "test": test | {"correct": right}})
-    if finished:
-        final = {"test": test, "test_population": population and test | {"correct": population}}
-        run.finish(final | {"diverged": diverged, "timing": {"waiting_share": seed / 100}})
+def write_run(out, arm, seed, correct, *, batch=32, changes=(), **options):
+    """Of a run that had to wait for so many hundredths of its time as its seed says."""
+    write_image_run(
+        out,
+        arm,
+        seed,
+        correct,
+        settings=by_name(ARMS, arm).settings() | dict(changes),
+        config={"batch_size": batch},
+        timing={"waiting_share": seed / 100},
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +99,7 @@ def test_seeds_count_that_have_a_reference(tmp_path):
 
 
 def test_a_changed_arm_is_not_the_papers(tmp_path):
-    write_run(tmp_path, "inception", 0, [10, 20, 30, 40, 40], learning_rate_factor=5.0)
+    write_run(tmp_path, "inception", 0, [10, 20, 30, 40, 40], changes={"learning_rate_factor": 5.0})
     *_, row = REPORT.arms_table(REPORT.summarize(tmp_path)).splitlines()
     assert row.startswith("| Inception, learning_rate_factor 5.0 | 1 | 40 | 30 |")
     assert row.endswith("|  |  |  |")

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made_results import write_image_run
 
 from bnjax.data import open_data
-from bnjax.evidence.records import Run, read_record
+from bnjax.evidence.records import read_record
 from bnjax.linen import BatchNorm
 from bnjax.models import Logits
 from bnjax.models.rethinking import TABLE_3
@@ -243,18 +244,10 @@ def test_an_arm_of_two_words_trains_once():
 
 def write_runs(out, name, seeds, every=10):
     """Runs that were right so often of 100 images, at step 0, every so many steps, and at 40."""
-    schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), every)
-    schedule |= {"steps": 40, "steps_per_dispatch": 1, "checkpoint_every": 0}
+    network = {"parameters": 1_234, "multiply_adds": 56_789}
+    options = {"settings": arm(name).settings(), "every": every, "network": network}
     for seed, correct in enumerate(seeds):
-        identity = {"schedule": schedule, "config": {}, "data_sha256": "7"}
-        identity["settings"] = arm(name).settings()
-        header = {"arm": name, "seed": seed, "identity": identity, "environment": {}}
-        run = Run(out / f"{name}-s{seed}", header)
-        tests = [{"loss": 1.0, "correct": right, "examples": 100} for right in correct]
-        for step, test in zip(range(0, 41, every), tests, strict=True):
-            run.log({"step": step, "test": test})
-        final = {"test": tests[-1], "test_population": None, "diverged": None, "timing": None}
-        run.finish(final | {"network": {"parameters": 1_234, "multiply_adds": 56_789}})
+        write_image_run(out, name, seed, correct, **options)
 
 
 def test_changes_are_paired_by_seed_and_stand_beside_the_paper_s(tmp_path):

@@ -13,20 +13,12 @@ import jax.numpy as jnp
 import made_weights
 import numpy as np
 import pytest
+from made_weights import CLASSES, MODEL
 from safetensors.numpy import save_file
 
 from bnjax.linen import BatchNorm
 from bnjax.models import BNInception, GoogLeNet, InceptionV3, load_pretrained, norm_by_name
 from bnjax.models.pretrained.sources import SOURCES
-
-CLASSES = 3
-MODEL = GoogLeNet(
-    CLASSES,
-    norm=partial(BatchNorm, epsilon=1e-3),
-    variant="torchvision",
-    local_response_norm=False,
-    auxiliary=False,
-)
 
 
 @pytest.fixture(scope="module")

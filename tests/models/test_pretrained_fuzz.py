@@ -7,7 +7,7 @@ import h5py
 import made_weights
 import numpy as np
 import pytest
-from test_pretrained import CLASSES, MODEL
+from made_weights import CLASSES, MODEL
 
 from bnjax.linen import BatchNorm
 from bnjax.models import InceptionV3, load_pretrained, save_safetensors

@@ -8,7 +8,7 @@ from functools import partial
 import made_weights
 import numpy as np
 import pytest
-from test_pretrained import CLASSES, MODEL
+from made_weights import CLASSES, MODEL
 
 from bnjax.models import load_pretrained
 

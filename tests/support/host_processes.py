@@ -1,7 +1,9 @@
 """Two processes that are the hosts of one run."""
 
+import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -12,9 +14,12 @@ ROOT = SUPPORT.parents[1]
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that no system gives away by itself, so that it is still free when it is used."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)  # Linux gives those from 32,768 on
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def run_two_hosts(worker, out):

@@ -1,4 +1,4 @@
-"""Small result folders of the MNIST experiment with made-up numbers, to draw and to count."""
+"""Small result folders with made-up numbers, to draw and to count: of MNIST, and of images."""
 
 from pathlib import Path
 
@@ -74,3 +74,39 @@ def write_pair(out: Path) -> None:
             for seed in (0, 1):
                 correct = [20, 30, 40, 50, final + shift + 2 * seed]
                 write_run(out, arm, seed, correct, sweep_rate=rate)
+
+
+def write_image_run(
+    out: Path,
+    arm: str,
+    seed: int,
+    correct,
+    *,
+    settings: dict,
+    config: dict | None = None,
+    every: int = 10,
+    steps: int = 40,
+    rate: float | None = None,
+    population: int | None = None,
+    diverged: dict | None = None,
+    finished: bool = True,
+    **final,
+) -> None:
+    """Writes a run with so many of 100 images right at every `every`-th of `steps`, from 0 on.
+
+    With a rate, it is one of a sweep. `final` is what its record says at the end, besides.
+    """
+    name = f"{arm}-s{seed}" if rate is None else f"sweep/{arm}-lr{rate:g}-s{seed}"
+    schedule = dict.fromkeys(("eval_every", "dense_until", "sparse_eval_every"), every)
+    schedule |= {"steps": steps, "steps_per_dispatch": 1, "checkpoint_every": 0}
+    identity = {"arm": arm, "seed": seed, "schedule": schedule, "settings": settings}
+    identity |= {"config": config or {}, "data_sha256": "7"}
+    header = {"arm": arm, "seed": seed, "identity": identity, "environment": {}}
+    run = Run(out / name, header if rate is None else header | {"learning_rate": rate})
+    tests = [{"loss": 1.0, "correct": right, "examples": 100} for right in correct]
+    for evaluation, test in enumerate(tests):
+        run.log({"step": every * evaluation, "test": test})
+    if finished:
+        outcome = population and tests[-1] | {"correct": population}
+        final = {"timing": None} | final
+        run.finish({"test": tests[-1], "test_population": outcome, "diverged": diverged} | final)

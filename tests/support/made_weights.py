@@ -1,9 +1,16 @@
-"""Files of torch made by hand, opcode by opcode, and arrays under torchvision's names: no torch."""
+"""Files of torch made by hand, opcode by opcode, and arrays under torchvision's names: no torch.
+
+And the network that takes them.
+"""
 
 import struct
 import zipfile
+from functools import partial
 
 import numpy as np
+
+from bnjax.linen import BatchNorm
+from bnjax.models import GoogLeNet
 
 STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
 BLOCK = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
@@ -18,6 +25,17 @@ MODULES = {  # of GoogLeNet: inputs, 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool
     "5a": (832, 256, 160, 320, 32, 128, 128),
     "5b": (832, 384, 192, 384, 48, 128, 128),
 }
+
+
+CLASSES = 3
+MODEL = GoogLeNet(
+    CLASSES,
+    norm=partial(BatchNorm, epsilon=1e-3),
+    variant="torchvision",
+    local_response_norm=False,
+    auxiliary=False,
+)
+"""Takes `googlenet(CLASSES)`."""
 
 
 def googlenet(classes, *, heads=False):

@@ -137,45 +137,51 @@ def test_unfinished_folders_are_ignored_and_cleared(run):
     assert steps_on_disk(run) == ["1", "2"]
 
 
-ENDLESS_WRITER = """
-import sys
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
 import numpy as np
 from bnjax.training.checkpoints import Checkpoints
 
-with Checkpoints(sys.argv[1], config={}) as checkpoints:
-    checkpoints.save(0, {"a": np.zeros(1_000_000)})
-    checkpoints.latest()
-    print("saved", flush=True)
-    for step in range(1, 10_000):
+rename, killed_at = Path.rename, sys.argv[2:]
+
+def rename_or_die(path, target):
+    names = [path.name, Path(target).name]
+    if killed_at == ["before", *names]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    moved = rename(path, target)
+    if killed_at == ["after", *names]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return moved
+
+Path.rename = rename_or_die
+with Checkpoints(sys.argv[1], config={}, keep=1) as checkpoints:
+    for step in range(3):
         checkpoints.save(step, {"a": np.full(1_000_000, float(step))})
 """
 
 
-def test_kill_in_mid_save_leaves_the_last_finished_checkpoint(tmp_path):
+@pytest.mark.parametrize(
+    ("killed_at", "left", "last"),
+    [
+        (("before", "1.tmp", "1"), ["0", "1.tmp"], 0),
+        (("after", "1.tmp", "1"), ["0", "1"], 1),
+        (("before", "0", "0.tmp"), ["0", "1"], 1),
+        (("after", "0", "0.tmp"), ["0.tmp", "1"], 1),
+    ],
+    ids=["written", "named", "outlived", "deleted"],
+)
+def test_kill_in_mid_save_leaves_the_last_finished_checkpoint(tmp_path, killed_at, left, last):
     """Red if a checkpoint has its name before it is whole, or the lock outlives its owner."""
-    interrupted = 0
-    runs = [tmp_path / str(number) for number in range(3)]
-    writers = [
-        subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, run], stdout=subprocess.PIPE)
-        for run in runs
-    ]
-    try:
-        for number, writer in enumerate(writers):
-            assert writer.stdout.readline() == b"saved\n"
-            time.sleep(0.05 + 0.1 * number)
-            writer.send_signal(signal.SIGKILL)
-            writer.communicate()
-    finally:
-        for writer in writers:
-            writer.kill()
-    for run in runs:
-        interrupted += any(path.suffix == ".tmp" for path in run.iterdir())
-        with Checkpoints(run, config={}) as checkpoints, warnings.catch_warnings():
-            warnings.simplefilter("error")
-            restored = checkpoints.restore({"a": np.zeros(1_000_000)})
-        np.testing.assert_array_equal(restored.state["a"], restored.step)
-        assert not any(path.suffix == ".tmp" for path in run.iterdir())
-    assert interrupted, "no writer was killed while it was writing"
+    ended = subprocess.run([sys.executable, "-c", KILLED_WRITER, tmp_path, *killed_at])
+    assert ended.returncode == -signal.SIGKILL
+    assert steps_on_disk(tmp_path) == left
+    with Checkpoints(tmp_path, config={}) as checkpoints, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        restored = checkpoints.restore({"a": np.zeros(1_000_000)})
+    assert restored.step == last
+    np.testing.assert_array_equal(restored.state["a"], last)
+    assert not any(path.suffix == ".tmp" for path in tmp_path.iterdir())
 
 
 TRAINING = """

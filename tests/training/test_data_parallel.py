@@ -312,6 +312,21 @@ def test_what_lies_where(how):
             )
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("how", HOWS)
+def test_what_is_mapped_lies_as_the_batch(how, axis):
+    """Red if devices exchange results, or have them all."""
+    parallel = over(how)
+    rows = np.arange(32.0, dtype=np.float32).reshape((16, 2) if axis == 0 else (2, 16))
+    multiply = parallel.compile_map(lambda factor, rows: factor * rows, axis=axis)
+    got = multiply(parallel.replicate(np.float32(3)), parallel.split(rows, axis=axis))
+    expected = parallel.split(3 * rows, axis=axis)
+    assert got.shape == expected.shape
+    for shard, other in zip(got.addressable_shards, expected.addressable_shards, strict=True):
+        assert shard.device == other.device
+        np.testing.assert_array_equal(shard.data, other.data)
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [

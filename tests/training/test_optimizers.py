@@ -1,6 +1,7 @@
 """Optimizers against loops in NumPy float64 over the same gradients."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from bnjax.training.optimizers import (
     rmsprop,
     sgd,
 )
+from bnjax.training.roles import parameter_roles
 
 STEPS = 7
 RATE = 0.3
@@ -253,6 +255,17 @@ def test_nnx_parameters():
     updates = nnx.to_pure_dict(updates)
     assert_trees_close(
         updates, {"kernel": -(1 + 0.1 * before["kernel"]), "bias": jnp.zeros(3)}, CLOSE
+    )
+
+
+def test_other_names_have_the_roles_that_are_given():
+    """Red where L2 or what is frozen asks `parameter_roles`, which knows no coefficient."""
+    params = {"pool": {"coefficient": jnp.ones(4), "bias": jnp.ones(4)}}
+    roles = partial(parameter_roles, named={"coefficient": "kernel"})
+    tx = make_optimizer(sgd(1.0), l2=0.05, train=("kernel",), roles=roles)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert_trees_close(
+        updates, {"pool": {"coefficient": jnp.full(4, -1.05), "bias": jnp.zeros(4)}}, CLOSE
     )
 
 

@@ -106,7 +106,8 @@ def check_tars(tars: Path, release: Release) -> None:
     if wrong:
         there = sorted(path.name for path in tars.iterdir()) if tars.is_dir() else []
         raise DataError(
-            f"{tars}: {'; '.join(wrong)}. The folder has: {', '.join(there[:8]) or 'nothing'}. "
+            f"tars {tars}: {'; '.join(wrong)}. "
+            f"The folder has: {', '.join(there[:8]) or 'nothing'}. "
             f"The names must be these, and the files as downloaded, not unpacked: {_SOURCE}"
         )
     check_md5({tars / tar.name: tar.md5 for tar in files}, _SOURCE)

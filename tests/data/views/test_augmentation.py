@@ -41,6 +41,20 @@ def test_a_view_is_crop_then_mirror_then_distortion(seed, photometric, factor):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("photometric", ["full", "reduced"])
+def test_distortions_of_no_range_leave_the_colours(photometric):
+    """Red where a view has the ranges of `Distortion()`, whatever is given."""
+    choices = Augmentation(
+        image_size=60,
+        crop="none",
+        mirror=False,
+        photometric=photometric,
+        distortion=Distortion(0, 0, 0, 0),
+    )
+    view = training_view(PHOTO[:, :60], rng(), choices)
+    np.testing.assert_array_equal(view, PHOTO[:, :60])
+
+
 def test_both_mirror_images_occur_evenly():
     choices = Augmentation(image_size=60, crop="none", photometric="none")
     square = np.ascontiguousarray(PHOTO[:, :60])

@@ -1,11 +1,13 @@
-"""Pixels to binary inputs."""
+"""Pixels to inputs, binary or from -1 to 1."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnjax.data.views.inputs import binarize
+from bnjax.data.views.inputs import binarize, to_unit_range
 
 
 @pytest.mark.parametrize(
@@ -27,10 +29,17 @@ def test_shape_is_kept_under_jit():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32, jnp.bool_])
-def test_other_dtypes_are_refused(dtype):
-    """Images already in [0, 1] would all become zero."""
+@pytest.mark.parametrize("convert", [partial(binarize, threshold=0.5), to_unit_range])
+def test_other_dtypes_are_refused(convert, dtype):
+    """Images already in [0, 1] would all become zero, or nearly -1."""
     with pytest.raises(ValueError, match=f"images must be uint8, got {jnp.dtype(dtype)}"):
-        binarize(jnp.zeros((2, 2), dtype), 0.5)
+        convert(jnp.zeros((2, 2), dtype))
+
+
+def test_all_intensities_lie_evenly_from_minus_one_to_one():
+    unit = to_unit_range(jnp.arange(256, dtype=jnp.uint8))
+    assert unit.dtype == jnp.float32
+    np.testing.assert_allclose(unit, np.linspace(-1, 1, 256), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, 127, float("nan")])
