@@ -104,7 +104,7 @@ def test_arms_that_are_drawn_can_be_told_apart():
 
 
 def test_side_heads_need_more_positions():
-    with pytest.raises(ValueError, match=r"image_size=32 .*of googlenet needs 9x9 .*Use 33 pixels"):
+    with pytest.raises(ValueError, match=r"image_size=32 of googlenet: .*needs 9x9.*33x33"):
         replace(QUICK, arms=("inception", "googlenet"))
 
 
