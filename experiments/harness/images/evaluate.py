@@ -15,7 +15,7 @@ from bnjax.data.stream import check_workers
 from bnjax.data.views.crops import CENTRE
 from bnjax.evidence.environment import environment, require_commit
 from bnjax.evidence.records import RecordError, check_data, differences, making_sense, read_record
-from bnjax.paths import local_path
+from bnjax.paths import local_path, writable_folder
 from bnjax.training.parallel import (
     DataParallel,
     all_hosts_agree,
@@ -23,7 +23,7 @@ from bnjax.training.parallel import (
     is_first,
 )
 from experiments.harness.bounds import check_several
-from experiments.harness.command_line import ending, output_folder
+from experiments.harness.command_line import ending
 from experiments.harness.experiment import Experiment
 from experiments.harness.images.blacklist import Blacklisted, check_left_out, read_blacklist
 from experiments.harness.images.compute import Sharing
@@ -96,7 +96,9 @@ def main(experiment: Experiment, published: Sequence[Published], argv: Sequence[
         arguments = tyro.cli(Arguments, prog=prog, args=argv)
         arguments.start()
         out = None if arguments.out is None else local_path("--out", arguments.out)
-        all_succeed(lambda: output_folder(out) if out is not None and is_first() else None)
+        all_succeed(
+            lambda: writable_folder("--out", out) if out is not None and is_first() else None
+        )
         result = evaluate(experiment, arguments)
         if not is_first():
             return
