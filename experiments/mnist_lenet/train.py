@@ -205,7 +205,7 @@ class _Functions:
         moments of the probe. `running` `[units]`, with normalization alone, is the median in
         inference mode, by the running statistics.
         """
-        variables = _variables(state)
+        variables = state.variables
         percentiles = jnp.array(PERCENTILES, jnp.float32)
         inputs = self._last_inputs(variables, probe, train=True)
         evaluation = {
@@ -222,7 +222,7 @@ class _Functions:
         """A state with the statistics of Algorithm 2 over the chosen batches `[batches, batch]`."""
         stats = population_stats(
             lambda chosen: model_moments(
-                self._model, _variables(state), self._prepare(images[chosen]), train=True
+                self._model, state.variables, self._prepare(images[chosen]), train=True
             ),
             indices,
         )
@@ -240,10 +240,6 @@ class _Functions:
 
     def _apply_eval(self, variables: Any, images: jax.Array) -> jax.Array:
         return self._model.apply(variables, images, train=False)
-
-
-def _variables(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def _indices(task: Task, size: int, first_step: int, steps: int) -> np.ndarray:
@@ -284,7 +280,7 @@ def _final(outcome: dict[str, Any], state: TrainState, diverged: Diverged | None
     return {
         "test": as_json(outcome["test"]),
         "test_population": None if population is None else as_json(population),
-        "state_sha256": tree_sha256(_variables(state)),
+        "state_sha256": tree_sha256(state.variables),
         "diverged": diverged and diverged.facts(),
     }
 

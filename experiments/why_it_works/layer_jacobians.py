@@ -102,9 +102,8 @@ class LayerJacobians(Observation):
 
 
 def _of_all(model: MLP, state: TrainState, batch: jax.Array) -> np.ndarray:
-    whole = {"params": state.params, "batch_stats": state.batch_stats}
     networks = range(len(state.step))
-    each = (jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in networks)
+    each = (jax.tree.map(lambda leaf, i=i: leaf[i], state.variables) for i in networks)
     return np.concatenate([singular_values(model, variables, batch) for variables in each])
 
 
