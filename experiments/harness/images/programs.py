@@ -296,7 +296,7 @@ def _training_program(
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         train, metrics = train_step(state.train, batch)
         average = state.average
-        if average is not None and averaging != "none":
+        if average is not None:
             moved = update_average(
                 average, train.variables, averaging=averaging, decay=config.parameter_decay
             )
