@@ -36,7 +36,7 @@ from experiments.harness.images.ensembles import (
     scores_of,
 )
 from experiments.harness.images.evaluation_table import Published, table
-from experiments.harness.runs import task_of
+from experiments.harness.repetition import task_of
 from experiments.harness.weights import load_weights
 
 SCHEMA = 1
