@@ -7,7 +7,7 @@ then the sentence has to change.
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,11 +15,12 @@ from bnjax.evidence.statistics import steps_to
 from bnjax.evidence.tables import table
 from experiments.benchmarks.tables import ratio_by_turn
 from experiments.harness.differences import (
+    Difference,
+    Side,
     confidence_95,
-    in_points,
-    interval,
-    paired,
-    with_interval,
+    points,
+    side,
+    times,
 )
 from experiments.harness.experiment import ROOT
 from experiments.harness.found import experiment
@@ -27,7 +28,6 @@ from experiments.harness.results import Runs, load_runs, load_sweep
 from experiments.harness.sweeps import at_best_rate
 from experiments.mnist_lenet.summary import path_lengths
 
-Side = Literal["above", "below", "unclear"]
 _HEADS = ("claim", "result (95 % interval, or quartiles)", "runs")
 
 
@@ -99,39 +99,14 @@ def claims_of(page: str, found: Mapping[Claim, Finding]) -> str:
     return table(_HEADS, rows, left=3) if rows else ""
 
 
-def points(first: Mapping[int, float], second: Mapping[int, float]) -> Finding:
-    """Returns the difference of two accuracies by seed, fractions, in points of a per cent."""
-    return _paired(first, second, in_points, " points")
-
-
-def times(first: Mapping[int, float], second: Mapping[int, float], what: str) -> Finding:
-    """Returns how many times larger the first is than the second, by seed.
-
-    The interval is of the logarithm of the ratio.
-    """
-    own, theirs = ({seed: float(np.log(x)) for seed, x in each.items()} for each in (first, second))
-    return _paired(own, theirs, lambda value: f"{np.exp(value):.1f}", f" times {what}")
-
-
-def _paired(
-    first: Mapping[int, float],
-    second: Mapping[int, float],
-    shown: Callable[[float], str],
-    unit: str,
-) -> Finding:
-    difference = paired(first, second)
-    low, high = interval(difference) or (0, 0)
-    text = with_interval(difference, shown, unit)
-    return Finding(text, _side(low, high), f"{difference['seeds']} pairs")
-
-
-def _side(low: float, high: float) -> Side:
-    return "above" if low > 0 else "below" if high < 0 else "unclear"
+def of_pairs(difference: Difference) -> Finding:
+    """Returns what a paired difference says."""
+    return Finding(difference.text, difference.side, f"{difference.seeds} pairs")
 
 
 def _best(name: str, first: str, second: str) -> Finding:
     """The best accuracies of two arms, each behind its folder below an experiment's results."""
-    return points(_arm(name, first).best(), _arm(name, second).best())
+    return of_pairs(points(_arm(name, first).best(), _arm(name, second).best()))
 
 
 def _arm(name: str, place: str) -> Runs:
@@ -142,7 +117,7 @@ def _arm(name: str, place: str) -> Runs:
 
 def _final(name: str, first: str, second: str) -> Finding:
     """The same of the accuracies at the end."""
-    return points(_arm(name, first).last(), _arm(name, second).last())
+    return of_pairs(points(_arm(name, first).last(), _arm(name, second).last()))
 
 
 def _steps(name: str, first: str, second: str, target: float) -> Finding:
@@ -154,7 +129,7 @@ def _steps(name: str, first: str, second: str, target: float) -> Finding:
         taken.append({seed: float(steps) for seed, steps in reached.items() if steps})
         if len(taken[-1]) < len(arm.seeds):
             raise ValueError(f"not all runs of {arm.label} come to {target:.0%}.")
-    return times(taken[1], taken[0], "fewer steps")
+    return of_pairs(times(taken[1], taken[0], "fewer steps"))
 
 
 def _best_rates(
@@ -164,13 +139,13 @@ def _best_rates(
     found = experiment(name)
     sweep = load_sweep(found.arms, found.results / folder / "sweep")
     first, second = (reached(at_best_rate(sweep[arm], reached)) for arm in arms)
-    return points(first, second)
+    return of_pairs(points(first, second))
 
 
 def _mnist_paths() -> Finding:
     """How far median inputs travel, normalized as at inference, over those without."""
     first, second = (_arm(_MNIST, arm) for arm in _SIGMOID)
-    return times(path_lengths(first, "p50_running"), path_lengths(second), "as far")
+    return of_pairs(times(path_lengths(first, "p50_running"), path_lengths(second), "as far"))
 
 
 def _largest_rate() -> Finding:
@@ -181,7 +156,7 @@ def _largest_rate() -> Finding:
     low, high = confidence_95(effects)
     mean, *ends = (f"{10**value:.0f}" for value in (np.mean(effects), low, high))
     text = f"{mean} times ({' to '.join(ends)})" if low < high else f"{mean} times in each seed"
-    return Finding(text, _side(low, high), f"{len(effects)} seeds")
+    return Finding(text, side(low, high), f"{len(effects)} seeds")
 
 
 def _explanations() -> Finding:
@@ -206,7 +181,7 @@ def _speed(file: str, cell: Mapping[str, Any], peer: str) -> Finding:
     ratio = ratio_by_turn(own, "ours", peer)
     low, high = np.log([ratio.low, ratio.high])
     text = f"{ratio.median:.2f} of the time (quartiles {ratio.low:.2f} to {ratio.high:.2f})"
-    return Finding(text, _side(low, high), f"{len(own['ours'])} turns")
+    return Finding(text, side(low, high), f"{len(own['ours'])} turns")
 
 
 _SIGMOID = ("mlp_bn", "mlp")

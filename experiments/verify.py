@@ -16,8 +16,8 @@ from experiments.harness import found
 from experiments.harness.command_line import ending
 from experiments.harness.differences import prediction_interval
 from experiments.harness.experiment import Experiment
+from experiments.harness.repetition import rerun, task_of
 from experiments.harness.results import Result, read_result, runs_below
-from experiments.harness.runs import rerun, task_of
 
 CONFIDENCE = 0.95
 """Of twenty honest repetitions elsewhere, each as one more seed, nineteen are accepted."""

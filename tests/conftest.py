@@ -61,6 +61,6 @@ def x64():
 
 @pytest.fixture
 def promotion():
-    """Flax itself relies on implicit promotion."""
+    """Flax and Haiku themselves rely on implicit promotion."""
     with jax.numpy_dtype_promotion("standard"):
         yield

@@ -16,15 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from flax_layers import CLOSE, GRADIENTS, KEY, batches, pair, weights
 from marks import slow_but
-from tolerances import PARALLEL, assert_close
+from tolerances import PARALLEL, assert_close, assert_trees_close
 
 import bnjax
 from bnjax.linen import BatchNorm, model_moments
-
-KEY = jax.random.key(0)
-CLOSE = {"rtol": 2e-6, "atol": 2e-6}
-"""Two float32 computations near zero; a biased for an unbiased variance is off by 1e-2."""
 
 SETTINGS = {
     "default": ((16, 5), {}),
@@ -39,25 +36,14 @@ SETTINGS = {
 }
 
 
-def inputs(shape, steps=3, dtype=jnp.float32) -> list[jax.Array]:
-    rng = np.random.default_rng(4)
-    return [jnp.asarray(t / 2 + (1 + t / 4) * rng.normal(size=shape), dtype) for t in range(steps)]
-
-
-def pair(**settings):
-    """The same layer, ours and Flax's."""
-    return BatchNorm(**settings), nn.BatchNorm(use_fast_variance=False, **settings)
-
-
 def step(layer, variables, x, **call):
     """Output, gradients through random weights, and the variables after the step."""
-    weights = jnp.asarray(np.random.default_rng(9).normal(size=x.shape), jnp.float32)
 
     def f(params, x):
         y, updates = layer.apply(
             variables | {"params": params}, x, False, mutable=["batch_stats"], **call
         )
-        return jnp.sum(weights * y), (y, updates)
+        return jnp.sum(weights(x) * y), (y, updates)
 
     params = variables.get("params", {})
     grads, (y, updates) = jax.grad(f, argnums=(0, 1), has_aux=True)(params, x)
@@ -79,11 +65,6 @@ def infer(layer, variables, x):
 
 def described(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-
-
-def assert_trees_close(ours, theirs, tolerance):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree.map(lambda a, b: assert_close(a, np.float64(b), tolerance), ours, theirs)
 
 
 # --- the same names, trees and shapes ---------------------------------------------------------
@@ -139,7 +120,7 @@ def test_initial_values_are_flaxs():
 
 @pytest.mark.parametrize("direction", ["from Flax", "to Flax"])
 def test_checkpoints_move_both_ways(direction):
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     source, target = pair(use_running_average=True)[:: 1 if direction == "to Flax" else -1]
     saved = source.init(KEY, x)
     saved["batch_stats"]["mean"] += 3.0
@@ -161,14 +142,14 @@ def test_training_and_inference_are_flaxs(setting):
     shape, settings = SETTINGS[setting]
     ours, theirs = pair(**settings)
     our_variables = their_variables = init(theirs, jnp.ones(shape))
-    for x in inputs(shape):
+    for x in batches(shape):
         y, grads, our_variables = step(ours, our_variables, x)
         expected, expected_grads, their_variables = step(theirs, their_variables, x)
         assert_trees_close(y, expected, CLOSE)
-        assert_trees_close(grads, expected_grads, {"rtol": 1e-5, "atol": 1e-5})
+        assert_trees_close(grads, expected_grads, GRADIENTS)
     assert_trees_close(our_variables, their_variables, CLOSE)
     assert np.abs(our_variables["batch_stats"]["mean"]).max() > 0.01
-    x = inputs(shape)[0]
+    x = batches(shape)[0]
     assert_trees_close(infer(ours, our_variables, x), infer(theirs, their_variables, x), CLOSE)
 
 
@@ -182,7 +163,7 @@ def test_training_and_inference_are_flaxs(setting):
     ],
 )
 def test_output_dtypes_are_flaxs(x_dtype, param_dtype, dtype, promotion):
-    x = inputs((16, 5), 1, x_dtype)[0]
+    x = batches((16, 5), 1, x_dtype)[0]
 
     def outputs(layer):
         variables = layer.init(KEY, x, False)
@@ -203,14 +184,14 @@ def test_output_dtypes_are_flaxs(x_dtype, param_dtype, dtype, promotion):
 def test_without_parameters_the_output_has_the_inputs_dtype():
     """Strict promotion needs no `dtype` where there is nothing to promote."""
     layer = BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
-    x = inputs((16, 5), 1, jnp.bfloat16)[0]
+    x = batches((16, 5), 1, jnp.bfloat16)[0]
     assert layer.init_with_output(KEY, x)[0].dtype == jnp.bfloat16
 
 
 def test_dtype_settles_promotion():
     """A bfloat16 model with float32 parameters, under strict promotion."""
     layer = BatchNorm(use_running_average=False, dtype=jnp.bfloat16)
-    x = inputs((16, 5), 1, jnp.bfloat16)[0]
+    x = batches((16, 5), 1, jnp.bfloat16)[0]
     variables = layer.init(KEY, x)
     y, _ = layer.apply(variables, x, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16
@@ -219,20 +200,20 @@ def test_dtype_settles_promotion():
 
 @pytest.mark.parametrize("mask_shape", [(16, 1), (16, 5)])
 def test_finite_masks_are_flaxs(mask_shape):
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     mask = jnp.asarray(np.random.default_rng(0).random(mask_shape) < 0.6)
     ours, theirs = pair()
     variables = init(theirs, x)
     y, grads, after = step(ours, variables, x, mask=mask)
     expected, expected_grads, expected_after = step(theirs, variables, x, mask=mask)
     assert_trees_close(y, expected, CLOSE)
-    assert_trees_close(grads, expected_grads, {"rtol": 1e-5, "atol": 1e-5})
+    assert_trees_close(grads, expected_grads, GRADIENTS)
     assert_trees_close(after, expected_after, CLOSE)
 
 
 def test_a_masked_nan_does_not_leak():
     """Flax gives NaN gradients here."""
-    x = inputs((16, 5))[0].at[3].set(jnp.nan)
+    x = batches((16, 5))[0].at[3].set(jnp.nan)
     mask = jnp.ones((16, 1), bool).at[3].set(False)
     layer = BatchNorm()
     y, grads, after = step(layer, init(layer, x), x, mask=mask)
@@ -244,7 +225,7 @@ def test_a_masked_nan_does_not_leak():
 @pytest.mark.parametrize("groups", [None, [[0, 1, 2, 3], [4, 5, 6, 7]]])
 def test_axis_name_under_pmap_is_flaxs(groups):
     """The layer is initialized outside of pmap, where the axis does not exist."""
-    x = inputs((8, 4, 5), 1)[0]
+    x = batches((8, 4, 5), 1)[0]
     ours, theirs = pair(use_running_average=False, axis_name="data", axis_index_groups=groups)
     variables = ours.init(KEY, x[0])
 
@@ -266,7 +247,7 @@ def test_a_layer_used_twice_updates_its_statistics_twice():
             norm = self.layer(use_running_average=False, momentum=0.5, name="norm")
             return norm(2 * norm(x) + 1)
 
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     variables = Twice(BatchNorm).init(KEY, x)
     ours, theirs = (
         Twice(layer).apply(variables, x, mutable=["batch_stats"])[1]
@@ -284,7 +265,7 @@ def test_statistics_of_a_layer_used_twice_cannot_be_recalibrated():
             norm = BatchNorm(use_running_average=not train, name="norm")
             return norm(2 * norm(x) + 1)
 
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     variables = Twice().init(KEY, x, train=False)
     with pytest.raises(ValueError, match="BatchNorm at norm is called twice in a pass"):
         model_moments(Twice(), variables, x, train=True)
@@ -293,7 +274,7 @@ def test_statistics_of_a_layer_used_twice_cannot_be_recalibrated():
 
 def test_moments_of_an_earlier_pass_do_not_matter():
     layer = BatchNorm(use_running_average=False)
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     variables = layer.init(KEY, x)
     _, updates = layer.apply(variables, x + 1, mutable=["batch_stats", "batch_moments"])
     moments = model_moments(layer, variables | updates, x)
@@ -303,7 +284,7 @@ def test_moments_of_an_earlier_pass_do_not_matter():
 @pytest.mark.parametrize("averaging", ["ema_debiased", "cumulative"])
 def test_an_average_without_its_count_is_refused(averaging):
     """A new count would begin anew, and the first update discard what was loaded."""
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     variables = BatchNorm(use_running_average=False).init(KEY, x)
     layer = BatchNorm(use_running_average=False, averaging=averaging)
     with pytest.raises(ValueError, match=rf"averaging='{averaging}' needs stats\['count'\]"):
@@ -321,7 +302,7 @@ def test_an_average_without_its_count_is_refused(averaging):
 def test_initialization_moves_no_statistics(averaging, shape):
     """It needs neither a batch nor the mapped axis."""
     layer = BatchNorm(use_running_average=False, axis_name="data", averaging=averaging)
-    variables = layer.init(KEY, 3 + inputs(shape)[0])
+    variables = layer.init(KEY, 3 + batches(shape)[0])
     expected = bnjax.init_stats(5, averaging=averaging)
     assert set(variables) == {"params", "batch_stats"}
     jax.tree.map(np.testing.assert_array_equal, variables["batch_stats"], expected)
@@ -333,7 +314,7 @@ def test_initialization_moves_no_statistics(averaging, shape):
 )
 def test_averages_through_several_applications(averaging, running_var):
     layer = BatchNorm(momentum=0.8, averaging=averaging, running_var=running_var)
-    xs = inputs((16, 5), 4)
+    xs = batches((16, 5), 4)
     variables = layer.init(KEY, xs[0], True)
     for x in xs:
         _, _, variables = step(layer, variables, x)
@@ -363,7 +344,7 @@ def test_flaxs_default_variance_is_biased():
 
 @pytest.mark.parametrize("impl", ["fused", "autodiff"])
 def test_impl_reaches_the_layer(impl):
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     layer = BatchNorm(use_running_average=False, impl=impl)
     variables = layer.init(KEY, x)
 
@@ -378,7 +359,7 @@ def test_impl_reaches_the_layer(impl):
 
 
 def test_inference_changes_nothing():
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     layer = BatchNorm(use_running_average=True)
     variables = layer.init(KEY, x)
     _, updates = layer.apply(variables, x, mutable=True)
@@ -394,7 +375,7 @@ def test_remat_updates_the_statistics_once():
         def __call__(self, x, running):
             return nn.tanh(self.layer(averaging="cumulative", name="norm")(x, running))
 
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     plain, remat = Model(BatchNorm), Model(nn.remat(BatchNorm, static_argnums=2))
     variables = plain.init(KEY, x, False)
     results = [step(model, variables, x) for model in (plain, remat)]
@@ -403,7 +384,7 @@ def test_remat_updates_the_statistics_once():
 
 
 def test_model_moments_of_one_layer():
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     layer = BatchNorm(use_running_average=False)
     variables = layer.init(KEY, x)
     moments = model_moments(layer, variables, x)
@@ -416,7 +397,7 @@ def test_model_moments_of_one_layer():
 
 def test_population_stats_take_the_place_of_counted_ones():
     """They have no count, and inference needs none; training does, and says so."""
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     layer = BatchNorm(averaging="ema_debiased")
     variables = layer.init(KEY, x, True)
     stats = bnjax.population_stats(

@@ -9,25 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from flax_layers import CLOSE, KEY, MASKS, complex_inputs, inputs, mask_of, pair
 from marks import slow
 from tolerances import assert_close, assert_trees_close
 
 import bnjax
 from bnjax.linen import BatchNorm
-
-KEY = jax.random.key(0)
-CLOSE = {"rtol": 2e-6, "atol": 2e-6}
-"""Two float32 computations near zero; a biased for an unbiased variance is off by 1e-2."""
-
-
-def inputs(shape, seed=4) -> jax.Array:
-    return jnp.asarray(0.5 + 2 * np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def pair(**settings):
-    """The same layer, ours and Flax's."""
-    return BatchNorm(**settings), nn.BatchNorm(use_fast_variance=False, **settings)
-
 
 # --- initialization ---------------------------------------------------------------------------
 
@@ -93,21 +80,6 @@ def test_initialization_by_one_value_per_feature(shape):
 
 
 # --- masks ------------------------------------------------------------------------------------
-
-MASKS = {
-    "features": (5,),
-    "examples": (6, 1, 1),
-    "positions": (4, 1),
-    "positions and features": (4, 5),
-    "whole": (6, 4, 5),
-    "one": (1,),
-    "scalar": (),
-}
-
-
-def mask_of(shape):
-    flags = np.random.default_rng(1).random(shape) < 0.6
-    return jnp.asarray(flags if flags.size > 1 else np.ones(shape, bool))
 
 
 @pytest.mark.parametrize("shape", MASKS.values(), ids=MASKS)
@@ -197,12 +169,6 @@ def test_one_example_alone_is_no_batch():
 
 
 # --- complex numbers --------------------------------------------------------------------------
-
-
-def complex_inputs(shape) -> jax.Array:
-    """The parts are unequal, and correlated."""
-    real = inputs(shape)
-    return jax.lax.complex(real, 0.3 * real + inputs(shape, seed=5))
 
 
 def complex_moments(x, mask=True):
@@ -329,7 +295,7 @@ def test_an_axis_named_twice_is_refused():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_statistics_move_at_float32(dtype, promotion):
     """Cast by hand, with all else: kept narrow, they stick where an update is below half a unit."""
-    xs = [1 + inputs((64, 5), seed) / 8 for seed in range(100)]
+    xs = [1 + inputs((64, 5), seed=seed) / 8 for seed in range(100)]
     layer = BatchNorm(use_running_average=False, momentum=0.999)
     variables = jax.tree.map(lambda a: a.astype(dtype), layer.init(KEY, xs[0]))
     train = jax.jit(lambda variables, x: layer.apply(variables, x, mutable=["batch_stats"])[1])

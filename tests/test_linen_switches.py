@@ -10,18 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from tolerances import assert_close
+from flax_layers import CLOSE, KEY, inputs
+from tolerances import assert_close, assert_trees_equal
 
 import bnjax
 from bnjax.linen import BatchNorm, model_moments
-
-KEY = jax.random.key(0)
-CLOSE = {"rtol": 2e-6, "atol": 2e-6}
-"""Two float32 computations near zero; a lost or doubled update is off by 0.01 and more."""
-
-
-def inputs(shape=(6, 5), dtype=jnp.float32) -> jax.Array:
-    return jnp.asarray(0.5 + 2 * np.random.default_rng(4).normal(size=shape), dtype)
 
 
 def initial(layer, x):
@@ -37,11 +30,6 @@ def expected_stats(x, variables, momentum):
         "mean": reference.ema([batch.mean], stats["mean"], momentum),
         "var": reference.ema([batch.var], stats["var"], momentum),
     }
-
-
-def assert_equal(ours, theirs):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 # --- the switches -----------------------------------------------------------------------------
@@ -70,7 +58,7 @@ def test_switches_stay_apart(running, update, place):
         moved = expected_stats(x, variables, 0.7)
         jax.tree.map(lambda a, b: assert_close(a, b, CLOSE), updates["batch_stats"], moved)
     else:
-        assert_equal(updates.get("batch_stats", stats), stats)
+        assert_trees_equal(updates.get("batch_stats", stats), stats)
 
 
 def test_gradients_of_statistics_that_normalize_and_move_are_those_of_inference():
@@ -122,7 +110,7 @@ def test_the_switch_is_set_in_one_place():
 def test_initialization_moves_nothing_whatever_the_switch(averaging):
     layer = BatchNorm(use_running_average=False, update_statistics=True, averaging=averaging)
     variables = layer.init(KEY, inputs())
-    assert_equal(variables["batch_stats"], bnjax.init_stats(5, averaging=averaging))
+    assert_trees_equal(variables["batch_stats"], bnjax.init_stats(5, averaging=averaging))
 
 
 def test_counts_move_with_the_statistics_alone():
@@ -166,7 +154,7 @@ def test_frozen_layers_beside_trained_ones():
         jax.jit(lambda v, net=net: net.apply(v, x, mutable=["batch_stats"]))(variables)
         for net in (plain, remat)
     ]
-    assert_equal(*results)
+    assert_trees_equal(*results)
     stats = results[0][1]["batch_stats"]
     assert "kept" not in stats or np.abs(stats["kept"]["mean"]).max() == 0
     assert_close(stats["moved"]["mean"], np.full(5, 0.5), CLOSE)
@@ -257,7 +245,7 @@ def test_batches_of_k_examples():
     mean = np.mean([group.mean for group in groups], axis=0)
     assert_close(updates["batch_stats"]["mean"], mean, CLOSE)
     whole = BatchNorm()
-    assert_equal(layer.apply(variables, x, True), whole.apply(variables, x, True))
+    assert_trees_equal(layer.apply(variables, x, True), whole.apply(variables, x, True))
 
 
 def test_dtypes_of_the_output_are_floating():

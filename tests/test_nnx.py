@@ -16,22 +16,15 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
+from flax_layers import CLOSE, GRADIENTS, batches, weights
 from marks import slow
-from nnx_views import view
-from tolerances import assert_close
+from nnx_views import FLAX_12, pair, pure, stats_of, view
+from tolerances import assert_close, assert_trees_close, assert_trees_equal
 
 import bnjax
 from bnjax import linen
 from bnjax.nnx import BatchNorm
 from bnjax.normalization.settings import OwnFields, OwnKeywords
-
-CLOSE = {"rtol": 2e-6, "atol": 2e-6}
-"""Two float32 computations near zero; a biased for an unbiased variance is off by 1e-2."""
-
-GRADIENTS = {"rtol": 1e-5, "atol": 1e-5}
-
-FLAX_12 = hasattr(nnx, "view")
-"""Flax 0.11's layer has fewer arguments, and its statistics do not widen the output."""
 
 METADATA = {"bias_metadata": {"tag": "b"}, "scale_metadata": {"tag": "s"}}
 
@@ -43,28 +36,6 @@ SETTINGS = {
     "no scale": ((16, 5), 5, {"use_scale": False}),
     "neither": ((16, 5), 5, {"use_scale": False, "use_bias": False}),
 }
-
-
-def inputs(shape, steps=3, dtype=jnp.float32) -> list[jax.Array]:
-    rng = np.random.default_rng(4)
-    return [jnp.asarray(t / 2 + (1 + t / 4) * rng.normal(size=shape), dtype) for t in range(steps)]
-
-
-def weights(x) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(9).normal(size=x.shape), jnp.float32)
-
-
-def pair(features=5, **settings):
-    """The same layer, ours and Flax's."""
-    return (
-        BatchNorm(features, rngs=nnx.Rngs(0), **settings),
-        nnx.BatchNorm(features, rngs=nnx.Rngs(0), use_fast_variance=False, **settings),
-    )
-
-
-def pure(state):
-    """Nested dicts of arrays."""
-    return nnx.to_pure_dict(state)
 
 
 @nnx.jit
@@ -89,20 +60,6 @@ def linen_step(layer, variables, x, mask=None):
 
     grads, (y, updates) = jax.grad(f, argnums=(0, 1), has_aux=True)(variables["params"], x)
     return y, grads, variables | updates
-
-
-def assert_equal(ours, theirs):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-def assert_trees_close(ours, theirs, tolerance=CLOSE):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree.map(lambda a, b: assert_close(a, np.float64(b), tolerance), ours, theirs)
-
-
-def stats_of(layer):
-    return pure(nnx.state(layer, nnx.BatchStat))
 
 
 # --- the same names, states and shapes --------------------------------------------------------
@@ -167,19 +124,19 @@ def test_initial_values_are_flaxs():
         rngs = nnx.Rngs(3)
         state = pure(nnx.state(layer(5, rngs=rngs, **initializers)))
         states.append((state, jax.random.key_data(rngs.params())))
-    assert_equal(*states)
+    assert_trees_equal(*states)
 
 
 def test_checkpoints_move_both_ways():
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     for index in (0, 1):
         layers = pair(momentum=0.5)
         source, target = layers[index], layers[1 - index]
         step(source, x)
         source.scale[...] = jnp.arange(5.0)
         nnx.update(target, nnx.state(source))
-        assert_equal(pure(nnx.state(target)), pure(nnx.state(source)))
-        assert_trees_close(target(x, True), source(x, True))
+        assert_trees_equal(pure(nnx.state(target)), pure(nnx.state(source)))
+        assert_trees_close(target(x, True), source(x, True), CLOSE)
 
 
 def test_states_with_a_count_differ():
@@ -212,7 +169,7 @@ def test_numbers_are_those_of_our_linen_layer(shape, dtype, settings):
     features = shape[axes] if isinstance(axes, int) else tuple(shape[a] for a in axes)
     ours = BatchNorm(features, rngs=nnx.Rngs(0), **settings)
     theirs = linen.BatchNorm(use_running_average=False, **settings)
-    xs = inputs(shape, dtype=dtype)
+    xs = batches(shape, dtype=dtype)
     mask = jnp.asarray(np.random.default_rng(1).random((shape[0],) + (1,) * len(shape[1:])) < 0.8)
     variables = theirs.init(jax.random.key(0), xs[0])
     for x, flags in zip(xs, [None, mask, None], strict=True):
@@ -220,12 +177,12 @@ def test_numbers_are_those_of_our_linen_layer(shape, dtype, settings):
         expected, (expected_params, expected_dx), variables = linen_step(
             theirs, variables, x, flags
         )
-        assert_equal((y, params, dx), (expected, expected_params, expected_dx))
-        assert_equal(stats_of(ours), variables["batch_stats"])
+        assert_trees_equal((y, params, dx), (expected, expected_params, expected_dx))
+        assert_trees_equal(stats_of(ours), variables["batch_stats"])
     ours.eval()
     running = linen.BatchNorm(use_running_average=True, **settings)
     expected = jax.jit(running.apply)(variables, xs[0])
-    assert_equal(nnx.jit(lambda layer, x: layer(x))(ours, xs[0]), expected)
+    assert_trees_equal(nnx.jit(lambda layer, x: layer(x))(ours, xs[0]), expected)
     assert np.abs(stats_of(ours)["mean"]).max() > 0.01
 
 
@@ -234,25 +191,25 @@ def test_training_and_inference_are_flaxs(setting):
     """Output, gradients and statistics over three steps, then inference."""
     shape, features, settings = SETTINGS[setting]
     ours, theirs = pair(features, **settings)
-    for x in inputs(shape):
+    for x in batches(shape):
         (y, grads), (expected, expected_grads) = step(ours, x), step(theirs, x)
-        assert_trees_close(y, expected)
+        assert_trees_close(y, expected, CLOSE)
         assert_trees_close(grads, expected_grads, GRADIENTS)
-    assert_trees_close(stats_of(ours), stats_of(theirs))
+    assert_trees_close(stats_of(ours), stats_of(theirs), CLOSE)
     ours.eval()
     theirs.eval()
-    assert_trees_close(ours(x[:1]), theirs(x[:1]))
+    assert_trees_close(ours(x[:1]), theirs(x[:1]), CLOSE)
 
 
 @pytest.mark.parametrize("mask_shape", [(16, 1), (16, 5)])
 def test_finite_masks_are_flaxs(mask_shape):
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     mask = jnp.asarray(np.random.default_rng(0).random(mask_shape) < 0.6)
     ours, theirs = pair()
     (y, grads), (expected, expected_grads) = step(ours, x, mask), step(theirs, x, mask)
-    assert_trees_close(y, expected)
+    assert_trees_close(y, expected, CLOSE)
     assert_trees_close(grads, expected_grads, GRADIENTS)
-    assert_trees_close(stats_of(ours), stats_of(theirs))
+    assert_trees_close(stats_of(ours), stats_of(theirs), CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +225,7 @@ def test_finite_masks_are_flaxs(mask_shape):
 def test_dtypes_are_flaxs(x_dtype, param_dtype, dtype, parameters, promotion):
     """Without `dtype`, float32 statistics widen the output: as in Flax 0.12, unlike in Linen."""
     layers = pair(dtype=dtype, param_dtype=param_dtype, use_scale=parameters, use_bias=parameters)
-    x = inputs((16, 5), 1, x_dtype)[0]
+    x = batches((16, 5), 1, x_dtype)[0]
     (y, evaluated), (expected, expected_evaluated) = (
         (layer(x), layer(x, True)) for layer in layers
     )
@@ -287,7 +244,7 @@ def test_a_narrow_dtype_rounds_the_output_alone():
     """Flax rounds the running mean to bfloat16 first, and is off by 0.3 here."""
     layer = BatchNorm(5, dtype=jnp.bfloat16, use_running_average=True, rngs=nnx.Rngs(0))
     layer.mean[...] = jnp.full(5, 100.3)
-    x = jnp.asarray(100.3 + inputs((16, 5))[0], jnp.float32)
+    x = jnp.asarray(100.3 + batches((16, 5))[0], jnp.float32)
     expected = reference.population(x, None, None, np.full(5, 100.3), np.ones(5))
     assert_close(layer(x), expected, {"rtol": 2.0**-8, "atol": 2e-5})
 
@@ -297,49 +254,49 @@ def test_a_narrow_dtype_rounds_the_output_alone():
 
 def test_modes():
     """`train()`, `eval()`, views and the call, which wins."""
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     layer = BatchNorm(5, use_running_average=None, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"5 features: use_running_average is None: give it"):
         layer(x)
     before = stats_of(layer)
     layer.eval()
     running = layer(x)
-    assert_equal(view(layer, use_running_average=True)(x), running)
-    assert_equal(stats_of(layer), before)
+    assert_trees_equal(view(layer, use_running_average=True)(x), running)
+    assert_trees_equal(stats_of(layer), before)
     layer.train()
     normalized = layer(x)
     assert_close(normalized, reference.forward(x, None, None).y, CLOSE)
     assert np.abs(stats_of(layer)["mean"] - before["mean"]).max() > 1e-4
     after = stats_of(layer)
     layer(x, use_running_average=True)
-    assert_equal(stats_of(layer), after)
+    assert_trees_equal(stats_of(layer), after)
     layer.eval()
-    assert_equal(layer(x, use_running_average=False), normalized)
+    assert_trees_equal(layer(x, use_running_average=False), normalized)
 
 
 def test_statistics_can_stay_while_the_batch_normalizes():
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     moved, kept = BatchNorm(5, rngs=nnx.Rngs(0)), BatchNorm(5, rngs=nnx.Rngs(0))
     before = stats_of(kept)
     expected, grads = step(moved, x)
     frozen = view(kept, update_statistics=False)
-    assert_equal(step(frozen, x), (expected, grads))
-    assert_equal(kept(x, update_statistics=False), moved(x))
-    assert_equal(stats_of(kept), before)
+    assert_trees_equal(step(frozen, x), (expected, grads))
+    assert_trees_equal(kept(x, update_statistics=False), moved(x))
+    assert_trees_equal(stats_of(kept), before)
     kept(x)
     assert np.abs(stats_of(kept)["mean"] - before["mean"]).max() > 1e-4
 
 
 def test_statistics_can_move_while_they_normalize():
     """The output and the gradients of inference, and the update of training."""
-    x = inputs((16, 5))[1]
+    x = batches((16, 5))[1]
     trained = BatchNorm(5, momentum=0.7, rngs=nnx.Rngs(0))
     both = BatchNorm(5, momentum=0.7, rngs=nnx.Rngs(0))
     inference = BatchNorm(5, use_running_average=True, rngs=nnx.Rngs(0))
     both.eval(update_statistics=True)
-    assert_trees_close(step(both, x), step(inference, x))
+    assert_trees_close(step(both, x), step(inference, x), CLOSE)
     step(trained, x)
-    assert_trees_close(stats_of(both), stats_of(trained))
+    assert_trees_close(stats_of(both), stats_of(trained), CLOSE)
 
 
 # --- errors -----------------------------------------------------------------------------------
@@ -393,7 +350,7 @@ def test_integers_and_masks_of_another_kind_are_refused(promotion):
 def test_statistics_from_algorithm_2():
     """`averaging="cumulative"` in a frozen network is the paper's population estimate."""
     layer = BatchNorm(5, averaging="cumulative", running_var="unbiased", rngs=nnx.Rngs(0))
-    xs = inputs((6, 5), 4)
+    xs = batches((6, 5), 4)
     for x in xs:
         layer(x)
     expected = reference.algorithm_2(xs)

@@ -9,49 +9,14 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
+from flax_layers import CLOSE, MASKS, complex_inputs, inputs, mask_of
+from nnx_views import FLAX_12, pair, stats_of
 from tolerances import assert_close, assert_trees_close
 
 from bnjax import linen
 from bnjax.nnx import BatchNorm
 
-CLOSE = {"rtol": 2e-6, "atol": 2e-6}
-"""Two float32 computations near zero; a biased for an unbiased variance is off by 1e-2."""
-
-FLAX_12 = hasattr(nnx, "view")
-
-
-def inputs(shape, seed=4) -> jax.Array:
-    return jnp.asarray(0.5 + 2 * np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def stats_of(layer):
-    return nnx.to_pure_dict(nnx.state(layer, nnx.BatchStat))
-
-
-def pair(features=5, **settings):
-    """The same layer, ours and Flax's."""
-    return (
-        BatchNorm(features, rngs=nnx.Rngs(0), **settings),
-        nnx.BatchNorm(features, rngs=nnx.Rngs(0), use_fast_variance=False, **settings),
-    )
-
-
 # --- masks ------------------------------------------------------------------------------------
-
-MASKS = {
-    "features": (5,),
-    "examples": (6, 1, 1),
-    "positions": (4, 1),
-    "positions and features": (4, 5),
-    "whole": (6, 4, 5),
-    "one": (1,),
-    "scalar": (),
-}
-
-
-def mask_of(shape):
-    flags = np.random.default_rng(1).random(shape) < 0.6
-    return jnp.asarray(flags if flags.size > 1 else np.ones(shape, bool))
 
 
 @pytest.mark.parametrize("shape", MASKS.values(), ids=MASKS)
@@ -109,12 +74,6 @@ def test_one_example_alone_is_no_batch():
 
 
 # --- complex numbers --------------------------------------------------------------------------
-
-
-def complex_inputs(shape) -> jax.Array:
-    """The parts are unequal, and correlated."""
-    real = inputs(shape)
-    return jax.lax.complex(real, 0.3 * real + inputs(shape, seed=5))
 
 
 @pytest.mark.filterwarnings(
@@ -248,7 +207,7 @@ def narrow(layer, dtype):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_statistics_move_at_float32(dtype, promotion):
     """Kept narrow, as Flax 0.12 keeps them, they stick where an update is less than half a unit."""
-    xs = [1 + inputs((64, 5), seed) / 8 for seed in range(100)]
+    xs = [1 + inputs((64, 5), seed=seed) / 8 for seed in range(100)]
     layer = narrow(BatchNorm(5, momentum=0.999, rngs=nnx.Rngs(0)), dtype)
     train = nnx.jit(lambda layer, x: layer(x))
     for x in xs:

@@ -9,45 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from nnx_views import view
-from tolerances import PARALLEL, assert_close
+from flax_layers import CLOSE, GRADIENTS, batches, weights
+from nnx_views import pure, stats_of, view
+from tolerances import PARALLEL, assert_trees_close, assert_trees_equal
 
 from bnjax.nnx import BatchNorm
-
-CLOSE = {"rtol": 2e-6, "atol": 2e-6}
-"""Two float32 computations near zero; an update that is lost or doubled is off by 1e-3."""
-
-GRADIENTS = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def inputs(shape, steps=3) -> list[jax.Array]:
-    rng = np.random.default_rng(4)
-    return [
-        jnp.asarray(t / 2 + (1 + t / 4) * rng.normal(size=shape), jnp.float32) for t in range(steps)
-    ]
-
-
-def weights(x) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(9).normal(size=x.shape), jnp.float32)
-
-
-def pure(state):
-    """Nested dicts of arrays."""
-    return nnx.to_pure_dict(state)
-
-
-def stats_of(layer):
-    return pure(nnx.state(layer, nnx.BatchStat))
-
-
-def assert_equal(ours, theirs):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-def assert_trees_close(ours, theirs, tolerance=CLOSE):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree.map(lambda a, b: assert_close(a, np.float64(b), tolerance), ours, theirs)
 
 
 @nnx.jit
@@ -82,11 +48,11 @@ def test_a_training_step_with_an_optimizer():
     ]
     for model in models:
         optimizer = nnx.Optimizer(model, optax.sgd(0.5), wrt=nnx.Param)
-        losses = [train(model, optimizer, x) for x in inputs((6, 5), 4)]
+        losses = [train(model, optimizer, x) for x in batches((6, 5), 4)]
         assert losses[-1] < losses[0]
         model.eval()
     assert_trees_close(*(pure(nnx.state(model)) for model in models), GRADIENTS)
-    assert_trees_close(*(model(inputs((6, 5))[0]) for model in models), GRADIENTS)
+    assert_trees_close(*(model(batches((6, 5))[0]) for model in models), GRADIENTS)
 
 
 def test_ensembles_by_vmap():
@@ -102,19 +68,19 @@ def test_ensembles_by_vmap():
     def each(model, x):
         return model(x)
 
-    keys, x = jax.random.split(jax.random.key(0), 3), inputs((16, 5))[0]
+    keys, x = jax.random.split(jax.random.key(0), 3), batches((16, 5))[0]
     ensemble = create(keys)
     ys = each(ensemble, x)
     for i, key in enumerate(keys):
         alone = Net(rngs=nnx.Rngs(key))
-        assert_trees_close(ys[i], call(alone, x))
+        assert_trees_close(ys[i], call(alone, x), CLOSE)
         members = jax.tree.map(lambda leaf, i=i: leaf[i], pure(nnx.state(ensemble, nnx.BatchStat)))
-        assert_trees_close(members, stats_of(alone))
+        assert_trees_close(members, stats_of(alone), CLOSE)
 
 
 @pytest.mark.slow
 def test_one_batch_by_vmap_with_an_axis_name():
-    x = inputs((4, 6, 5))[0]
+    x = batches((4, 6, 5))[0]
     layer = BatchNorm(5, axis_name="data", rngs=nnx.Rngs(0))
     whole = BatchNorm(5, rngs=nnx.Rngs(0))
 
@@ -128,7 +94,7 @@ def test_one_batch_by_vmap_with_an_axis_name():
 
 @pytest.mark.parametrize("groups", [None, [[0, 1, 2, 3], [4, 5, 6, 7]]])
 def test_axis_name_under_pmap(groups):
-    x = inputs((8, 4, 5), 1)[0]
+    x = batches((8, 4, 5), 1)[0]
     results = []
     settings = {"axis_name": "data", "axis_index_groups": groups, "rngs": nnx.Rngs(0)}
     for layer in (BatchNorm(5, **settings), nnx.BatchNorm(5, use_fast_variance=False, **settings)):
@@ -144,7 +110,7 @@ def test_axis_name_under_pmap(groups):
 
 def test_scan_over_steps_carries_the_statistics():
     """The result of a loop of compiled steps."""
-    xs = jnp.stack(inputs((16, 5), 4))
+    xs = jnp.stack(batches((16, 5), 4))
     loop, scanned = (BatchNorm(5, averaging="cumulative", rngs=nnx.Rngs(0)) for _ in range(2))
     for x in xs:
         call(loop, x)
@@ -154,7 +120,7 @@ def test_scan_over_steps_carries_the_statistics():
         return layer, layer(x)
 
     scan(scanned, xs)
-    assert_trees_close(stats_of(scanned), stats_of(loop))
+    assert_trees_close(stats_of(scanned), stats_of(loop), CLOSE)
     np.testing.assert_array_equal(stats_of(scanned)["count"], 4)
 
 
@@ -167,17 +133,19 @@ def test_scan_over_layers_stacks_them():
     def deep(layer, x):
         return 2 * layer(x) + 1
 
-    layers, x = create(jax.random.split(jax.random.key(0), 3)), inputs((16, 5))[0]
+    layers, x = create(jax.random.split(jax.random.key(0), 3)), batches((16, 5))[0]
     y = deep(layers, x)
     for i in range(3):
         alone = BatchNorm(5, rngs=nnx.Rngs(0))
         x = 2 * alone(x) + 1
-        assert_trees_close(jax.tree.map(lambda a, i=i: a[i], stats_of(layers)), stats_of(alone))
-    assert_trees_close(y, x)
+        assert_trees_close(
+            jax.tree.map(lambda a, i=i: a[i], stats_of(layers)), stats_of(alone), CLOSE
+        )
+    assert_trees_close(y, x, CLOSE)
 
 
 def test_remat_moves_the_statistics_once():
-    x = inputs((16, 5))[0]
+    x = batches((16, 5))[0]
     plain, remat = (BatchNorm(5, averaging="cumulative", rngs=nnx.Rngs(0)) for _ in range(2))
 
     @partial(nnx.jit, static_argnums=2)
@@ -189,8 +157,8 @@ def test_remat_moves_the_statistics_once():
         pure(gradient(layer, x, transform))
         for layer, transform in ((plain, lambda f: f), (remat, nnx.remat))
     ]
-    assert_trees_close(*grads)
-    assert_equal(stats_of(remat), stats_of(plain))
+    assert_trees_close(*grads, CLOSE)
+    assert_trees_equal(stats_of(remat), stats_of(plain))
 
 
 def test_eval_shape():
@@ -206,6 +174,6 @@ def test_eval_shape():
     ]
     assert {(y.shape, y.dtype) for y in ys} == {((16, 5), jnp.dtype("float32"))}
     assert nnx.eval_shape(lambda net, x: net(x), abstract, x).shape == (16, 4)
-    assert_equal(stats_of(layer), before)
+    assert_trees_equal(stats_of(layer), before)
     with pytest.raises(flax.errors.TraceContextError, match="update_statistics=False"):
         nnx.eval_shape(layer, x)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
+from bnjax.cores import usable_cores
 from bnjax.data.data_set import DataError
 from bnjax.extras import extra
 
@@ -71,7 +72,7 @@ class Stream(Iterator[Batch]):
 
         if workers and not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its own before it starts a process
-        threads = min(_cores(), MOST_THREADS)
+        threads = min(usable_cores(), MOST_THREADS)
         # A process makes its batches one by one: its queue holds those ahead.
         options = (
             grain.ReadOptions(0, 0) if workers else grain.ReadOptions(threads, AHEAD * threads)
@@ -129,12 +130,6 @@ def _close(iterator: list[Any], shares_memory: bool) -> None:
         iterator.pop().close()
     if shares_memory:
         gc.collect()  # cycles among Grain's objects hold the last batches
-
-
-def _cores() -> int:
-    """Counts the cores that this process may use, where the system tells."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _begin_worker(index: int, count: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 from packaging.requirements import Requirement as _Requirement
 
+from bnjax.cores import usable_cores
 from bnjax.doctor.snapshot import Device, Requirement, Snapshot, hosts_wait
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ def take_snapshot(patience: float = _PATIENCE, *, root: Path = Path("/")) -> Sna
         requirements=read("requirements", _requirements, ()),
         pinned=read("constraints", lambda: _pinned(environ), {}),
         plugged=read("device files", lambda: _plugged(root), ()),
-        cores=read("cores", _cores, None),
+        cores=read("cores", usable_cores, None),
         quota=read("the control group", lambda: _quota(root / "sys/fs/cgroup"), None),
         glibc=read("the C library", lambda: platform.libc_ver()[0] == "glibc", False),
         **started,
@@ -209,12 +210,6 @@ def _plugged(root: Path) -> tuple[str, ...]:
     if _TPUS.intersection(google) or any((root / "dev").glob("accel[0-9]*")):
         found.append("TPU")
     return tuple(found)
-
-
-def _cores() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()  # macOS
 
 
 def _quota(group: Path) -> float | None:

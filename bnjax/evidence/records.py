@@ -163,7 +163,7 @@ def check_data(record: Mapping[str, Json], name: str, sha256: str) -> None:
     if sha256 != recorded:
         raise RecordError(
             f"the data set {name} at hand has SHA-256 {sha256}, the record {recorded}: "
-            "point --data-dir to the data that was used."
+            "point --data-dir or --data to the data that was used."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bnjax.evidence.records import differences, sync
+from bnjax.evidence.records import sync
 from bnjax.training.keys import from_array, to_array
 from bnjax.training.manifests import (
     SCHEMA_VERSION,
@@ -44,11 +44,10 @@ def write_checkpoint(
     leaves: Sequence[Leaf],
     arrays: Sequence[np.ndarray],
     config: Mapping[str, Any],
-    extra: Mapping[str, Any],
 ) -> None:
     """Writes a checkpoint into an empty folder, reads it back and waits for the disk.
 
-    `leaves` and `arrays` are those of `describe` and `host_copies`; `config` and `extra` are JSON.
+    `leaves` and `arrays` are those of `describe` and `host_copies`; `config` is JSON.
 
     Raises:
         DamageError: the disk holds other values than were written.
@@ -61,7 +60,7 @@ def write_checkpoint(
         "files": file_digests(folder),
         "versions": versions(),
         "config": config,
-        "extra": extra,
+        "extra": {},  # which earlier versions ask for; nothing is read from it
     }
     write_manifest(folder, manifest)
     _read_values(folder, manifest["leaves"])
@@ -69,8 +68,8 @@ def write_checkpoint(
         sync(path)
 
 
-def read_checkpoint(folder: Path, wanted: Sequence[Leaf]) -> tuple[list[Any], dict[str, Any]]:
-    """Returns the leaves, in the order of `wanted` (from `describe`), and the `extra` values.
+def read_checkpoint(folder: Path, wanted: Sequence[Leaf]) -> list[Any]:
+    """Returns the leaves, in the order of `wanted` (from `describe`).
 
     Raises:
         DamageError: the checkpoint is not what was written.
@@ -82,17 +81,14 @@ def read_checkpoint(folder: Path, wanted: Sequence[Leaf]) -> tuple[list[Any], di
     values = _read_values(folder, manifest["leaves"])
     impls = {leaf["path"]: leaf.get("prng_impl") for leaf in manifest["leaves"]}
     paths = [leaf["path"] for leaf in wanted]
-    return [from_array(values[path], impls[path]) for path in paths], manifest["extra"]
+    return [from_array(values[path], impls[path]) for path in paths]
 
 
-def holds(
-    folder: Path, leaves: Sequence[Leaf], arrays: Sequence[np.ndarray], extra: Mapping[str, Any]
-) -> bool:
+def holds(folder: Path, leaves: Sequence[Leaf], arrays: Sequence[np.ndarray]) -> bool:
     """Whether a checkpoint has these values; raises DamageError if it is not what was written."""
     manifest = read_manifest(folder)
     check_files(folder, manifest["files"])
-    same_values = manifest["leaves"] == with_digests(leaves, arrays)
-    return same_values and not differences(manifest["extra"], extra)
+    return manifest["leaves"] == with_digests(leaves, arrays)
 
 
 def set_aside(folder: Path) -> None:

@@ -7,7 +7,7 @@ files before Orbax parses them, and every leaf afterwards.
 A checkpoint directory holds, for each step::
 
     <step>/arrays/            Orbax: the leaves as one list, typed PRNG keys as their key data
-    <step>/manifest.json      schema version, step, leaves, files, versions, config, extra
+    <step>/manifest.json      schema version, step, leaves, files, versions, config
     <step>/manifest.sha256    the manifest's own digest, as sha256sum writes it
 
 ``<step>.tmp`` is an unfinished write or delete and is cleared at the next start;
@@ -59,12 +59,10 @@ class Restored(NamedTuple):
     Attributes:
         step: Step it was saved under.
         state: NumPy arrays in the target's structure; typed PRNG keys are JAX key arrays.
-        extra: The `extra` that was given to `save`, as JSON returns it (tuples are lists).
     """
 
     step: int
     state: PyTree
-    extra: dict[str, Any]
 
 
 class Checkpoints:
@@ -131,35 +129,33 @@ class Checkpoints:
                 raise
             error.add_note(f"Also: {failed}")  # the error that ended the block stays in front
 
-    def save(self, step: int, state: PyTree, extra: Mapping[str, Any] | None = None) -> None:
+    def save(self, step: int, state: PyTree) -> None:
         """Copies `state` to the host and writes it in the background.
 
         When this returns, the arrays may be donated or overwritten. A save that is still being
         written is waited for first. Steps must grow; the newest step again is accepted, and nothing
-        is written, if that checkpoint is whole and holds the same values and extra. Checkpoints
-        that `restore` found damaged do not count; the first save afterwards sets them aside.
+        is written, if that checkpoint is whole and holds the same values. Checkpoints that
+         `restore` found damaged do not count; the first save afterwards sets them aside.
 
         Args:
             step: Step number, at least 0.
             state: Pytree of JAX arrays, NumPy arrays or typed PRNG keys, of any numeric or bool
                 dtype but longdouble.
-            extra: JSON-able values to return with the state, such as the position in the data.
 
         Raises:
             CheckpointError: The save before this one failed; or `step` is not after the newest
                 step; or the disk is too full; or the object is closed.
-            TypeError: A leaf is not an array, or `extra` is not JSON-able.
+            TypeError: A leaf is not an array.
             ValueError: `step` is negative, or `state` has no values.
         """
         self._wait()
         step = _integer("step", step, minimum=0)
-        plain_extra = _as_json("extra", {} if extra is None else extra)
         leaves = describe("state", state)
         arrays = host_copies(state)
         newest = self.latest()
         if newest is not None and step <= newest:
             try:
-                if step == newest and holds(self._folder(step), leaves, arrays, plain_extra):
+                if step == newest and holds(self._folder(step), leaves, arrays):
                     return
             except DamageError as damage:
                 raise CheckpointError(
@@ -178,7 +174,6 @@ class Checkpoints:
             leaves=leaves,
             arrays=arrays,
             config=self._config,
-            extra=plain_extra,
         )
         self._pending = step, self._writer.submit(self._write, step, write)
 
@@ -204,7 +199,7 @@ class Checkpoints:
                 `jax.ShapeDtypeStruct`. Its shardings do not matter: the caller places the result.
 
         Returns:
-            The step, state and extra, or None if the directory has no checkpoint.
+            The step and state, or None if the directory has no checkpoint.
 
         Raises:
             CheckpointError: Tree paths, shapes or dtypes differ from the target's; or checkpoints
@@ -216,7 +211,7 @@ class Checkpoints:
         problems: dict[int, str] = {}
         for step in reversed(self._steps()):
             try:
-                leaves, extra = read_checkpoint(self._folder(step), wanted)
+                leaves = read_checkpoint(self._folder(step), wanted)
             except DamageError as damage:
                 problems[step] = str(damage)
                 continue
@@ -226,7 +221,7 @@ class Checkpoints:
                     f"{self._listing(problems)}\nstep {step} is restored instead", stacklevel=2
                 )
             state = jax.tree.unflatten(jax.tree.structure(target), leaves)
-            return Restored(step, state, extra)
+            return Restored(step, state)
         if problems:
             raise CheckpointError(
                 f"no checkpoint is whole; {self._listing(problems)}\n"

@@ -148,6 +148,33 @@ class Progress(NamedTuple):
     sums: Metrics
 
 
+def start_or_resume(
+    initial: Progress,
+    checkpoints: Checkpoints | HostCheckpoints | None,
+    *,
+    snapshot: Callable[[Tree], Tree],
+    place: Callable[[Tree], Tree],
+) -> tuple[Progress, int]:
+    """Returns the progress to go on from, and the steps behind it, as `fit` takes them.
+
+    Args:
+        initial: of a run without a step.
+        checkpoints: where the newest whole one is looked for; None for nowhere.
+        snapshot: `state -> tree` of host arrays, as that of `RunFunctions`.
+        place: its inverse, for a state that was restored.
+
+    Raises:
+        CheckpointError: as `Checkpoints.restore`.
+    """
+    if checkpoints is None:
+        return initial, 0
+    restored = checkpoints.restore(initial._replace(state=snapshot(initial.state)))
+    if restored is None:
+        return initial, 0
+    state, sums = restored.state
+    return Progress(place(state), sums), restored.step
+
+
 def fit(
     functions: RunFunctions,
     progress: Progress,

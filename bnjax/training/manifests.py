@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _is_whole(manifest: Mapping[str, Any]) -> bool:
     """Whether a manifest has everything that is read from it, each with its type."""
-    kinds = {"leaves": list, "files": dict, "config": dict, "extra": dict}
+    kinds = {"leaves": list, "files": dict, "config": dict}
     if not all(isinstance(manifest[name], kind) for name, kind in kinds.items()):
         return False
     texts = [*manifest["files"].values()]

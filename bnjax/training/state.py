@@ -29,3 +29,8 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: Any = None
     fault: Any = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What a model of Flax Linen is applied to: parameters and running statistics."""
+        return {"params": self.params, "batch_stats": self.batch_stats}

@@ -9,6 +9,7 @@ import tyro
 
 from bnjax.command import command
 from bnjax.evidence.environment import require_commit
+from bnjax.paths import writable_folder
 from experiments.benchmarks import (
     batch_norm,
     input_pipeline,
@@ -17,7 +18,7 @@ from experiments.benchmarks import (
     train_step,
 )
 from experiments.benchmarks.benchmark import Benchmark, Result
-from experiments.harness.command_line import ending, output_folder
+from experiments.harness.command_line import ending
 
 BENCHMARKS: dict[str, Benchmark] = {
     "batch_norm": batch_norm,
@@ -56,7 +57,7 @@ def make_command(benchmark: Benchmark) -> Callable[..., None]:
     ) -> None:
         benchmark.start(config)
         require_commit(out, _RESULTS)  # before anything is measured
-        _write(output_folder(out), benchmark, benchmark.measure(config))
+        _write(writable_folder("--out", out), benchmark, benchmark.measure(config))
 
     run.__doc__ = benchmark.Config.__doc__
     return run

@@ -6,7 +6,6 @@ threads as XLA has; on a GPU it is `torch.compile`, in bfloat16. It has a file o
 contestant.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 
+from bnjax.cores import usable_cores
 from experiments.benchmarks import tables
 from experiments.benchmarks.benchmark import (
     Result,
@@ -97,8 +97,7 @@ def _equal_threads() -> int:
     """Gives PyTorch as many threads as XLA takes on CPUs: one for each core."""
     import torch
 
-    if hasattr(os, "sched_getaffinity"):  # elsewhere both take all cores
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cores())
     return torch.get_num_threads()
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import jax
 
 from bnjax.evidence.environment import require_commit
-from bnjax.paths import local_path
+from bnjax.paths import local_path, writable_folder
 from experiments.compiled.rows import Result
-from experiments.harness.command_line import output_folder
 
 
 def write(
@@ -49,7 +48,7 @@ def _say(text: str) -> None:
 def _file(out: Path, results: Path) -> Path:
     """Returns the file, checked before minutes go into what could not be written."""
     out = local_path("--out", out)
-    out = output_folder(out.parent) / out.name
+    out = writable_folder("--out", out.parent) / out.name
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: give a file, such as {out / 'result.json'}.")
     if out.exists() and not os.access(out, os.W_OK):

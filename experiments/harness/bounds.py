@@ -97,4 +97,5 @@ def check_fields(
 def check_several(name: str, values: Sequence[Any]) -> None:
     """Raises ValueError unless there are one or more, each once."""
     if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name} must name one or more, each once, got {tuple(values)}.")
+        given = ", ".join(map(str, values)) or "nothing"
+        raise ValueError(f"{name} must name one or more, each once, got {given}.")

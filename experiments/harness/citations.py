@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from packaging.version import Version
+
 from bnjax.evidence.records import RecordError, making_sense
 from experiments.harness.experiment import ROOT
 from experiments.harness.results import read_result
@@ -77,7 +79,7 @@ def origin_of(results: Iterable[Path], records: Iterable[tuple[Path, dict[str, A
     return Origin(
         tuple(map(below_root, results)),
         tuple(sorted({_name(record) for _, record in records} - {""})),
-        tuple(sorted({_version(path, part) for path, part in parts}, key=_order)),
+        tuple(map(str, sorted({_version(path, part) for path, part in parts}))),
         tuple(sorted({_commit(path, part) for path, part in parts})),
         data,
         tuple(sorted({record["started"][:4] for _, record in records if "started" in record})),
@@ -181,9 +183,9 @@ def _environments(path: Path, record: dict[str, Any]) -> Iterator[dict[str, Any]
         yield from (record["environment"], *record.get("resumed_under", ()))
 
 
-def _version(path: Path, environment: dict[str, Any]) -> str:
+def _version(path: Path, environment: dict[str, Any]) -> Version:
     with making_sense(path):
-        return str(environment["versions"]["bnjax"])
+        return Version(environment["versions"]["bnjax"])
 
 
 def _commit(path: Path, environment: dict[str, Any]) -> str:
@@ -214,10 +216,6 @@ def _digest(record: dict[str, Any]) -> str:
     """The record's own, which those of schema 1 do not name, or that of what it holds."""
     text = json.dumps(record, sort_keys=True)
     return str(record.get("sha256") or hashlib.sha256(text.encode()).hexdigest())
-
-
-def _order(version: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def _stated(about: str, name: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import absl.logging
@@ -19,7 +18,6 @@ import absl.logging
 from bnjax.compilers.topologies import MissingCompilerError
 from bnjax.data import DataError
 from bnjax.evidence.records import RecordError
-from bnjax.paths import writable_folder
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted, OutOfTime
 from bnjax.training.parallel import HostsError
@@ -131,15 +129,6 @@ def refuse_no_values(argv: Sequence[str], config: type[Any]) -> None:
         flag = argument.replace("_", "-")
         if flag in flags and after.startswith("--"):
             raise ValueError(f"{flag} has no value: give it one or more, or leave it out.")
-
-
-def output_folder(out: Path) -> Path:
-    """The folder of `--out`, made before anything is computed.
-
-    Raises:
-        ValueError: it is a URL, or cannot be made or written.
-    """
-    return writable_folder("--out", out)
 
 
 def unknown_word(word: str, known: Collection[str]) -> str:

@@ -1,12 +1,55 @@
 """Accuracies compared: two arms, paired by seed; one more run, with those of other seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit  # scipy.stats takes half a second to import
 
 from bnjax.evidence.statistics import spread
+
+Side = Literal["above", "below", "unclear"]
+
+
+class Difference(NamedTuple):
+    """A paired difference as tables tell it.
+
+    Attributes:
+        seeds: that both have.
+        text: the mean, with its unit and its interval.
+        side: of zero, on which the whole interval lies; "unclear" if it holds zero, or is none.
+    """
+
+    seeds: int
+    text: str
+    side: Side
+
+
+def points(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
+    """Returns the difference of two accuracies by seed, fractions, in points of a per cent."""
+    return told(paired(first, second), in_points, " points")
+
+
+def times(first: Mapping[int, float], second: Mapping[int, float], what: str) -> Difference:
+    """Returns how many times larger the first is than the second, by seed.
+
+    The interval is of the logarithm of the ratio.
+    """
+    own, theirs = ({seed: float(np.log(x)) for seed, x in each.items()} for each in (first, second))
+    return told(paired(own, theirs), lambda value: f"{np.exp(value):.1f}", f" times {what}")
+
+
+def told(
+    difference: Mapping[str, Any], shown: Callable[[float], str], unit: str = ""
+) -> Difference:
+    """Returns a difference of `paired` for tables; arguments are those of `with_interval`."""
+    text = with_interval(difference, shown, unit)
+    return Difference(difference["seeds"], text, side(*(interval(difference) or (0, 0))))
+
+
+def side(low: float, high: float) -> Side:
+    """Returns the side of zero on which a whole interval lies."""
+    return "above" if low > 0 else "below" if high < 0 else "unclear"
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> dict[str, Any]:
@@ -67,18 +110,17 @@ def in_points(fraction: float) -> str:
     return f"{100 * fraction:+.2f}"
 
 
-def verdict(difference: Mapping[str, Any]) -> str:
-    """Returns what the interval says to a claim that the difference is above zero."""
-    low, high = interval(difference) or (0, 0)
-    return "shown" if low > 0 else "contradicted" if high < 0 else "not shown"
+def verdict(side: Side) -> str:
+    """Returns what a difference on that side says to a claim that it is above zero."""
+    return {"above": "shown", "below": "contradicted", "unclear": "not shown"}[side]
 
 
 def difference_line(first: str, second: str, difference: Mapping[str, Any]) -> str:
     """One difference in words, in points of a per cent."""
-    text = f"- {first} minus {second}: {100 * difference['mean']:+.2f} points"
-    if "confidence_95" in difference:
-        low, high = (100 * bound for bound in difference["confidence_95"])
-        text += f", 95 % confidence interval {low:+.2f} to {high:+.2f}"
+    text = f"- {first} minus {second}: {in_points(difference['mean'])} points"
+    ends = interval(difference)
+    if ends is not None:
+        text += f", 95 % confidence interval {in_points(ends[0])} to {in_points(ends[1])}"
     seeds = difference["seeds"]
     return f"{text} ({f'{seeds} seeds, paired' if seeds > 1 else 'one seed'})."
 

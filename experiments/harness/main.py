@@ -13,13 +13,12 @@ import tyro
 from bnjax.command import command
 from bnjax.evidence.environment import require_commit
 from bnjax.evidence.records import is_finished
-from bnjax.paths import local_path
+from bnjax.paths import local_path, writable_folder
 from bnjax.training.loop import OutOfTime
 from bnjax.training.parallel import all_hosts_agree, all_succeed, gather_json, is_first
 from experiments.harness import found
 from experiments.harness.command_line import (
     ending,
-    output_folder,
     preset_in,
     refuse_no_values,
     unknown_word,
@@ -163,7 +162,7 @@ def _prepare(experiment: Experiment, arguments: Any, out: Path) -> tuple[Any, li
     for task in tasks:
         check(experiment, task, data, compute, out)
     if is_first() and _left(tasks, out):
-        output_folder(out)
+        writable_folder("--out", out)
     return data, tasks
 
 

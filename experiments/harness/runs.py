@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +13,6 @@ from bnjax.evidence.environment import environment
 from bnjax.evidence.records import (
     RecordError,
     Run,
-    check_data,
     check_identity,
     is_finished,
     making_sense,
@@ -22,18 +20,13 @@ from bnjax.evidence.records import (
 )
 from bnjax.paths import check_writable, local_path
 from bnjax.training.locks import LockError, lock
-from bnjax.training.loop import OutOfTime, Schedule
+from bnjax.training.loop import OutOfTime
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel import HostCheckpoints, all_succeed, gather_json, is_first
 from bnjax.training.tensorboard import TensorBoard
-from experiments.harness import affects
-from experiments.harness.arm import by_name
 from experiments.harness.compute import Compute
 from experiments.harness.experiment import Experiment, Member, Outcome, RunLog, Task, identity
 from experiments.harness.weights import save_weights
-
-_MOST_TOGETHER = 1_000
-"""Runs that a record may say were trained together."""
 
 
 def folder_of_runs(experiment: Experiment, out: Path, *, resume: bool = False) -> Path:
@@ -153,7 +146,7 @@ def complete(
     if gather_json(all_succeed(whole))[0]:
         return
     if not begins and any(gather_json(compute.out_of_time())):
-        raise OutOfTime(f"out of time before {_described(experiment, task)}")
+        raise OutOfTime(f"out of time before {described(experiment, task)}")
     with ExitStack() as held:
         if experiment.together:
             names = [run_name(task, member) for member in task.members]
@@ -167,15 +160,15 @@ def complete_all(
     out: Path,
     *,
     compute: Compute | None = None,
-    data_dir: Path | None = None,
 ) -> None:
     """Checks all runs of a configuration, then trains those that `out` does not hold whole.
 
-    It is the experiment's command without its tables and figures, on one host.
+    It is the experiment's command without its tables and figures, on one host; prepared data sets
+    are where they are by default.
     """
     compute = compute or experiment.compute()
     folder_of_runs(experiment, out)
-    data = experiment.open_data(config, data_dir)
+    data = experiment.open_data(config, None)
     tasks = experiment.tasks_of(config)
     for task in tasks:
         check(experiment, task, data, compute, out)
@@ -225,7 +218,7 @@ def _complete(experiment: Experiment, task: Task, data: Any, compute: Any, out: 
                 compute,
                 writer,
                 checkpoints=checkpoints,
-                description=_described(experiment, task),
+                description=described(experiment, task),
             )
         cost: dict[str, Any] = {"wall_seconds": round(time.perf_counter() - started, 1)}
         if experiment.together:
@@ -298,81 +291,8 @@ class _Writer(RunLog):
             self._boards[position].show(step, values)
 
 
-def task_of(experiment: Experiment, record: dict[str, Any]) -> Task:
-    """Returns the task that repeats a recorded run.
-
-    The run stands in it as often as runs were trained together, which gives the same compiled
-    program: XLA rounds a loop over one run otherwise than one over several.
-    """
-    stated = record["identity"]
-    settings = stated.get("settings", {})
-    given = {name: settings[name] for name in affects.names(experiment.config, "arm")}
-    own = {"data": record["data"]["name"], "arms": (stated["arm"],)}
-    config = experiment.config(**stated["config"] | own, **given)
-    together = record["final"]["trained_together"] if experiment.together else 1
-    if type(together) is not int or not 1 <= together <= _MOST_TOGETHER:
-        raise ValueError(f"trained_together must be 1 to {_MOST_TOGETHER}, got {together!r:.80}.")
-    member = Member(stated["seed"], stated.get("learning_rate"))
-    recorded: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()
-    }
-    arm = replace(by_name(experiment.arms, stated["arm"]), **recorded)
-    return Task(config, arm, (member,) * together, Schedule(**stated["schedule"]))
-
-
-def rerun(
-    experiment: Experiment,
-    record: dict[str, Any],
-    *,
-    steps: int | None,
-    data: str,
-    data_dir: Path | None,
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """Trains a recorded run again and writes nothing.
-
-    Args:
-        experiment: whose run it is.
-        record: from `record.json`.
-        steps: how many steps; all of them by default.
-        data: the data set's name, by which it is found.
-        data_dir: where prepared data sets are.
-
-    Returns:
-        The log's entries, and the outcome if all steps were taken.
-
-    Raises:
-        RecordError: if the data at hand is not that of the record.
-    """
-    task = task_of(experiment, record)
-    opened = experiment.open_data(task.config, data_dir, name=data)
-    check_data(record, opened.name, opened.sha256)
-    compute = experiment.compute.of_record(record)
-    experiment.check(task, opened, compute)
-    whole = True
-    if steps is not None and steps < task.schedule.steps:
-        whole = False
-        task = task._replace(schedule=task.schedule._replace(steps=steps))
-    kept = _FirstKept()
-    outcomes = experiment.train(
-        task, opened, compute, kept, checkpoints=None, description=_described(experiment, task)
-    )
-    return json.loads(json.dumps(kept.entries)), outcomes[0].final if whole else None
-
-
-class _FirstKept(RunLog):
-    """Keeps what the first member measures."""
-
-    def __init__(self) -> None:
-        self.entries: list[dict[str, Any]] = []
-
-    def log(self, position: int, entry: dict[str, Any]) -> None:
-        """Adds an entry."""
-        if position == 0:
-            self.entries.append(entry)
-
-
-def _described(experiment: Experiment, task: Task) -> str:
-    """What the progress bar says."""
+def described(experiment: Experiment, task: Task) -> str:
+    """Returns what the progress bar says."""
     if not experiment.together:
         return run_name(task, task.members[0])
     return f"{'sweep ' if task.sweep else ''}{task.arm.name}"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -36,10 +36,8 @@ class InceptionArm(ImageArm):
         init_scale: factor on the convolutions' initial weights.
         per_activation: modules that normalize each activation by itself.
         accelerated: whether it trains for `accelerated_steps`.
-        positions: least height and width of what its first Inception module sees.
     """
 
-    positions: ClassVar[int] = 5
     learning_rate_factor: float = numbers(1.0)
     dropout: float = training(0.4)
     l2: float = training(2e-4)
@@ -112,8 +110,6 @@ class GoogLeNetArm(InceptionArm):
 
     `per_activation`, and `stem` and `figure_5` of the configuration, are BN-Inception's alone.
     """
-
-    positions: ClassVar[int] = 9
 
     def model(self, config: Any, *, classes: int, axis_name: str | None = None) -> nn.Module:
         """Returns the network."""

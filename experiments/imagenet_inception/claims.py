@@ -5,26 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bnjax.evidence.tables import table
 from experiments.harness.comparison import Comparison, match_steps
-from experiments.harness.differences import in_points, paired, verdict, with_interval
+from experiments.harness.differences import Difference, points, times, verdict
 from experiments.harness.results import Runs
-
-
-class Finding(NamedTuple):
-    """The first runs of a pair held against the second.
-
-    Attributes:
-        seeds: that both have.
-        text: the difference, for the table.
-        verdict: what it says to a claim of which it is the whole difference.
-    """
-
-    seeds: int
-    text: str
-    verdict: str
 
 
 class Claim(NamedTuple):
@@ -41,16 +25,16 @@ class Claim(NamedTuple):
     text: str
     paper: str
     setting: str
-    measure: Callable[[Runs, Runs], Finding]
+    measure: Callable[[Runs, Runs], Difference]
     pairs: tuple[tuple[str, str], ...] = ()
 
 
-def best_accuracy(first: Runs, second: Runs) -> Finding:
+def best_accuracy(first: Runs, second: Runs) -> Difference:
     """Best accuracies, in points."""
-    return _finding(first.best(), second.best(), in_points, " points")
+    return points(first.best(), second.best())
 
 
-def fewer_steps(first: Runs, second: Runs) -> Finding:
+def fewer_steps(first: Runs, second: Runs) -> Difference:
     """Steps to the best of the second run of a seed: how many times fewer than its own.
 
     The interval is of the ratio's logarithm. A run that never comes to it has no ratio, and those
@@ -59,19 +43,9 @@ def fewer_steps(first: Runs, second: Runs) -> Finding:
     own, theirs = match_steps(first, second), match_steps(second, second)
     if not all([*own.values(), *theirs.values()]):  # never, or before the first step
         reached = sum(steps is not None for steps in own.values())
-        return Finding(len(own), f"{reached} of {len(own)} reach it", "not shown")
-    before, after = (
-        {seed: float(np.log(at)) for seed, at in steps.items() if at} for steps in (theirs, own)
-    )
-    return _finding(before, after, lambda value: f"{np.exp(value):.1f}", " times fewer")
-
-
-def _finding(
-    first: dict[int, float], second: dict[int, float], shown: Callable[[float], str], unit: str
-) -> Finding:
-    difference = paired(first, second)
-    text = with_interval(difference, shown, unit)
-    return Finding(difference["seeds"], text, verdict(difference))
+        return Difference(len(own), f"{reached} of {len(own)} reach it", "unclear")
+    before, after = ({seed: at for seed, at in steps.items() if at} for steps in (theirs, own))
+    return times(before, after, "fewer")
 
 
 _NORMALIZED = (
@@ -165,14 +139,14 @@ def claims_table(results: Path, report: Comparison) -> str:
 
 def _judged(claim: Claim, pair: Sequence[Runs]) -> list[str]:
     """Returns what a pair differs in, its seeds, how much better the first is, the verdict."""
-    finding = claim.measure(*pair)
+    difference = claim.measure(*pair)
     first, second = map(_identity, pair)
     changed = [name for name in first | second if first.get(name) != second.get(name)]
     differ = ", ".join(f"`{name}`" for name in changed)
     if len(changed) > 3:
         differ = f"the whole recipe, {len(changed)} settings"
-    says = finding.verdict if changed == [claim.setting] else "none: more differs"
-    return [differ, str(finding.seeds), finding.text, says]
+    says = verdict(difference.side) if changed == [claim.setting] else "none: more differs"
+    return [differ, str(difference.seeds), difference.text, says]
 
 
 def _identity(runs: Runs) -> dict[str, Any]:

@@ -141,15 +141,7 @@ class Config(ImageConfig):
         if self.decay_factor > 1:
             raise ValueError(f"decay_factor must be in (0, 1], got {self.decay_factor}.")
         for name in self.arms:
-            positions = by_name(ARMS, name).positions
-            least = (positions - 1) * self.stem_stride + 1
-            if self.image_size < least:
-                raise ValueError(
-                    f"image_size={self.image_size} is too small for "
-                    f"stem_stride={self.stem_stride}: the first Inception module of {name} needs "
-                    f"{positions}x{positions} positions. Use {least} pixels or more, or a smaller "
-                    "stem_stride."
-                )
+            by_name(ARMS, name).check_size(self)
         self.schedule(self.accelerated_steps).check()
 
 

@@ -1,7 +1,6 @@
 """The networks that are compared."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,11 +8,11 @@ import jax
 import optax
 
 from bnjax.evidence.figures import NORMALIZED, PLAIN
-from bnjax.linen import BatchNorm
 from bnjax.models import MLP, LeNet5, scaled_tanh
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import nothing
 from experiments.harness.arm import Arm
+from experiments.harness.images.arm import batch_norm
 
 _ACTIVATIONS = {
     "tanh": nn.tanh,
@@ -39,15 +38,7 @@ class DigitsArm(Arm):
 
     def model(self, config: Any) -> nn.Module:
         """Returns the network."""
-        norm = None
-        if self.normalized:
-            norm = partial(
-                BatchNorm,
-                momentum=config.decay,
-                epsilon=config.epsilon,
-                averaging=config.averaging,
-                running_var=config.running_var,
-            )
+        norm = batch_norm(config, axis_name=None) if self.normalized else None
         if not self.lenet:
             return MLP(norm=norm, kernel_init=nn.initializers.normal(config.weight_std))
         return LeNet5(

@@ -17,7 +17,7 @@ from bnjax.linen import model_moments
 from bnjax.models.training_mode import apply_train
 from bnjax.normalization import population_stats
 from bnjax.training.divergence import Diverged, raise_if_diverged, start_watch
-from bnjax.training.loop import Progress, RunFunctions, fit
+from bnjax.training.loop import Progress, RunFunctions, fit, start_or_resume
 from bnjax.training.objectives import Metrics, check_labels
 from bnjax.training.parallel import HostCheckpoints, Members, Together, default_together, member
 from bnjax.training.state import TrainState
@@ -69,7 +69,7 @@ def train(
     for split in (data.train, data.test):
         check_labels(split.labels, data.classes)
     members = Members(len(task.members), together=together(task.config))
-    functions = _Functions(task, data.classes)
+    functions = _Functions(task)
     images, labels = members.share((data.train.images, data.train.labels))
     test = members.share(eval_batches(data.test.images, data.test.labels, task.config.eval_batch))
     probe = members.share(data.test.images[: task.config.probe_examples])
@@ -93,51 +93,27 @@ def train(
     def record(step: int, sums: Metrics, measured: tuple[dict[str, Any], Any]) -> None:
         evaluation, shown = measured
         for i in range(members.count):
-            if diverged[i] is None:
+            if watch.diverged[i] is None:
                 log.log(i, _entry(task, i, step, member(sums, i), member(evaluation, i)))
                 if shown is not None:
                     log.show(i, step, watched(member(shown, i)))
 
-    seeds = np.array([own.seed for own in task.members])
-    learning_rates = np.array([own.learning_rate for own in task.members])
-    with np.errstate(over="ignore"):  # then the first step says so
-        learning_rates = learning_rates.astype(np.float32)
-    initial = init(members.place(seeds), members.place(learning_rates))
+    initial = init(*map(members.place, _seeds_and_rates(task)))
     sums = jax.tree.map(lambda zero: np.zeros(members.count, zero.dtype), Metrics.zero())
-    progress, first_step = Progress(initial, sums), 0
-    if checkpoints is not None:
-        restored = checkpoints.restore(Progress(members.fetch(initial), sums))
-        if restored is not None:
-            first_step, (state, sums) = restored.step, restored.state
-            progress = Progress(members.place(state), sums)
-
-    last = progress.state
-    diverged: list[Diverged | None] = [None] * members.count
-
-    def check(state: TrainState) -> None:
-        nonlocal last
-        last = state
-        if not members.fetch(state.fault).any():
-            return
-        host = members.fetch(state)
-        for i in range(members.count):
-            try:
-                raise_if_diverged(member(host, i))
-            except Diverged as error:
-                diverged[i] = error
-        if None not in diverged:
-            raise _AllDiverged
-
+    progress, first_step = start_or_resume(
+        Progress(initial, sums), checkpoints, snapshot=members.fetch, place=members.place
+    )
+    watch = _Watch(members)
     try:
-        log.begin(first_step, members.fetch(last.step).tolist())
-        check(last)
-        last = fit(
+        log.begin(first_step, members.fetch(progress.state.step).tolist())
+        watch.check(progress.state)
+        fit(
             RunFunctions(
                 train=run,
                 evaluate=measure,
                 inputs=indices,
                 snapshot=members.fetch,
-                check=check,
+                check=watch.check,
             ),
             progress,
             task.schedule,
@@ -150,6 +126,7 @@ def train(
         )
     except _AllDiverged:
         pass
+    last = watch.last
     outcome = {"test": evaluate(last, test, probe)["test"]}
     if last.batch_stats:
         chosen = members.place(indices(0, task.config.population_batches))
@@ -157,21 +134,49 @@ def train(
         outcome["test_population"] = evaluate(by_algorithm_2, test, probe)["test"]
     outcome, final = members.fetch((outcome, last))
     return [
-        Outcome(_final(member(outcome, i), member(final, i), diverged[i]), {})
+        Outcome(_final(member(outcome, i), member(final, i), watch.diverged[i]), {})
         for i in range(members.count)
     ]
+
+
+def _seeds_and_rates(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    seeds = np.array([own.seed for own in task.members])
+    rates = np.array([own.learning_rate for own in task.members])
+    with np.errstate(over="ignore"):  # then the first step says so
+        return seeds, rates.astype(np.float32)
 
 
 class _AllDiverged(Exception):
     """No member is finite any more."""
 
 
+class _Watch:
+    """What has become of the members: the last state of all, and why some stay where they are."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self.last: Any = None
+        self.diverged: list[Diverged | None] = [None] * members.count
+
+    def check(self, state: TrainState) -> None:
+        """Takes down a state; raises _AllDiverged where no member is finite any more."""
+        self.last = state
+        if not self._members.fetch(state.fault).any():
+            return
+        host = self._members.fetch(state)
+        for i in range(self._members.count):
+            try:
+                raise_if_diverged(member(host, i))
+            except Diverged as error:
+                self.diverged[i] = error
+        if None not in self.diverged:
+            raise _AllDiverged
+
+
 class _Functions:
     """The pure functions of one member: initialization, steps, evaluation."""
 
-    def __init__(self, task: Task, classes: int) -> None:
-        if classes != 10:
-            raise ValueError(f"the networks have 10 classes, the data {classes}.")
+    def __init__(self, task: Task) -> None:
         self._task = task
         self._arm: DigitsArm = task.arm
         self._model: Any = self._arm.model(task.config)
@@ -205,7 +210,7 @@ class _Functions:
         moments of the probe. `running` `[units]`, with normalization alone, is the median in
         inference mode, by the running statistics.
         """
-        variables = _variables(state)
+        variables = state.variables
         percentiles = jnp.array(PERCENTILES, jnp.float32)
         inputs = self._last_inputs(variables, probe, train=True)
         evaluation = {
@@ -222,7 +227,7 @@ class _Functions:
         """A state with the statistics of Algorithm 2 over the chosen batches `[batches, batch]`."""
         stats = population_stats(
             lambda chosen: model_moments(
-                self._model, _variables(state), self._prepare(images[chosen]), train=True
+                self._model, state.variables, self._prepare(images[chosen]), train=True
             ),
             indices,
         )
@@ -240,10 +245,6 @@ class _Functions:
 
     def _apply_eval(self, variables: Any, images: jax.Array) -> jax.Array:
         return self._model.apply(variables, images, train=False)
-
-
-def _variables(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def _indices(task: Task, size: int, first_step: int, steps: int) -> np.ndarray:
@@ -284,7 +285,7 @@ def _final(outcome: dict[str, Any], state: TrainState, diverged: Diverged | None
     return {
         "test": as_json(outcome["test"]),
         "test_population": None if population is None else as_json(population),
-        "state_sha256": tree_sha256(_variables(state)),
+        "state_sha256": tree_sha256(state.variables),
         "diverged": diverged and diverged.facts(),
     }
 

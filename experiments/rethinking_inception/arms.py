@@ -90,9 +90,9 @@ class RethinkingArm(ImageArm):
         factor = 1.0 if TABLE_3[self.row].normalized else config.unnormalized_factor
         return config.learning_rate * factor
 
-    def image_size(self, config: Any) -> int:
-        """Returns height and width of the network's input, pixels."""
-        return config.googlenet_size
+    def size_field(self) -> str:
+        """Returns the configuration's field that `image_size` reads."""
+        return "googlenet_size"
 
     def augmentation(self, config: Any) -> Augmentation:
         """Returns how training views are made."""
@@ -157,9 +157,9 @@ class InceptionV3Arm(RethinkingArm):
         """Returns the weight of the side head's loss, if there is one."""
         return () if self.auxiliary == "none" else (inception_v3.AUXILIARY_WEIGHT,)
 
-    def image_size(self, config: Any) -> int:
-        """Returns height and width of the network's input, pixels."""
-        return {1: config.image_size, 2: config.half_size, 4: config.quarter_size}[self.shrink]
+    def size_field(self) -> str:
+        """Returns the configuration's field that `image_size` reads."""
+        return {1: "image_size", 2: "half_size", 4: "quarter_size"}[self.shrink]
 
 
 def _paper(top_1: str, top_5: str, cost: str) -> Mapping[str, str]:

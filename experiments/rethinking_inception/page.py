@@ -10,7 +10,7 @@ import numpy as np
 
 from bnjax.evidence.tables import table
 from experiments.harness.comparison import Comparison
-from experiments.harness.differences import in_points, paired, verdict, with_interval
+from experiments.harness.differences import in_points, paired, told, verdict, with_interval
 from experiments.harness.images import evaluation_table
 from experiments.harness.images.evaluation_table import Published
 from experiments.harness.page import Page
@@ -98,11 +98,11 @@ def changes_table(runs: Mapping[str, Runs]) -> str:
     for change in CHANGES:
         if change.after in runs and change.before in runs:
             after, before = runs[change.after], runs[change.before]
-            difference = paired(after.best(), before.best())
-            if difference["seeds"]:
+            difference = told(paired(after.best(), before.best()), in_points)
+            if difference.seeds:
                 pair = f"{after.label} against {before.label}"
-                says = [with_interval(difference, in_points), verdict(difference)]
-                rows.append([change.text, pair, str(difference["seeds"]), *says, change.paper])
+                says = [str(difference.seeds), difference.text, verdict(difference.side)]
+                rows.append([change.text, pair, *says, change.paper])
     return table(_HEADS, rows, left=2) if rows else ""
 
 

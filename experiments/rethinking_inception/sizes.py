@@ -12,7 +12,8 @@ from bnjax.data.sets import FACTS
 from bnjax.evidence.environment import environment, require_commit
 from bnjax.evidence.tables import table
 from bnjax.models.summary import summarize
-from experiments.harness.command_line import ending, output_folder
+from bnjax.paths import writable_folder
+from experiments.harness.command_line import ending
 from experiments.rethinking_inception.arms import ARMS
 from experiments.rethinking_inception.config import PRESETS
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     with ending("experiments.rethinking_inception"):
         prog = "python -m experiments.rethinking_inception sizes"
         out = tyro.cli(Arguments, prog=prog, args=argv).out
-        folder = None if out is None else output_folder(out)
+        folder = None if out is None else writable_folder("--out", out)
         if folder is not None:
             require_commit(folder, RESULTS)
         sizes = {

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -14,13 +13,13 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from bnjax.linen import BatchNorm
-from bnjax.models import MLP, apply_train
+from bnjax.models import apply_train
 from bnjax.training.state import TrainState
 from bnjax.training.steps import make_train_step
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import draw_over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
-from experiments.why_it_works.side_by_side import Digits, orders, seeds_of, start
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation, rounded
+from experiments.why_it_works.side_by_side import Digits, orders, perceptron, seeds_of, start
 
 Loss = Callable[[Any, Any], jax.Array]
 """`(params, (images, labels)) -> mean loss in training`"""
@@ -29,7 +28,7 @@ _STYLES = {"with": (NORMALIZED, "-"), "without": (PLAIN, "--")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlongTraining(Question):
+class AlongTraining(Observation):
     """Trains deep ReLU networks by plain gradient descent, and measures on the way.
 
     Attributes:
@@ -43,8 +42,6 @@ class AlongTraining(Question):
         rate: of plain gradient descent; the same for both kinds.
     """
 
-    exact: ClassVar[bool] = False
-    in_float64: ClassVar[bool] = False
     shown: ClassVar[str]
 
     networks: int = numbers(2)
@@ -80,9 +77,7 @@ class AlongTraining(Question):
 
     def follow(self, norm: Any, seed: int, digits: Digits) -> dict[str, np.ndarray]:
         """Returns what is measured while networks with a norm train: `[measurements, networks]`."""
-        he = nn.initializers.he_normal()
-        hidden = (self.width,) * self.depth
-        model = MLP(hidden, norm=norm, activation=nn.relu, kernel_init=he)
+        model = perceptron((self.width,) * self.depth, norm)
         tx, seeds = optax.sgd(self.rate), seeds_of(seed, self.networks)
         take = make_train_step(partial(apply_train, model), tx)
 

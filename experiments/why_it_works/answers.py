@@ -10,7 +10,7 @@ import numpy as np
 from bnjax.evidence.figures import Form, save
 from bnjax.evidence.records import check_log_digest
 from bnjax.evidence.tables import table
-from experiments.harness.differences import confidence_95
+from experiments.harness.differences import confidence_95, side
 from experiments.harness.results import runs_below
 from experiments.why_it_works.question import Question
 
@@ -143,5 +143,5 @@ def verdict(effects: Sequence[float]) -> str:
     """Returns what effects of several seeds, above zero where a claim holds, say to it."""
     if len(effects) == 1:
         return "one seed: no verdict"
-    low, high = confidence_95(effects)
-    return "holds in small" if low > 0 else "contradicted" if high < 0 else "not seen"
+    said = {"above": "holds in small", "below": "contradicted", "unclear": "not seen"}
+    return said[side(*confidence_95(effects))]

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import flax.linen as nn
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from bnjax.linen import BatchNorm
-from bnjax.models import MLP
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import NORMALIZED, PLAIN, THEORY, Answer, Question
+from experiments.why_it_works.question import NORMALIZED, PLAIN, THEORY, Answer, Observation
 from experiments.why_it_works.rates import Kind, accuracies_and_rates, at_an_end, compared, hold_out
-from experiments.why_it_works.side_by_side import Digits, seeds_of
+from experiments.why_it_works.side_by_side import Digits, perceptron, seeds_of
 
 _SIGNS = {
     "small batches": (THEORY, "s"),
@@ -32,7 +30,7 @@ _SIGNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GhostBatches(Question):
+class GhostBatches(Observation):
     """Trains with small batches, large ones, and large ones in small groups.
 
     Attributes:
@@ -50,9 +48,7 @@ class GhostBatches(Question):
         "Large batches that are normalized in small groups test better than as a whole."
     )
     source: ClassVar[str] = "Hoffer et al. 2017, arXiv 1705.08741"
-    exact: ClassVar[bool] = False
     effect: ClassVar[str] = "points of accuracy more"
-    in_float64: ClassVar[bool] = False
 
     networks: int = numbers(2)
     steps: int = numbers(1_200)
@@ -67,7 +63,6 @@ class GhostBatches(Question):
         """Returns by how many points ghost batches are better than large ones."""
         train, held_out = hold_out(Digits.of(data.train), self.held_out, seed)
         test = Digits.of(data.test)
-        he = nn.initializers.he_normal()
         sizes = {
             "small batches": (self.small, self.small),
             "large batches": (self.large, self.large),
@@ -76,8 +71,7 @@ class GhostBatches(Question):
         kinds = {}
         for kind, (batch_size, group) in sizes.items():
             norm = partial(BatchNorm, batch=group, momentum=self.decay)
-            model = MLP(self.widths, norm=norm, activation=nn.relu, kernel_init=he)
-            kinds[kind] = Kind(model, sgd(self.rates[0]), batch_size)
+            kinds[kind] = Kind(perceptron(self.widths, norm), sgd(self.rates[0]), batch_size)
         seeds = seeds_of(seed, self.networks)
         found = compared(kinds, self.rates, train, held_out, test, seeds, steps=self.steps)
         reached = {kind: each.accuracy for kind, each in found.items()}

@@ -22,14 +22,13 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from bnjax.linen import BatchNorm
-from bnjax.models import MLP
 from bnjax.models.layers import DenseNorm
 from bnjax.models.norms import Norm
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation, rounded
 from experiments.why_it_works.rates import Kind, accuracies_and_rates, compared, hold_out
-from experiments.why_it_works.side_by_side import Digits, seeds_of
+from experiments.why_it_works.side_by_side import Digits, perceptron, seeds_of
 
 
 class Convolutions(nn.Module):
@@ -66,7 +65,7 @@ def windows(x: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupNormalization(Question):
+class GroupNormalization(Observation):
     """Trains perceptrons with batch normalization in groups of several sizes, and with the other.
 
     Attributes:
@@ -85,9 +84,7 @@ class GroupNormalization(Question):
         "of 32, and worse than group normalization."
     )
     source: ClassVar[str] = "Wu & He 2018, arXiv 1803.08494"
-    exact: ClassVar[bool] = False
     effect: ClassVar[str] = "points of accuracy less than the lower of both"
-    in_float64: ClassVar[bool] = False
 
     networks: int = numbers(2)
     examples: tuple[int, ...] = numbers((2, 4, 8, 32))
@@ -100,8 +97,7 @@ class GroupNormalization(Question):
 
     def model(self, norm: Norm) -> nn.Module:
         """Returns a network with a normalization."""
-        he = nn.initializers.he_normal()
-        return MLP(self.widths, norm=norm, activation=nn.relu, kernel_init=he)
+        return perceptron(self.widths, norm)
 
     def answer(self, seed: int, data: DataSet) -> Answer:
         """Returns by how many points the smallest groups are worse."""

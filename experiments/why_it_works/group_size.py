@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +19,14 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from bnjax.linen import BatchNorm
-from bnjax.models import MLP, apply_train
+from bnjax.models import apply_train
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import NORMALIZED, Answer, Question, rounded
-from experiments.why_it_works.side_by_side import Digits, seeds_of, trained
+from experiments.why_it_works.question import NORMALIZED, Answer, Observation, rounded
+from experiments.why_it_works.side_by_side import Digits, perceptron, seeds_of, trained
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupSize(Question):
+class GroupSize(Observation):
     """Trains with groups of several sizes, and gives the test images to both modes.
 
     Attributes:
@@ -44,9 +43,7 @@ class GroupSize(Question):
         "and inference."
     )
     source: ClassVar[str] = "Wu & Johnson 2021, arXiv 2105.07576"
-    exact: ClassVar[bool] = False
     effect: ClassVar[str] = "of the probability more, between the smallest and the largest groups"
-    in_float64: ClassVar[bool] = False
 
     networks: int = numbers(2)
     groups: tuple[int, ...] = numbers((2, 4, 8, 40, 200))
@@ -75,12 +72,7 @@ class GroupSize(Question):
         self, group: int, seed: int, train: Digits, test: Digits
     ) -> tuple[float, dict[str, float]]:
         """Returns the gap, and the test accuracy in both modes, per cent."""
-        model = MLP(
-            self.widths,
-            norm=partial(BatchNorm, batch=group, momentum=self.decay),
-            activation=nn.relu,
-            kernel_init=nn.initializers.he_normal(),
-        )
+        model = perceptron(self.widths, partial(BatchNorm, batch=group, momentum=self.decay))
         seeds, batch_size = seeds_of(seed, self.networks), max(self.groups)
         state = trained(
             model, optax.sgd(self.rate), train, seeds, steps=self.steps, batch_size=batch_size

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -24,12 +23,19 @@ from bnjax.linen import BatchNorm, model_moments
 from bnjax.models import MLP
 from bnjax.training.state import TrainState
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
-from experiments.why_it_works.side_by_side import Digits, orders, seeds_of, start, training
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation, rounded
+from experiments.why_it_works.side_by_side import (
+    Digits,
+    orders,
+    perceptron,
+    seeds_of,
+    start,
+    training,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerJacobians(Question):
+class LayerJacobians(Observation):
     """Takes the singular values of the square layers before and after training.
 
     Attributes:
@@ -45,11 +51,9 @@ class LayerJacobians(Question):
         "Normalization brings the singular values of the layers' Jacobians closer to one."
     )
     source: ClassVar[str] = "Ioffe & Szegedy 2015, arXiv 1502.03167, section 3.3"
-    exact: ClassVar[bool] = False
     effect: ClassVar[str] = (
         "less of the mean absolute logarithm of the singular values, after training"
     )
-    in_float64: ClassVar[bool] = False
 
     networks: int = numbers(2)
     depth: int = numbers(5)
@@ -77,8 +81,7 @@ class LayerJacobians(Question):
         return Answer(effect=effect, curves=curves, numbers=numbers)
 
     def _values(self, norm: Any, seed: int, digits: Digits) -> dict[str, np.ndarray]:
-        hidden, he = (self.width,) * self.depth, nn.initializers.he_normal()
-        model = MLP(hidden, norm=norm, activation=nn.relu, kernel_init=he)
+        model = perceptron((self.width,) * self.depth, norm)
         tx, seeds = optax.sgd(self.rate), seeds_of(seed, self.networks)
         drawn = start(model, tx, seeds, digits)
         order = orders(seeds, 0, self.steps, self.batch_size, len(digits.labels))
@@ -99,9 +102,8 @@ class LayerJacobians(Question):
 
 
 def _of_all(model: MLP, state: TrainState, batch: jax.Array) -> np.ndarray:
-    whole = {"params": state.params, "batch_stats": state.batch_stats}
     networks = range(len(state.step))
-    each = (jax.tree.map(lambda leaf, i=i: leaf[i], whole) for i in networks)
+    each = (jax.tree.map(lambda leaf, i=i: leaf[i], state.variables) for i in networks)
     return np.concatenate([singular_values(model, variables, batch) for variables in each])
 
 

@@ -21,13 +21,13 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from bnjax.linen import BatchNorm
-from bnjax.models import MLP
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import draw_over_steps, over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation
 from experiments.why_it_works.side_by_side import (
     Digits,
     orders,
+    perceptron,
     seeds_of,
     start,
     tested,
@@ -70,7 +70,7 @@ class NoisyBatchNorm(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseAfter(Question):
+class NoiseAfter(Observation):
     """Trains deep networks normalized, normalized with noise, and without.
 
     Attributes:
@@ -89,9 +89,7 @@ class NoiseAfter(Question):
         "Normalization helps although noise behind it shifts the inputs of all layers at each step."
     )
     source: ClassVar[str] = "Santurkar et al. 2018, arXiv 1805.11604, Figure 2"
-    exact: ClassVar[bool] = False
     effect: ClassVar[str] = "points of accuracy more than without normalization"
-    in_float64: ClassVar[bool] = False
 
     networks: int = numbers(2)
     depth: int = numbers(10)
@@ -118,8 +116,7 @@ class NoiseAfter(Question):
 
     def _accuracies(self, norm: Any, seed: int, train: Digits, test: Digits) -> np.ndarray:
         """Mean accuracies on the test set by running statistics and without noise, per cent."""
-        hidden, he = (self.width,) * self.depth, nn.initializers.he_normal()
-        model = MLP(hidden, norm=norm, activation=nn.relu, kernel_init=he)
+        model = perceptron((self.width,) * self.depth, norm)
         tx, seeds = optax.sgd(self.rate), seeds_of(seed, self.networks)
         advance = training(model, tx)
         state = start(model, tx, seeds, train)

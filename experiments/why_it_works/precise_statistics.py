@@ -22,11 +22,12 @@ from bnjax.linen import BatchNorm
 from bnjax.models import MLP, apply_train
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import draw_over_steps, over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation
 from experiments.why_it_works.side_by_side import (
     Digits,
     accuracies,
     orders,
+    perceptron,
     seeds_of,
     start,
     training,
@@ -36,7 +37,7 @@ _STYLES = {"running": (PLAIN, "--"), "precise": (NORMALIZED, "-")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreciseStatistics(Question):
+class PreciseStatistics(Observation):
     """Tests networks by both statistics again and again while they train.
 
     Attributes:
@@ -54,9 +55,7 @@ class PreciseStatistics(Question):
         "In mid-training at a high rate, precise statistics test better than running averages."
     )
     source: ClassVar[str] = "Wu & Johnson 2021, arXiv 2105.07576"
-    exact: ClassVar[bool] = False
     effect: ClassVar[str] = "points of accuracy more, mean over the training"
-    in_float64: ClassVar[bool] = False
 
     networks: int = numbers(4)
     steps: int = numbers(600)
@@ -96,8 +95,7 @@ class PreciseStatistics(Question):
         )
 
     def _model(self, **settings: Any) -> MLP:
-        norm, he = partial(BatchNorm, **settings), nn.initializers.he_normal()
-        return MLP(self.widths, norm=norm, activation=nn.relu, kernel_init=he)
+        return perceptron(self.widths, partial(BatchNorm, **settings))
 
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the accuracies of all seeds over their training."""

@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN  # noqa: F401 - colours of questions, too
 from experiments.harness.arm import Arm
 
-PLAIN, NORMALIZED, THEORY = "#d55e00", "#0072b2", "#000000"  # Okabe & Ito
+THEORY = "#000000"
 
 
 class Check(NamedTuple):
@@ -71,6 +72,14 @@ class Question(Arm, ABC):
     @abstractmethod
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws the curves of some seeds' answers, JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation(Question, ABC):
+    """A question that is asked of trained networks: no theorem tells the answer; in float32."""
+
+    exact: ClassVar[bool] = False
+    in_float64: ClassVar[bool] = False
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,14 +16,14 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from bnjax.data.order import permutation
-from bnjax.models import MLP
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import draw_over_steps, over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Check, Question
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Check, Observation
 from experiments.why_it_works.side_by_side import (
     Digits,
     accuracies,
     orders,
+    perceptron,
     seeds_of,
     start,
     tested,
@@ -36,7 +35,7 @@ _STYLES = {"with": (NORMALIZED, "-"), "without": (PLAIN, "--")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomLabels(Question):
+class RandomLabels(Observation):
     """Trains on few digits with labels that were drawn.
 
     Attributes:
@@ -54,8 +53,6 @@ class RandomLabels(Question):
         "A network fits labels drawn at random, with normalization and without it."
     )
     source: ClassVar[str] = "Zhang et al. 2017, arXiv 1611.03530, Table 1"
-    exact: ClassVar[bool] = False
-    in_float64: ClassVar[bool] = False
 
     networks: int = numbers(2)
     examples: int = numbers(500)
@@ -92,8 +89,7 @@ class RandomLabels(Question):
         self, norm: str | None, seed: int, train: Digits, test: Digits
     ) -> tuple[np.ndarray, float]:
         """Accuracies on what is trained on, `[tests, networks]`, and the last on the test set."""
-        he = nn.initializers.he_normal()
-        model = MLP(self.widths, norm=norm, activation=nn.relu, kernel_init=he)
+        model = perceptron(self.widths, norm)
         tx, seeds = optax.sgd(self.rate), seeds_of(seed, self.networks)
         advance, state = training(model, tx), start(model, tx, seeds, train)
         order = orders(seeds, 0, self.steps, self.batch_size, self.examples)

@@ -17,18 +17,6 @@ from bnjax.training.state import TrainState
 from experiments.why_it_works.side_by_side import Digits, accuracies, orders, start, training
 
 
-class Chosen(NamedTuple):
-    """Networks after training at the rate that was best for them.
-
-    Attributes:
-        rate: the one that was chosen.
-        state: of the networks; leaves `[networks, ...]`.
-    """
-
-    rate: float
-    state: TrainState
-
-
 class Kind(NamedTuple):
     """A kind of network, and how it is trained.
 
@@ -107,8 +95,8 @@ def trained_at_best_rate(
     *,
     steps: int,
     batch_size: int,
-) -> Chosen:
-    """Trains networks at each rate, side by side, and returns those of the best.
+) -> tuple[float, TrainState]:
+    """Trains networks at each rate, side by side; returns the best rate, and the networks at it.
 
     Args:
         model: the network.
@@ -129,4 +117,4 @@ def trained_at_best_rate(
     reached = accuracies(model, state, held_out).reshape(len(rates), len(seeds)).mean(1)
     best = int(np.argmax(reached))
     own = slice(best * len(seeds), (best + 1) * len(seeds))
-    return Chosen(rates[best], jax.tree.map(lambda leaf: leaf[own], state))
+    return rates[best], jax.tree.map(lambda leaf: leaf[own], state)

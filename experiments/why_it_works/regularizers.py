@@ -24,7 +24,7 @@ from bnjax.data import DataSet
 from bnjax.models.layers import DenseNorm, Dropout
 from bnjax.training.optimizers import make_optimizer, sgd
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation
 from experiments.why_it_works.rates import Kind, compared, hold_out
 from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of
 
@@ -57,7 +57,7 @@ class Perceptron(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropoutGain(Question):
+class DropoutGain(Observation):
     """Trains on few digits, with and without normalization, with and without dropout.
 
     Attributes:
@@ -74,9 +74,7 @@ class DropoutGain(Question):
 
     claim: ClassVar[str] = "With normalization, dropout gains less than without."
     source: ClassVar[str] = "Ioffe & Szegedy 2015, arXiv 1502.03167, section 3.4"
-    exact: ClassVar[bool] = False
     effect: ClassVar[str] = "points of test accuracy less gained"
-    in_float64: ClassVar[bool] = False
     regularizer: ClassVar[str] = "dropout"
 
     networks: int = numbers(2)

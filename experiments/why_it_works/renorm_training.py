@@ -20,14 +20,14 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from bnjax.linen import BatchNorm, BatchRenorm
-from bnjax.models import MLP
 from bnjax.normalization import renorm_limits
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import draw_over_steps, over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question
+from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation
 from experiments.why_it_works.side_by_side import (
     Digits,
     orders,
+    perceptron,
     seeds_of,
     start,
     tested,
@@ -38,7 +38,7 @@ _STYLES = {"BN": (PLAIN, "--"), "renormalized": (NORMALIZED, "-")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RenormSmallBatches(Question):
+class RenormSmallBatches(Observation):
     """Trains with batches of 4.
 
     Attributes:
@@ -57,9 +57,7 @@ class RenormSmallBatches(Question):
         "With batches of 4, batch renormalization tests better than batch normalization."
     )
     source: ClassVar[str] = "Ioffe 2017, arXiv 1702.03275"
-    exact: ClassVar[bool] = False
     effect: ClassVar[str] = "points of accuracy more"
-    in_float64: ClassVar[bool] = False
 
     networks: int = numbers(2)
     steps: int = numbers(3_000)
@@ -94,10 +92,7 @@ class RenormSmallBatches(Question):
         self, name: str, seed: int, train: Digits, test: Digits, order: jax.Array
     ) -> np.ndarray:
         """Accuracies on the test set by running statistics, `[tests, networks]`."""
-        network = partial(
-            MLP, self.widths, activation=nn.relu, kernel_init=nn.initializers.he_normal()
-        )
-        plain = network(norm=BatchNorm)
+        plain = perceptron(self.widths, BatchNorm)
 
         def opening(step: jax.Array) -> nn.Module:
             r_max, d_max = renorm_limits(
@@ -106,7 +101,7 @@ class RenormSmallBatches(Question):
                 r_end=int(self.r_open * self.steps),
                 d_end=int(self.d_open * self.steps),
             )
-            return network(norm=partial(BatchRenorm, r_max=r_max, d_max=d_max))
+            return perceptron(self.widths, partial(BatchRenorm, r_max=r_max, d_max=d_max))
 
         tx = optax.sgd(self.rate)
         advance = training(plain if name == "BN" else opening, tx)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,18 +18,17 @@ import optax
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
-from bnjax.models import MLP
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import NORMALIZED, PLAIN, THEORY, Answer, Question
+from experiments.why_it_works.question import NORMALIZED, PLAIN, THEORY, Answer, Observation
 from experiments.why_it_works.rates import Kind, accuracies_and_rates, at_an_end, compared, hold_out
-from experiments.why_it_works.side_by_side import Digits, seeds_of
+from experiments.why_it_works.side_by_side import Digits, perceptron, seeds_of
 
 _LAST = "logits"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleBiasAlone(Question):
+class ScaleBiasAlone(Observation):
     """Trains parts of networks; the last layer stays.
 
     Attributes:
@@ -46,9 +44,7 @@ class ScaleBiasAlone(Question):
         "Scale and bias alone train a network further than as many of its other weights do."
     )
     source: ClassVar[str] = "Frankle et al. 2021, arXiv 2003.00152"
-    exact: ClassVar[bool] = False
     effect: ClassVar[str] = "points of accuracy more"
-    in_float64: ClassVar[bool] = False
     trained: ClassVar[tuple[str, ...]] = ("scale, bias", "as many", "all")
     """Names in `parts`: what the claim says, its control, and what else is told."""
 
@@ -63,8 +59,7 @@ class ScaleBiasAlone(Question):
         """Returns by how many points scale and bias are better."""
         train, held_out = hold_out(Digits.of(data.train), self.held_out, seed)
         test = Digits.of(data.test)
-        he = nn.initializers.he_normal()
-        model = MLP(self.widths, norm="batch", activation=nn.relu, kernel_init=he)
+        model = perceptron(self.widths, "batch")
         masks = parts(seed, np.ptp(np.asarray(train.images), axis=0).ravel() > 0)
         kinds = {
             part: Kind(model, optax.chain(only(masks[part]), sgd(self.rates[0])), self.batch_size)

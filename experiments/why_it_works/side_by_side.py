@@ -15,7 +15,8 @@ import optax
 
 from bnjax.data import ArraySplit
 from bnjax.data.order import batch_indices
-from bnjax.models import apply_train
+from bnjax.models import MLP, apply_train
+from bnjax.models.norms import Norm
 from bnjax.training.objectives import Metrics, classification_metrics
 from bnjax.training.state import TrainState
 from bnjax.training.steps import make_train_step, scan_steps
@@ -39,6 +40,11 @@ class Digits(NamedTuple):
     def of(cls, split: ArraySplit) -> "Digits":
         """Returns those of a split in memory."""
         return cls(jnp.asarray(split.images, jnp.float32) / 255, jnp.asarray(split.labels))
+
+
+def perceptron(widths: tuple[int, ...], norm: Norm | str | None) -> MLP:
+    """Returns a network with ReLUs and He's weights; arguments as `bnjax.models.MLP` has them."""
+    return MLP(widths, norm=norm, activation=nn.relu, kernel_init=nn.initializers.he_normal())
 
 
 def seeds_of(seed: int, networks: int) -> range:

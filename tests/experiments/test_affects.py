@@ -16,7 +16,7 @@ from experiments.harness.found import experiments
 from experiments.harness.images.arm import ImageArm
 from experiments.harness.images.config import ImageConfig
 from experiments.harness.images.programs import programs_of, training_program
-from experiments.harness.runs import task_of
+from experiments.harness.repetition import task_of
 
 RECORDS = [
     pytest.param(experiment, path.parent, id=str(path.parent.relative_to(experiment.results)))

@@ -186,7 +186,7 @@ def test_verify_repeats_a_run(finished):
 
 def outcome(data, config, how="jit", devices=8, arm="bn_baseline"):
     log = Entries()
-    compute = ImageCompute(how, device_count=devices)
+    compute = ImageCompute(parallel=how, device_count=devices)
     (reached,) = train(inception_task(config, arm), data, compute, log)
     return log.entries, reached
 

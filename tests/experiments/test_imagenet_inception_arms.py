@@ -104,7 +104,7 @@ def test_arms_that_are_drawn_can_be_told_apart():
 
 
 def test_side_heads_need_more_positions():
-    with pytest.raises(ValueError, match=r"image_size=32 .*of googlenet needs 9x9 .*Use 33 pixels"):
+    with pytest.raises(ValueError, match=r"image_size=32 of googlenet: .*needs 9x9.*33x33"):
         replace(QUICK, arms=("inception", "googlenet"))
 
 
@@ -145,7 +145,7 @@ def test_a_step_trains_the_side_heads_with_their_weight():
     images = rng.integers(0, 256, program.batch_shapes[0].shape, dtype=np.uint8)
     labels = np.array([0, 3, 1, 1], np.int32)
     model = chosen.model(config, classes=4)
-    variables = {"params": state.train.params, "batch_stats": state.train.batch_stats}
+    variables = state.train.variables
     unit = jnp.asarray(images[0] / np.float32(127.5) - 1)
     outputs, _ = jax.jit(partial(apply_train, model))(variables, unit, *step_keys(state.train))
     after, metrics = jax.jit(program.step)(state, (images, labels[None]))

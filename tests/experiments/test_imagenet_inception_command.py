@@ -19,10 +19,10 @@ def cli(monkeypatch, capsys):
     [
         (["--arms", "vgg"], "arms: unknown 'vgg'; choose from inception"),
         (["--data", "emnist"], "data: unknown 'emnist'"),
-        (["--image-size", "16"], "image_size=16 is too small for stem_stride=4.*Use 17 pixels"),
+        (["--image-size", "16"], "image_size=16 of inception: .* stem_stride=4.* of 17x17"),
         (
             ["--arms", "googlenet"],
-            "image_size=32 .* of googlenet needs 9x9 positions. Use 33 pixels",
+            "image_size=32 of googlenet: .* needs 9x9. Use larger images, of 33x33",
         ),
         (["--rates", "0.1", "-1"], "rates must be > 0 and finite, got -1"),
         (["--activation", "tanh"], "invalid choice 'tanh'"),

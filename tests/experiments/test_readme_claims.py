@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from experiments import claims
+from experiments.harness.differences import points
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,7 +64,8 @@ def test_questions_and_claims_are_counted_by_the_page_s_lines():
 def test_a_claim_that_the_runs_contradict_is_an_error(monkeypatch, second, side):
     """Red if a side is not held against the interval."""
     first = {seed: 0.6 + seed / 100 for seed in range(3)}
-    found = claims.points(first, {seed: second + seed**2 / 100 for seed in range(3)})
+    other = {seed: second + seed**2 / 100 for seed in range(3)}
+    found = claims.of_pairs(points(first, other))
     assert found.side == side
     for claimed in ("above", "unclear", "below"):
         claim = claims.Claim("normalized is better", "norms", claimed, lambda: found)

@@ -42,7 +42,7 @@ def data():
 @lru_cache
 def compute(how, devices):
     """The same devices, so that programs are shared."""
-    return ImageCompute(how, device_count=devices)
+    return ImageCompute(parallel=how, device_count=devices)
 
 
 def outcome(data, how="jit", devices=1, seed=0, **changes):

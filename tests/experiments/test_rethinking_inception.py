@@ -217,8 +217,14 @@ def test_an_arm_s_images_have_its_own_size():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 20}, r"^inception_v3: images of 20x20 are too small.*21x21 at least"),
-        ({"stem_stride": 4}, r"^googlenet: images of 24x24 are too small for stem_stride=4"),
+        (
+            {"image_size": 20},
+            r"^image_size=20 of inception_v3: images of 20x20 are too small.*21x21 at least",
+        ),
+        (
+            {"stem_stride": 4},
+            r"^googlenet_size=24 of googlenet: images of 24x24 are too small for stem_stride=4",
+        ),
         ({"arms": ("table2",)}, r"stem_stride=2 must be 4 or more for quarter_resolution"),
         ({"clip_norm": 0.0}, "clip_norm must be > 0"),
         ({"rmsprop_epsilon": 0.0}, "rmsprop_epsilon must be > 0"),

@@ -19,7 +19,8 @@ from bnjax.linen import BatchNorm
 from bnjax.models import MLP
 from experiments import verify as verify_module
 from experiments.harness.compute import Compute
-from experiments.harness.runs import complete_all, rerun
+from experiments.harness.repetition import rerun
+from experiments.harness.runs import complete_all
 from experiments.verify import verify
 from experiments.why_it_works.along_training import AlongTraining
 from experiments.why_it_works.answers import Answers, verdict

@@ -53,12 +53,12 @@ def test_the_best_rate_is_chosen_and_its_networks_returned(digits, rates):
     train, held_out = hold_out(digits, 500, seed=0)
     length = {"steps": 40, "batch_size": 20}
     model = MLP((16,), norm="batch")
-    chosen = trained_at_best_rate(model, sgd(1.0), rates, train, held_out, SEEDS, **length)
+    rate, state = trained_at_best_rate(model, sgd(1.0), rates, train, held_out, SEEDS, **length)
     expected = trained(model, optax.sgd(0.2), train, SEEDS, **length)
-    assert chosen.rate == 0.2
+    assert rate == 0.2
     jax.tree.map(
         lambda own, other: np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5),
-        chosen.state.params,
+        state.params,
         expected.params,
     )
 

@@ -79,7 +79,7 @@ def test_network_learns_32_digits_by_heart(name, digits):
     model = ARMS[name].model
     state, correct = train(ARMS[name], digits)
     assert correct == IMAGES
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables
     if state.batch_stats:
         batches = jnp.split(digits[0], 2)
         variables = recalibrate(model, variables, batches, train=True)

@@ -28,13 +28,6 @@ SHAPES = {"dense": (12, 5), "images": (4, 3, 2, 5)}  # channels last
 KERAS = 1e-5  # it computes in float32
 
 
-@pytest.fixture
-def promotion():
-    """Haiku itself relies on implicit promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def trained_on(layer, xs, axis: int = -1):
     """bnjax alone, by the converted settings: outputs, statistics, and inference."""
     params, stats, settings, _ = layer

@@ -13,13 +13,6 @@ import pytest
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("x64", "promotion")]
 
 
-@pytest.fixture
-def promotion():
-    """Haiku itself relies on implicit promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.mark.parametrize("shape", [(12, 5), (4, 3, 2, 5)])
 def test_training_statistics_and_inference(shape):
     given = ours.data(shape, 5)

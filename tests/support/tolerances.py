@@ -53,6 +53,12 @@ def assert_trees_close(actual, desired, tolerance: dict[str, float]) -> None:
         assert_close(leaf, wanted, tolerance, jax.tree_util.keystr(path))
 
 
+def assert_trees_equal(actual, desired) -> None:
+    """Two trees of one structure and the same numbers."""
+    assert jax.tree.structure(actual) == jax.tree.structure(desired)
+    jax.tree.map(np.testing.assert_array_equal, actual, desired)
+
+
 def assert_bitwise(actual, desired) -> None:
     """Two trees of one structure, dtype, shape and bytes; signs of zeros count."""
     assert jax.tree.structure(actual) == jax.tree.structure(desired)

@@ -123,7 +123,6 @@ MALFORMED = {
     "key": lambda manifest: _leaf(manifest, dtype="key<fry>", prng_impl="x"),
     "files": lambda manifest: _set(manifest, "files", []),
     "config": lambda manifest: _set(manifest, "config", 3),
-    "extra": lambda manifest: _set(manifest, "extra", None),
     "missing": lambda manifest: {key: manifest[key] for key in manifest if key != "files"},
 }
 

@@ -143,20 +143,28 @@ def test_save_is_not_altered_by_donation_or_mutation(tmp_path):
     assert not state["mutated"].any()
 
 
-def test_extra_returns_and_empty_directory_has_nothing(tmp_path):
-    extra = {"epoch": 3, "position": [1, 2], "metrics": {"loss": float("nan")}}
+def test_an_empty_directory_has_nothing(tmp_path):
     with Checkpoints(tmp_path / "new" / "run", config=CONFIG) as checkpoints:
         assert checkpoints.latest() is None
         assert checkpoints.restore(make_state(0)) is None
-        checkpoints.save(5, make_state(5), extra)
-        extra["epoch"] = 4
+        checkpoints.save(5, make_state(5))
         assert checkpoints.latest() == 5
+
+
+@pytest.mark.parametrize("extra", [{}, {"epoch": 3, "metrics": {"loss": float("nan")}}])
+def test_a_checkpoint_of_an_earlier_version_is_restored(run, extra):
+    """Its manifest has `extra`, which could be given then."""
+    rewrite_manifest(run / "2", lambda manifest: manifest.update(extra=extra))
+    with Checkpoints(run, config=CONFIG) as checkpoints:
         restored = checkpoints.restore(make_state(0))
-        checkpoints.save(6, make_state(6))
-        assert checkpoints.restore(make_state(0)).extra == {}
-    assert restored.extra["epoch"] == 3
-    assert restored.extra["position"] == [1, 2]
-    assert np.isnan(restored.extra["metrics"]["loss"])
+        checkpoints.save(2, make_state(2))  # the same values: nothing is written
+    assert restored.step == 2
+    assert_bitwise(restored.state, make_state(2))
+
+
+def test_an_earlier_version_can_restore_what_is_saved(run):
+    """It refuses a manifest without `extra`."""
+    assert json.loads((run / "2" / "manifest.json").read_text())["extra"] == {}
 
 
 def test_manifest_names_what_is_stored(run):
@@ -187,14 +195,9 @@ def test_same_step_again_is_accepted_only_with_the_same_content(run):
         checkpoints.save(2, make_state(2))
         checkpoints.latest()
         assert os.stat(run / "2").st_ino == before
-        for step, state, extra in [
-            (2, make_state(3), None),
-            (2, make_state(2), {"epoch": 1}),
-            (1, make_state(1), None),
-            (0, make_state(0), None),
-        ]:
+        for step, state in [(2, make_state(3)), (1, make_state(1)), (0, make_state(0))]:
             with pytest.raises(CheckpointError, match=rf"step {step} cannot.*holds step 2"):
-                checkpoints.save(step, state, extra)
+                checkpoints.save(step, state)
         checkpoints.save(3, make_state(3))
         assert checkpoints.latest() == 3
         checkpoints.save(4, {"a": np.zeros(4)})
@@ -386,21 +389,20 @@ def test_bad_arguments_are_named(tmp_path, arguments, error, message):
 
 
 @pytest.mark.parametrize(
-    ("step", "state", "extra", "error", "message"),
+    ("step", "state", "error", "message"),
     [
-        (-1, {"a": np.ones(1)}, None, ValueError, "step must be at least 0, got -1"),
-        (0.5, {"a": np.ones(1)}, None, TypeError, "step must be an integer"),
-        (0, {"a": {"b": 3}}, None, TypeError, r"state\['a'\]\['b'\] must be an array, got 3"),
-        (0, {"a": np.array(["x"])}, None, TypeError, r"state\['a'\] must have a native numeric"),
-        (0, {"a": np.ones(1, ">f4")}, None, TypeError, "must have a native numeric"),
-        (0, {"a": np.ones(1, "longdouble")}, None, TypeError, "a native numeric .*longdouble"),
-        (0, {"a": jax.ShapeDtypeStruct((1,), np.int32)}, None, TypeError, "must be an array"),
-        (0, {"a": np.zeros(0)}, None, ValueError, "state has no values"),
-        (0, {"a": np.ones(1)}, {"loss": jnp.ones(1)}, TypeError, "extra must be a mapping"),
+        (-1, {"a": np.ones(1)}, ValueError, "step must be at least 0, got -1"),
+        (0.5, {"a": np.ones(1)}, TypeError, "step must be an integer"),
+        (0, {"a": {"b": 3}}, TypeError, r"state\['a'\]\['b'\] must be an array, got 3"),
+        (0, {"a": np.array(["x"])}, TypeError, r"state\['a'\] must have a native numeric"),
+        (0, {"a": np.ones(1, ">f4")}, TypeError, "must have a native numeric"),
+        (0, {"a": np.ones(1, "longdouble")}, TypeError, "a native numeric .*longdouble"),
+        (0, {"a": jax.ShapeDtypeStruct((1,), np.int32)}, TypeError, "must be an array"),
+        (0, {"a": np.zeros(0)}, ValueError, "state has no values"),
     ],
 )
-def test_bad_saves_are_named(tmp_path, step, state, extra, error, message):
+def test_bad_saves_are_named(tmp_path, step, state, error, message):
     with Checkpoints(tmp_path, config=CONFIG) as checkpoints:
         with pytest.raises(error, match=message):
-            checkpoints.save(step, state, extra)
+            checkpoints.save(step, state)
         assert checkpoints.latest() is None

@@ -269,7 +269,7 @@ def test_collectives_are_counted(how, batch):
 def test_evaluation_sums_over_all(how, devices):
     """Each example once, those under the mask not at all."""
     parallel, state = over(how, devices), make_state()
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables
     images, labels, mask = batch_of(make_batches(), 0)
     model = make_model(parallel.axis_name)
 

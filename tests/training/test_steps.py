@@ -199,7 +199,7 @@ def test_evaluation_sums_over_batches_and_skips_padding():
 
     _, eval_apply, state = make(NORM)
     images, labels = make_data(11)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.variables
     evaluate = jax.jit(make_eval_step(eval_apply, prepare))
     metrics = evaluate(variables, eval_batches(images, labels, 4))
 

@@ -39,7 +39,6 @@ from bnjax.data.views.distortions import Distortion, distort
 __all__ = [
     "Augmentation",
     "DamagedImageError",
-    "Image",
     "evaluation_view",
     "evaluation_views",
     "training_view",

@@ -22,19 +22,19 @@ Result = TypeVar("Result")
 
 
 class HostCheckpoints:
-    """`Checkpoints` for all processes at once, with the same interface.
+    """`Checkpoints` for all processes at once: to save and restore, as a context manager.
 
     Process 0 opens the directory, writes and reads; what it restores is broadcast. Its errors are
     raised on all processes, so that none waits for one that has left. Every process must make the
     same calls in the same order. Arguments and errors are those of `Checkpoints`.
     """
 
-    def __init__(self, directory: str | Path, *, config: Mapping[str, Any], keep: int = 2) -> None:
+    def __init__(self, directory: str | Path, *, config: Mapping[str, Any]) -> None:
         self._directory = Path(directory)
         self._own: Checkpoints | None = None
 
         def open_directory() -> None:
-            self._own = Checkpoints(directory, config=config, keep=keep)
+            self._own = Checkpoints(directory, config=config)
 
         _on_first(open_directory)
 
@@ -46,13 +46,9 @@ class HostCheckpoints:
         if self._own is not None:
             self._own.__exit__(kind, error, trace)
 
-    def save(self, step: int, state: Tree, extra: Mapping[str, Any] | None = None) -> None:
+    def save(self, step: int, state: Tree) -> None:
         """Saves process 0's `state`: NumPy arrays, or arrays that it holds whole."""
-        _on_first(lambda: self._first.save(step, state, extra))
-
-    def latest(self) -> int | None:
-        """Returns the newest step on disk that is not known to be damaged, or None."""
-        return _on_first(lambda: self._first.latest())
+        _on_first(lambda: self._first.save(step, state))
 
     def restore(self, target: Tree) -> Restored | None:
         """Reads the newest whole checkpoint, the same on all processes."""
@@ -64,12 +60,12 @@ class HostCheckpoints:
             if read is None:
                 return None
             impls = [key_impl(leaf) for leaf in jax.tree.leaves(read.state)]
-            return [read.step, read.extra, impls]
+            return [read.step, impls]
 
         found = _on_first(restore_here)
         if found is None:
             return None
-        step, extra, impls = found
+        step, impls = found
         if read is None:  # another process, whose values do not matter
             forms = jax.tree.map(array_form, target)
             arrays = jax.tree.map(lambda form: np.zeros(form.shape, form.dtype), forms)
@@ -77,12 +73,7 @@ class HostCheckpoints:
             arrays = jax.tree.map(lambda leaf: np.asarray(to_array(leaf)), read.state)
         leaves, tree = jax.tree.flatten(broadcast_from_first(arrays))
         leaves = [from_array(leaf, impl) for leaf, impl in zip(leaves, impls, strict=True)]
-        return Restored(step, jax.tree.unflatten(tree, leaves), extra)
-
-    def close(self) -> None:
-        """Waits until the last save is on disk and releases the directory; idempotent."""
-        if self._own is not None:
-            self._own.close()
+        return Restored(step, jax.tree.unflatten(tree, leaves))
 
     @property
     def _first(self) -> Checkpoints:

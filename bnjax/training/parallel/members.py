@@ -7,7 +7,6 @@ its members one after another (`"map"`) or together (`"vmap"`). On CPUs one devi
 beside it, except that a compiled loop over one member may round differently from one over several.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bnjax.cores import usable_cores
 from bnjax.training.keys import from_array, key_impl, to_array
 
 Tree = Any
@@ -30,11 +30,7 @@ def one_cpu_device_per_core() -> None:
     Raises:
         RuntimeError: if JAX has started already.
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:  # macOS
-        cores = os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", cores)
+    jax.config.update("jax_num_cpu_devices", usable_cores())
 
 
 def default_together() -> Together:

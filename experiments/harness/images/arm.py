@@ -58,9 +58,22 @@ class ImageArm(Arm):
         """Returns the length of a run."""
         return config.steps
 
+    def size_field(self) -> str:
+        """Returns the configuration's field that `image_size` reads."""
+        return "image_size"
+
     def image_size(self, config: Any) -> int:
         """Returns height and width of the network's input, pixels."""
-        return config.image_size
+        return getattr(config, self.size_field())
+
+    def check_size(self, config: Any) -> None:
+        """Raises ValueError unless its network, one of Inception's family, can take such images."""
+        network: Any = self.model(config, classes=2)
+        size = self.image_size(config)
+        try:
+            network.check_size(size, size)
+        except ValueError as error:
+            raise ValueError(f"{self.size_field()}={size} of {self.name}: {error}") from None
 
     def augmentation(self, config: Any) -> Augmentation:
         """Returns how training views are made."""

@@ -14,23 +14,33 @@ from bnjax.training.parallel import DataParallel, How, initialize_hosts
 from experiments.harness.compute import Compute
 
 
-@dataclass(frozen=True)
-class ImageCompute(Compute):
-    """Devices of one or several hosts share each batch; processes or threads make views."""
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """Who shares the work on images: devices, workers and hosts."""
 
     parallel: How = "jit"
     """How the devices share a batch; the numbers are the same but for rounding."""
     workers: int = 0
     """Processes that make views; 0 for threads of this one."""
-    profile: Path | None = None
-    """Folder for a profile of the third to fifth dispatch of each run, for Perfetto."""
     coordinator: str | None = None
     """Of several hosts: host:port of process 0. Slurm and Cloud TPU tell all three by themselves.
-    Each host has the data; the first one writes --out."""
+    Each host has what is read; the first one writes --out."""
     process_count: int | None = None
     """Of several hosts: how many processes, each started with the same flags."""
     process_index: int | None = None
     """Of several hosts: number of this process, from zero."""
+
+    def start(self) -> None:
+        """Waits for the other hosts, if there are any."""
+        initialize_hosts(self.coordinator, self.process_count, self.process_index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCompute(Sharing, Compute):
+    """Devices of one or several hosts share each batch; processes or threads make views."""
+
+    profile: Path | None = None
+    """Folder for a profile of the third to fifth dispatch of each run, for Perfetto."""
     device_count: Annotated[int | None, tyro.conf.Suppress] = None
     """Devices to use; None for all."""
 
@@ -38,10 +48,6 @@ class ImageCompute(Compute):
     def devices(self) -> DataParallel:
         """The devices, and how they share a batch; one for all runs, which share programs."""
         return DataParallel(self.parallel, devices=jax.devices()[: self.device_count])
-
-    def start(self) -> None:
-        """Waits for the other hosts, if there are any."""
-        initialize_hosts(self.coordinator, self.process_count, self.process_index)
 
     def check(self) -> None:
         """Raises ValueError for what cannot be, before any compute."""
@@ -61,4 +67,4 @@ class ImageCompute(Compute):
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> Self:
         """Returns how a recorded run was computed, with as many devices."""
-        return cls(record["parallel"], device_count=record["environment"]["device_count"])
+        return cls(parallel=record["parallel"], device_count=record["environment"]["device_count"])

@@ -14,19 +14,19 @@ from bnjax.data import DataSet, open_data
 from bnjax.data.stream import check_workers
 from bnjax.data.views.crops import CENTRE
 from bnjax.evidence.environment import environment, require_commit
-from bnjax.evidence.records import RecordError, differences, making_sense, read_record
-from bnjax.paths import local_path
+from bnjax.evidence.records import RecordError, check_data, differences, making_sense, read_record
+from bnjax.paths import local_path, writable_folder
 from bnjax.training.parallel import (
     DataParallel,
-    How,
     all_hosts_agree,
     all_succeed,
-    initialize_hosts,
     is_first,
 )
-from experiments.harness.command_line import ending, output_folder
+from experiments.harness.bounds import check_several
+from experiments.harness.command_line import ending
 from experiments.harness.experiment import Experiment
 from experiments.harness.images.blacklist import Blacklisted, check_left_out, read_blacklist
+from experiments.harness.images.compute import Sharing
 from experiments.harness.images.ensembles import (
     Crops,
     Statistics,
@@ -36,7 +36,7 @@ from experiments.harness.images.ensembles import (
     scores_of,
 )
 from experiments.harness.images.evaluation_table import Published, table
-from experiments.harness.runs import task_of
+from experiments.harness.repetition import task_of
 from experiments.harness.weights import load_weights
 
 SCHEMA = 1
@@ -45,7 +45,7 @@ MOST_VIEWS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Sharing):
     """Top-1 and top-5 errors of finished runs, one by one and as an ensemble.
 
     Class probabilities are averaged over the crops of an image, then over the networks of an
@@ -75,17 +75,6 @@ class Arguments:
     """Data set, by default that of the records; needed for those of folder:PATH and tfds:PATH."""
     data_dir: Path | None = None
     """Where prepared data sets are; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    parallel: How = "jit"
-    """How the devices share a batch; the numbers are the same but for rounding."""
-    workers: int = 0
-    """Processes that make views; 0 for threads of this one."""
-    coordinator: str | None = None
-    """Of several hosts: host:port of process 0. Slurm and Cloud TPU tell all three by themselves.
-    Each host has the data and the runs; the first one writes --out."""
-    process_count: int | None = None
-    """Of several hosts: how many processes, each started with the same flags."""
-    process_index: int | None = None
-    """Of several hosts: number of this process, from zero."""
 
 
 def subcommand(
@@ -105,9 +94,11 @@ def main(experiment: Experiment, published: Sequence[Published], argv: Sequence[
     with ending(experiment.module):
         prog = f"python -m {experiment.module} evaluate"
         arguments = tyro.cli(Arguments, prog=prog, args=argv)
-        initialize_hosts(arguments.coordinator, arguments.process_count, arguments.process_index)
+        arguments.start()
         out = None if arguments.out is None else local_path("--out", arguments.out)
-        all_succeed(lambda: output_folder(out) if out is not None and is_first() else None)
+        all_succeed(
+            lambda: writable_folder("--out", out) if out is not None and is_first() else None
+        )
         result = evaluate(experiment, arguments)
         if not is_first():
             return
@@ -186,10 +177,7 @@ def evaluate(experiment: Experiment, arguments: Arguments) -> dict[str, Any]:
 
 def _check(arguments: Arguments) -> None:
     for name in ("runs", "crops", "statistics"):
-        values = getattr(arguments, name)
-        if not values or len(set(values)) < len(values):
-            given = ", ".join(map(str, values)) or "nothing"
-            raise ValueError(f"{name} must name one or more, each once, got {given}.")
+        check_several(name, getattr(arguments, name))
     fraction = arguments.fraction
     if fraction is not None and not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
@@ -259,14 +247,8 @@ def _check_seeds(paths: list[Path], records: list[dict[str, Any]]) -> None:
 
 
 def _open(arguments: Arguments, record: dict[str, Any]) -> DataSet:
-    recorded = record["data"]
-    data = open_data(arguments.data or recorded["name"], data_dir=arguments.data_dir)
-    if data.sha256 != recorded["sha256"]:
-        raise RecordError(
-            f"the data set {data.name} at hand has SHA-256 {data.sha256}, the records "
-            f"{recorded['sha256']} ({recorded['name']}): point --data-dir or --data to the data "
-            "that was used."
-        )
+    data = open_data(arguments.data or record["data"]["name"], data_dir=arguments.data_dir)
+    check_data(record, data.name, data.sha256)
     return data
 
 

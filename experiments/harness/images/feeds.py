@@ -1,11 +1,11 @@
 """A run's programs and what feeds them; the programs of many runs, compiled before the first."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
+from bnjax.cores import usable_cores
 from bnjax.data import DataSet
 from bnjax.progress import ProgressBar
 from experiments.harness.experiment import Task
@@ -27,7 +27,7 @@ def open_feed(
 
 
 def compile_ahead(tasks: Sequence[Task], data: DataSet, compute: ImageCompute) -> None:
-    """Compiles what trains and evaluates in runs, in threads, one for each core.
+    """Compiles what trains and evaluates in runs, in threads, one for each core of this process.
 
     XLA takes minutes for a network, and little more than one core. What trains then finds its
     program compiled; but under `pmap`, where JAX would compile it again, and on several hosts
@@ -39,7 +39,7 @@ def compile_ahead(tasks: Sequence[Task], data: DataSet, compute: ImageCompute) -
     if len(feeds) < 2:
         return
     bar = ProgressBar(len(feeds), description="compiling", unit="network")
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bar, ThreadPoolExecutor(usable_cores()) as pool:
         shapes = [feed.shapes() for feed in feeds.values()]
         for _ in pool.map(Programs.compile, feeds, *zip(*shapes, strict=True)):
             bar.update(1)

@@ -162,7 +162,7 @@ def logits_of(model: nn.Module, variables: Tree, images: jax.Array) -> jax.Array
 
 def variables_of(state: State) -> dict[str, Tree]:
     """What is evaluated: the average where there is one, else what trains."""
-    return _variables(state.train) if state.average is None else state.average.values
+    return state.train.variables if state.average is None else state.average.values
 
 
 class Programs:
@@ -279,7 +279,7 @@ def _training_program(
         params = arm.draw(params, kernels_key)
         opt_state = arm.optimizer(config, learning_rate).init(params)
         train = TrainState(jnp.int32(0), params, stats, opt_state, key=dropout_key)
-        average = None if averaging == "none" else start_average(_variables(train))
+        average = None if averaging == "none" else start_average(train.variables)
         return State(start_watch(train), average)
 
     def apply(variables: Tree, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Tree]:
@@ -296,9 +296,9 @@ def _training_program(
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         train, metrics = train_step(state.train, batch)
         average = state.average
-        if average is not None and averaging != "none":
+        if average is not None:
             moved = update_average(
-                average, _variables(train), averaging=averaging, decay=config.parameter_decay
+                average, train.variables, averaging=averaging, decay=config.parameter_decay
             )
             # It stays where a run that has diverged stays, to the end of the dispatch.
             average = jax.tree.map(partial(jnp.where, train.fault == 0), moved, average)
@@ -317,7 +317,3 @@ def _training_program(
 
     positions = jax.ShapeDtypeStruct(layout, jnp.uint32)
     return TrainingProgram(init, resident_steps, Chosen(integers, positions), axis)
-
-
-def _variables(train: TrainState) -> dict[str, Tree]:
-    return {"params": train.params, "batch_stats": train.batch_stats}

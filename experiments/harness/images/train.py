@@ -10,17 +10,17 @@ import numpy as np
 
 from bnjax.data import DataSet
 from bnjax.training.divergence import Diverged, raise_if_diverged
-from bnjax.training.loop import Progress, RunFunctions, fit
+from bnjax.training.loop import Progress, RunFunctions, fit, start_or_resume
 from bnjax.training.memory import Held, held
 from bnjax.training.objectives import Metrics
-from bnjax.training.parallel import DataParallel, HostCheckpoints
+from bnjax.training.parallel import HostCheckpoints
 from bnjax.training.profiles import profiled
 from bnjax.training.tensorboard import watched
 from experiments.harness.experiment import Outcome, RunLog, Task, as_json
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.feeds import open_feed
-from experiments.harness.images.programs import Programs, State, variables_of
+from experiments.harness.images.programs import State, variables_of
 from experiments.harness.images.resident import ResidentFeed
 from experiments.harness.weights import digests
 
@@ -59,7 +59,13 @@ def train(
     config, parallel = task.config, compute.devices
     parallel.check_batch(config.eval_batch)
     programs, feed = open_feed(task, data, compute)
-    progress, first_step = _start(task, programs, parallel, checkpoints)
+    initial = programs.init(np.int32(task.seed), np.float32(task.arm.first_rate(config)))
+    progress, first_step = start_or_resume(
+        Progress(initial, jax.tree.map(np.asarray, Metrics.zero())),
+        checkpoints,
+        snapshot=parallel.fetch,
+        place=parallel.replicate,
+    )
     log.begin(first_step, [first_step])
     clock = _Clock(feed)
     memory: list[Held] = []
@@ -124,21 +130,6 @@ def train(
             "arrays": [moment.arrays for moment in memory],
         }
         return [Outcome(final, {"timing": timing, "memory": series}, weights)]
-
-
-def _start(
-    task: Task, programs: Programs, parallel: DataParallel, checkpoints: HostCheckpoints | None
-) -> tuple[Progress, int]:
-    """The progress to go on from, and the steps behind it."""
-    rate = task.arm.first_rate(task.config)
-    initial = programs.init(np.int32(task.seed), np.float32(rate))
-    sums = jax.tree.map(np.asarray, Metrics.zero())
-    if checkpoints is not None:
-        restored = checkpoints.restore(Progress(parallel.fetch(initial), sums))
-        if restored is not None:
-            state, sums = restored.state
-            return Progress(parallel.replicate(state), sums), restored.step
-    return Progress(initial, sums), 0
 
 
 class _Clock:
