@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configured_norms import CONFIGURED, settings_of
 
+from bnjax.linen import BatchNorm
 from bnjax.models import Logits, apply_train
 from bnjax.training.parallel import DataParallel
 from bnjax.training.updates import step_keys
@@ -65,6 +67,17 @@ def test_normalization_and_activation_are_settings_like_the_changes():
     assert arm("bn_x5", normalized=False).settings() == arm("recipe_x5").settings()
     assert arm("inception", activation="sigmoid").settings() == arm("inception_sigmoid").settings()
     assert arm("inception", normalized=True).settings() == arm("bn_baseline").settings()
+
+
+@pytest.mark.parametrize("configured", CONFIGURED, ids=lambda each: each["averaging"])
+@pytest.mark.parametrize("name", ["bn_baseline", "bn_googlenet"])
+def test_normalization_is_as_configured(name, configured):
+    """Seen red without each of the settings."""
+    config = replace(QUICK, normalize_together=8, **configured)
+    layer = arm(name).model(config, classes=10).norm(name="norm")
+    assert type(layer) is BatchNorm
+    assert settings_of(layer) == configured
+    assert layer.batch == 8
 
 
 def test_a_word_stands_for_its_arms():

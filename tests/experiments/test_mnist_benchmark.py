@@ -2,22 +2,15 @@
 
 import os
 import sys
-from functools import partial
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmark_commands import call_without, result_in, table_in
+from mnist_runs import run
 
 from bnjax.data import in_memory, open_data
-from bnjax.training.checkpoints import Checkpoints
-from bnjax.training.divergence import start_watch
-from bnjax.training.loop import Progress
-from bnjax.training.objectives import Metrics
-from bnjax.training.optimizers import sgd
-from bnjax.training.state import TrainState
 from experiments.benchmarks import mnist, mnist_programs
 from experiments.benchmarks.mnist_programs import (
     LAYERS,
@@ -28,12 +21,7 @@ from experiments.benchmarks.mnist_programs import (
     order,
     run_loop,
 )
-from experiments.harness.arm import by_name
-from experiments.harness.compute import Compute
-from experiments.harness.experiment import RunLog
-from experiments.mnist_lenet.arms import ARMS
 from experiments.mnist_lenet.config import Config as Setting
-from experiments.mnist_lenet.train import train
 
 TINY = "--steps 4 --steps-per-dispatch 2 --seeds 1 --repeats 1 --matmul-size 64 --matmul-tries 1"
 
@@ -132,11 +120,9 @@ def test_bnjax_and_flax_train_the_same_network(flax, tmp_path):
     """Red for another weight_std, learning rate, order, threshold or epsilon in one of them."""
     setting, dataset = Setting(), in_memory(open_data("mnist5k"))
     task = bnjax_task(setting, seeds=1, steps=4, steps_per_dispatch=2)
-    with Checkpoints(tmp_path, config={}) as checkpoints:
-        train(task, dataset, Compute(), RunLog(), checkpoints=checkpoints)
-        restored = checkpoints.restore(_stacked(jax.eval_shape(partial(_start, setting))))
-    assert restored.step == 6
-    ours = jax.tree.map(lambda leaf: leaf[0], restored.state.state.params)
+    state = run(task, dataset, tmp_path).state
+    assert state.step == 6
+    ours = state.params
 
     initial = jax.tree.map(np.array, flax.start().params)
     theirs = flax.train(flax.start(), order(setting, dataset, 6)).params
@@ -200,22 +186,6 @@ def test_table_compares_medians_with_the_better_peer():
         "- Target: 1.8 times Flax, a jitted step a batch: reached.",
         "- Target: 3 times PyTorch, eager: reached.",
     ]
-
-
-def _start(setting):
-    params = (
-        by_name(ARMS, "mlp_bn")
-        .model(setting)
-        .init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
-    )
-    state = TrainState(
-        jnp.int32(0), params["params"], params["batch_stats"], sgd(0.1).init(params["params"])
-    )
-    return Progress(start_watch(state), Metrics.zero())
-
-
-def _stacked(tree):
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), tree)
 
 
 def _program(name, *seconds, correct, seeds=1, **more):

@@ -23,10 +23,11 @@ from bnjax.evidence.records import read_metrics, read_record
 from experiments.harness.arm import by_name
 from experiments.harness.compute import Compute
 from experiments.harness.experiment import Experiment, RunLog
+from experiments.harness.runs import run_name
 from experiments.mnist_lenet import __main__ as command
 from experiments.mnist_lenet.arms import ARMS
 from experiments.mnist_lenet.config import PRESETS, Config
-from experiments.mnist_lenet.experiment import comparison
+from experiments.mnist_lenet.experiment import EXPERIMENT, comparison
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import (
     arms_table,
@@ -277,7 +278,7 @@ def test_the_paper_preset_is_the_papers_setting():
     assert paper.running_var == "unbiased"
     assert len(paper.run_seeds(LENET)) >= 5
     assert paper.schedule(LENET).steps == paper.schedule(MLP).steps == 50_000
-    assert len(paper.sweep) >= 5
+    assert paper.sweep == (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     quick = PRESETS["quick"]
     assert (quick.data, quick.sweep) == ("mnist5k", ())
     for field in ("learning_rate", "batch_size", "decay", "epsilon", "threshold", "weight_std"):
@@ -290,6 +291,32 @@ def test_lenet_is_cut_shorter_than_the_mlp():
     assert config.schedule(LENET).steps == 300
     assert list(config.run_seeds(MLP)) == [0, 1, 2, 3]
     assert list(config.run_seeds(LENET)) == [0, 1]
+
+
+def test_a_sweep_is_laid_out_behind_the_comparison():
+    """Each arm at all rates, LeNet with fewer seeds and steps. Seen red with those of the
+    comparison, and with rates inside seeds."""
+    config = Config(
+        arms=("mlp", "lenet"),
+        sweep=(0.1, 1.0),
+        sweep_seeds=2,
+        lenet_max_sweep_seeds=1,
+        lenet_max_sweep_steps=300,
+    )
+    tasks = EXPERIMENT.tasks_of(config)
+    laid_out = [
+        ([run_name(task, member) for member in task.members], task.schedule.steps) for task in tasks
+    ]
+    sweep = [f"sweep/mlp-lr{rate}-s{seed}" for rate in ("0.1", "1") for seed in (0, 1)]
+    assert laid_out == [
+        ([f"mlp-s{seed}" for seed in range(4)], 3_000),
+        (["lenet-s0", "lenet-s1"], 600),
+        (sweep, 3_000),
+        (["sweep/lenet-lr0.1-s0", "sweep/lenet-lr1-s0"], 300),
+    ]
+    assert [task.schedule.eval_every for task in tasks] == [100, 100, 500, 500]
+    rates = [[member.learning_rate for member in task.members] for task in tasks]
+    assert rates == [[0.1] * 4, [0.1] * 2, [0.1, 0.1, 1.0, 1.0], [0.1, 1.0]]
 
 
 # --- What training gives ---------------------------------------------------------------------

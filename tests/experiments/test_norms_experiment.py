@@ -1,9 +1,10 @@
 """The arms of the third experiment differ in their normalization alone."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import flax.linen as nn
 import pytest
+from configured_norms import CONFIGURED, settings_of
 
 from bnjax.linen import BatchNorm
 from experiments.norms.experiment import ARMS, EXPERIMENT
@@ -18,18 +19,21 @@ MADE = {
 }
 
 
+@pytest.mark.parametrize("configured", CONFIGURED, ids=lambda each: each["averaging"])
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
-def test_each_network_has_its_normalization(arm):
-    model = arm.model(CONFIG, classes=10, axis_name="batch")
+def test_each_network_has_its_normalization(arm, configured):
+    """Seen red without each of the settings."""
+    model = arm.model(replace(CONFIG, **configured), classes=10, axis_name="batch")
     if MADE[arm.name] is None:
         assert model.norm is None
         return
     kind, stated = MADE[arm.name]
     layer = model.norm(name="norm")
     assert type(layer) is kind
-    stated = stated | {"epsilon": CONFIG.epsilon}
+    stated = stated | {"epsilon": configured["epsilon"]}
     if kind is BatchNorm:
-        stated |= {"axis_name": "batch", "momentum": CONFIG.decay}
+        assert settings_of(layer) == configured
+        stated |= {"axis_name": "batch"}
     assert {name: getattr(layer, name) for name in stated} == stated
 
 

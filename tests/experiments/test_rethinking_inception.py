@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configured_norms import CONFIGURED, settings_of
 from made_results import write_image_run
 
 from bnjax.data import open_data
@@ -88,6 +89,17 @@ def test_the_paper_s_preset_builds_the_rows_of_table_3(name):
             assert getattr(made, item.name) == getattr(expected, item.name), item.name
     assert arm(name).image_size(PAPER) == row.side
     assert (made.norm is None) == (name == "googlenet")
+
+
+@pytest.mark.parametrize("configured", CONFIGURED, ids=lambda each: each["averaging"])
+@pytest.mark.parametrize("name", ["bn_googlenet", "bn_inception", "inception_v3"])
+def test_normalization_is_as_configured(name, configured):
+    """Seen red without each of the settings."""
+    config = replace(PAPER, normalize_together=16, **configured)
+    layer = network(name, config).norm(name="norm")
+    assert type(layer) is BatchNorm
+    assert settings_of(layer) == configured
+    assert layer.batch == 16
 
 
 def test_the_networks_of_table_2_are_the_paper_s():

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -99,6 +99,69 @@ SHOWS = (
 )
 
 
+DIRECTED = (*ALONG_TRAINING, "group_size", "precise_statistics", "layer_jacobians")
+
+
+def by_claim(name, found):
+    """The effect by what else the answer tells: above zero where the claim holds."""
+    if name in ALONG_TRAINING and not name.startswith("covariate_shift"):
+        # Of one network: its curves are what was measured.
+        return np.mean(np.log10(found.curves["without"]) - np.log10(found.curves["with"]))
+    more, less = {
+        "covariate_shift": ("cosine of the gradients, with", "cosine of the gradients, without"),
+        "group_size": ("gap, groups of 2", "gap, groups of 100"),
+        "precise_statistics": ("accuracy, precise", "accuracy, running"),
+        "layer_jacobians": ("mean |log|, trained, without", "mean |log|, trained, with"),
+    }[name.removesuffix("_fast").removesuffix("_slow")]
+    return found.numbers[more] - found.numbers[less]
+
+
+@pytest.mark.parametrize("name", ALONG_TRAINING)
+def test_an_effect_is_above_zero_where_the_claim_holds(name):
+    """Of made-up measurements. Seen red the other way round, and by logarithms of means."""
+    few, many = np.array([[0.1, 10.0]]), np.array([[10.0, 10.0]])
+    if name.startswith("covariate_shift"):  # a cosine, which the claim has larger
+        assert BY_NAME[name].compared(many, few) == pytest.approx(4.95)
+    else:
+        assert BY_NAME[name].compared(few, many) == pytest.approx(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalized(AlongTraining):
+    """Measures whether there is normalization."""
+
+    shown = "normalized"
+
+    def measure(self, loss, params, batch):
+        return {"normalized": jnp.float32("hidden1" in params)}
+
+    def compared(self, with_norm, without):
+        return float(with_norm.mean() - without.mean())
+
+
+def test_networks_with_normalization_come_first(data):
+    """Seen red with the kinds exchanged."""
+    question = Normalized(name="normalized", networks=1, depth=1, width=4, steps=1, every=1)
+    found = question.answer(0, data)
+    assert found.effect == 1
+    assert found.curves == {"step": [0], "with": [1], "without": [0]}
+
+
+TINY = {"networks": 1, "steps": 4}
+TINIEST = {
+    "group_size": TINY | {"groups": (2, 100), "widths": (4,)},
+    "precise_statistics": TINY | {"tests": 2, "batches": 2, "widths": (4,)},
+}
+
+
+@pytest.mark.parametrize("name", TINIEST)
+def test_an_effect_has_the_direction_of_its_claim(name, data):
+    """Seen red with each difference the other way round."""
+    found = replace(BY_NAME[name], **TINIEST[name]).answer(0, data)
+    assert found.effect == pytest.approx(by_claim(name, found))
+    assert found.effect != 0
+
+
 @pytest.mark.parametrize("name", slow_but((*FAST, "rank_collapse"), [*SMALL]))
 def test_a_question_is_answered_by_numbers_and_a_panel(name, data):
     """Of what is exact each bound is kept; of SHOWS the effect is there in small, too."""
@@ -108,6 +171,9 @@ def test_a_question_is_answered_by_numbers_and_a_panel(name, data):
             assert check.deviation <= max(check.bound, LOOSER.get(name, 0) * (check.bound > 1e-6))
     if name in SHOWS:
         assert found.effect > 0
+    if name in DIRECTED:
+        assert found.effect == pytest.approx(by_claim(name, found), rel=1e-3)  # curves are rounded
+        assert found.effect != 0
     assert found.checks or np.isfinite(found.effect)
     assert all(map(np.isfinite, found.numbers.values()))
     axes = Figure().add_subplot()

@@ -21,14 +21,6 @@ from bnjax.linen import BatchNorm
 
 ACTIVATIONS = ("relu", "sigmoid")
 EPSILON = 1e-3
-FUNCTIONS = {
-    "relu": (lambda z: np.maximum(z, 0), lambda z: np.where(z > 0, 1.0, 0.0)),
-    "sigmoid": (
-        lambda z: 1 / (1 + np.exp(-z)),
-        lambda z: 1 / (1 + np.exp(-z)) / (1 + np.exp(z)),
-    ),
-}
-"""Each with its derivative."""
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "activation", "impl", "batch"))
@@ -42,7 +34,7 @@ def value_and_gradients(x, params, weights, mask, **settings):
 
 def expected(case, activation):
     """Output and gradients in float64: the chain rule through the activation's input."""
-    f, derivative = FUNCTIONS[activation]
+    f, derivative = reference.ACTIVATIONS[activation]
     settings = {"axis": case.axis, "epsilon": EPSILON, "mask": case.mask}
     scale, bias = case.params.get("scale"), case.params.get("bias")
     z = reference.forward(case.x, scale, bias, **settings).y
@@ -168,7 +160,7 @@ def test_the_derivative_of_relu_at_zero_is_zero(impl):
 def test_statistics_and_inference(activation):
     """Statistics are those of the input; inference ends with the same activation."""
     case = cases.make("channels_last")
-    f, _ = FUNCTIONS[activation]
+    f, _ = reference.ACTIVATIONS[activation]
     y, stats = train(case.x, case.params, case.stats, activation=activation)
     z, plain = train(case.x, case.params, case.stats)
     jax.tree.map(np.testing.assert_array_equal, stats, plain)

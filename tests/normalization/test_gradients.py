@@ -215,6 +215,42 @@ def test_gradients_of_a_batch_that_is_masked_as_a_whole(impl):
     assert_close(dparams["bias"], np.sum(case.weights, 0), tolerances.gradient("float32"))
 
 
+@functools.partial(jax.jit, static_argnames=("axis", "epsilon", "activation"))
+def inference_loss(x, params, stats, weights, **settings):
+    return jnp.sum(weights * bnjax.normalize_population(x, params, stats, **settings))
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_gradients_through_inference_match_the_chain_rule(x64, activation, layout):
+    """Statistics are constants there. Seen red with the scale, or the activation, cut off."""
+    case = cases.make(layout, dtype="float64")
+    settings = {"axis": case.axis, "epsilon": EPSILON}
+    dx, dparams = jax.grad(inference_loss, argnums=(0, 1))(
+        case.x, case.params, case.stats, case.weights, activation=activation, **settings
+    )
+    _, derivative = reference.ACTIVATIONS[activation]
+    z = reference.population(case.x, **case.params, **case.stats, **settings)
+    expected = reference.population_backward(
+        case.weights * derivative(z), case.x, case.params["scale"], **case.stats, **settings
+    )
+    assert_close(dx, expected.dx, tolerances.EXACT, "dx")
+    assert_close(dparams["scale"], expected.dscale, tolerances.EXACT, "dscale")
+    assert_close(dparams["bias"], expected.dbias, tolerances.EXACT, "dbias")
+
+
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_inference_has_both_derivatives_in_both_modes(x64, activation):
+    case = cases.make("channels_first", dtype="float64")
+
+    @jax.jit
+    def f(x, params):
+        settings = {"axis": case.axis, "epsilon": EPSILON, "activation": activation}
+        return inference_loss(x, params, case.stats, case.weights, **settings)
+
+    check_grads(f, (case.x, case.params), order=2)
+
+
 def test_second_derivatives_of_a_variance_of_zero(x64):
     """Where all values are equal the variance has its minimum: `maximum(var, 0)` halves them."""
     x, direction = jnp.full((16, 5), 0.5), cases.make("dense", dtype="float64").weights

@@ -9,6 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 Axis = int | Sequence[int]
+ACTIVATIONS = {
+    None: (lambda z: z, np.ones_like),
+    "relu": (lambda z: np.maximum(z, 0), lambda z: np.where(z > 0, 1.0, 0.0)),
+    "sigmoid": (
+        lambda z: 1 / (1 + np.exp(-z)),
+        lambda z: 1 / (1 + np.exp(-z)) / (1 + np.exp(z)),
+    ),
+}
+"""Each with its derivative."""
 
 
 class Batch(NamedTuple):
@@ -69,6 +78,18 @@ def population(x, scale, bias, mean, var, *, axis: Axis = -1, epsilon=1e-5) -> n
     split = _Split(x, axis)
     gamma = _flat(scale, split, 1) / np.sqrt(_flat(var, split, 1) + epsilon)
     return split.join(gamma * split.rows + (_flat(bias, split, 0) - gamma * _flat(mean, split, 0)))
+
+
+def population_backward(dy, x, scale, mean, var, *, axis: Axis = -1, epsilon=1e-5) -> Gradients:
+    """Of that map: mean and var are constants."""
+    split = _Split(x, axis)
+    dy = _Split(dy, axis).rows
+    rstd = 1 / np.sqrt(_flat(var, split, 1) + epsilon)
+    dx = dy * _flat(scale, split, 1) * rstd
+    dscale = (dy * (split.rows - _flat(mean, split, 0)) * rstd).sum(0)
+    return Gradients(
+        split.join(dx), dscale.reshape(split.features), dy.sum(0).reshape(split.features)
+    )
 
 
 def correction(
