@@ -135,7 +135,7 @@ class Checkpoints:
         When this returns, the arrays may be donated or overwritten. A save that is still being
         written is waited for first. Steps must grow; the newest step again is accepted, and nothing
         is written, if that checkpoint is whole and holds the same values. Checkpoints that
-         `restore` found damaged do not count; the first save afterwards sets them aside.
+        `restore` found damaged do not count; the first save afterwards sets them aside.
 
         Args:
             step: Step number, at least 0.
