@@ -65,6 +65,9 @@ class Small(nn.Module):
     together: int
     axis_name: str | None
 
+    def check_size(self, height, width):
+        """Takes images of any."""
+
     @nn.compact
     def __call__(self, images, *, train):
         x = nn.Conv(8, (4, 4), (4, 4), use_bias=not self.norm, name="conv")(images)

@@ -34,6 +34,9 @@ class Small(nn.Module):
     together: int
     axis_name: str | None
 
+    def check_size(self, height, width):
+        """Takes images of any."""
+
     @nn.compact
     def __call__(self, images, *, train):
         x = nn.Conv(4, (4, 4), (4, 4), use_bias=False, name="conv")(images)
