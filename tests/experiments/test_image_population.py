@@ -41,7 +41,7 @@ def test_a_record_has_the_statistics_of_algorithm_2_and_results_by_both():
     data = open_data("mnist5k")
     task = inception_task(CONFIG, "bn_baseline", seed=1)
     with small_networks():
-        (reached,) = train(task, data, ImageCompute("jit", device_count=1), Entries())
+        (reached,) = train(task, data, ImageCompute(parallel="jit", device_count=1), Entries())
     weights = jax.tree.map(np.float64, reached.weights)
     params = weights["params"]
     running, made = (weights[name]["norm"] for name in ("batch_stats", "population_stats"))
