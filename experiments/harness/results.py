@@ -275,7 +275,7 @@ def read_log(folder: Path, record: dict[str, Any]) -> Log:
     Raises:
         RecordError: it is damaged, or has one too many or too few.
     """
-    log = read_metrics(folder)
+    log = read_metrics(folder, torn=not record["finished"])
     path = folder / "metrics.jsonl"
     with making_sense(path):
         for entry in log:
