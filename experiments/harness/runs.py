@@ -98,7 +98,8 @@ def check(experiment: Experiment, task: Task, data: Any, compute: Any, out: Path
 
     Raises:
         RecordError: if `out` holds a run of the task in another configuration.
-        ValueError: if the experiment cannot train it.
+        ValueError: if the experiment cannot train it, or `out` holds a run of the task that was
+            begun with another --parallel.
     """
     _check_runs(task, data, compute, out)
     experiment.check(task, data, compute)
@@ -108,6 +109,14 @@ def _check_runs(task: Task, data: Any, compute: Any, out: Path) -> None:
     for member in task.members:
         folder = out / run_name(task, member)
         check_identity(folder, identity(task, member, data), _defaults(task))
+        if (folder / "record.json").exists() and not is_finished(folder):
+            record = read_record(folder)
+            for name, value in compute.shared().items():
+                if record.get(name, value) != value:
+                    raise ValueError(
+                        f"--{name} {value}: {folder} was begun with --{name} {record[name]}, and a "
+                        "run is of one; give that again."
+                    )
 
 
 def _defaults(task: Task) -> dict[str, dict[str, Any]]:
