@@ -16,6 +16,7 @@ from experiments.harness import found
 from experiments.harness.command_line import ending
 from experiments.harness.differences import prediction_interval
 from experiments.harness.experiment import Experiment
+from experiments.harness.identities import identity_of
 from experiments.harness.repetition import rerun, task_of
 from experiments.harness.results import Result, read_result, runs_below
 
@@ -93,7 +94,7 @@ def verify(
     """
     record, log = read_result(run)
     here = _relevant(environment())
-    with making_sense(run / "record.json"):
+    with making_sense(run / "record.json", record):
         parts = (record["environment"], *record.get("resumed_under", ()))
         lines = [line for part in parts for line in differences(_relevant(part), here)]
         name, data = record["experiment"], data or record["data"]["name"]
@@ -177,13 +178,14 @@ def _all_seeds(run: Path, record: dict[str, Any]) -> list[Result]:
     """The finished runs beside one that differ by their seeds alone, itself among them."""
 
     def without_seed(record: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in record["identity"].items() if name != "seed"}
+        return {name: value for name, value in identity_of(record).items() if name != "seed"}
 
-    return [
-        read_result(folder)
+    folders = {
+        other["seed"]: folder  # a link to a run is no other
         for folder, other in runs_below(run.resolve().parent)
         if other["finished"] and without_seed(other) == without_seed(record)
-    ]
+    }
+    return [read_result(folder) for folder in folders.values()]
 
 
 def _as_one_more_seed(

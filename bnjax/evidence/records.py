@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,14 +26,23 @@ class RecordError(ValueError):
 
 
 @contextlib.contextmanager
-def making_sense(what: Path) -> Iterator[None]:
-    """Turns errors inside into RecordError: `what` does not hold what a run writes."""
+def making_sense(what: Path, record: Mapping[str, Json] | None = None) -> Iterator[None]:
+    """Turns errors inside into RecordError: `what` does not hold what a run writes.
+
+    Args:
+        what: the file that is made sense of.
+        record: what it holds, if it is a record. With its own digest it is sound, and of other
+            code.
+    """
     try:
         yield
     except RecordError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise _damaged(what, f"{type(error).__name__}: {error}") from error
+        problem = f"{type(error).__name__}: {error}"
+        if record is None or "sha256" not in record:
+            raise _damaged(what, problem) from error
+        raise _of_other_code(what, record, problem) from error
 
 
 def tree_sha256(tree: Any) -> str:
@@ -62,12 +72,18 @@ class Run:
     Opening a directory that holds a run of the same configuration continues it.
     """
 
-    def __init__(self, directory: Path, header: Mapping[str, Json]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        header: Mapping[str, Json],
+        defaults: Mapping[str, Mapping[str, Json]] = MappingProxyType({}),
+    ) -> None:
         """Writes the record, or checks the one that is there.
 
         Args:
             directory: made if it does not exist.
             header: JSON values; `identity` is what must not change when a run goes on.
+            defaults: by which an identity that is older than some fields is `completed`.
 
         Raises:
             RecordError: if the directory holds a run of another identity, with the difference.
@@ -81,7 +97,7 @@ class Run:
             self.record = record
             self._write()
             return
-        check_identity(directory, record["identity"])
+        check_identity(directory, record["identity"], defaults)
         self.record = read_record(directory)
         if not self.finished and self.record["environment"] != record["environment"]:
             self.record.setdefault("resumed_under", []).append(record["environment"])
@@ -139,11 +155,41 @@ class Run:
         _replace(self.directory / "record.json", json.dumps(self.record, indent=1) + "\n")
 
 
-def check_identity(directory: Path, identity: Json) -> None:
-    """Raises RecordError if the directory holds a run of another identity; changes nothing."""
+def completed(
+    identity: Mapping[str, Json], defaults: Mapping[str, Mapping[str, Json]]
+) -> dict[str, Json]:
+    """Returns an identity with the defaults of fields that it lacks, since it is older than they.
+
+    Example:
+        >>> completed({"seed": 0, "config": {"width": 2}}, {"config": {"width": 1, "depth": 3}})
+        {'seed': 0, 'config': {'width': 2, 'depth': 3}}
+    """
+    whole = dict(identity)
+    for part, fields in defaults.items():
+        stated = identity.get(part, {})
+        if newer := {name: fields[name] for name in fields if name not in stated}:
+            whole[part] = {**stated, **newer}
+    return whole
+
+
+def check_identity(
+    directory: Path,
+    identity: Json,
+    defaults: Mapping[str, Mapping[str, Json]] = MappingProxyType({}),
+) -> None:
+    """Raises RecordError if the directory holds a run of another identity; changes nothing.
+
+    Args:
+        directory: of the run; one that holds none passes.
+        identity: what the run is to be.
+        defaults: by which an identity that is older than some fields is `completed`.
+    """
     if not (directory / "record.json").exists():
         return
-    changed = differences(read_record(directory)["identity"], json.loads(json.dumps(identity)))
+    record = read_record(directory)
+    with making_sense(directory / "record.json", record):
+        stored = completed(record["identity"], defaults)
+    changed = differences(stored, json.loads(json.dumps(identity)))
     if changed:
         raise RecordError(
             f"{directory} holds a run of another configuration:\n  "
@@ -210,6 +256,16 @@ def _damaged(what: Path, problem: str) -> RecordError:
     )
 
 
+def _of_other_code(what: Path, record: Mapping[str, Json], problem: str) -> RecordError:
+    made_by = record["environment"]
+    version = (made_by.get("versions") or {}).get("bnjax")
+    commit = (made_by.get("git") or {}).get("commit")
+    return RecordError(
+        f"{what} is sound, but of other code than this ({problem}): it was made by bnjax {version} "
+        f"at commit {commit}; keep it, and check that commit out to use it."
+    )
+
+
 def _problem(record: Mapping[str, Json]) -> str | None:
     """Returns what is wrong with a record of a known schema; None for a sound one."""
     for name, kind in {"identity": dict, "environment": dict, "finished": bool}.items():
@@ -228,13 +284,17 @@ def _problem(record: Mapping[str, Json]) -> str | None:
     return None
 
 
-def read_metrics(directory: Path) -> list[dict[str, Json]]:
+def read_metrics(directory: Path, *, torn: bool = False) -> list[dict[str, Json]]:
     """Returns the entries of a run's `metrics.jsonl`, in order of steps.
+
+    Args:
+        directory: of the run.
+        torn: whether to leave out a damaged last line, in which a run that goes on was stopped.
 
     Raises:
         RecordError: if there is no such file, or it is damaged.
     """
-    return _read_lines(_log_in(directory))
+    return _read_lines(_log_in(directory), torn=torn)
 
 
 def check_log_digest(directory: Path, record: Mapping[str, Json]) -> None:

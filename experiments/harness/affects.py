@@ -70,6 +70,13 @@ def identity(record: Any) -> dict[str, Any]:
     return values(record, "network", "training", "numbers", "views")
 
 
+def defaults(kind: type) -> dict[str, Any]:
+    """Returns the defaults of a dataclass's fields that a run's numbers depend on, by name."""
+    stated = names(kind, "network", "training", "numbers", "views")
+    given = {item.name: item.default_factory for item in fields(kind)}
+    return {name: make() for name in stated if callable(make := given[name])}
+
+
 def programs(record: Any) -> dict[str, Any]:
     """Returns the values that the compiled programs depend on: runs that agree share them."""
     return values(record, "network", "training")

@@ -21,7 +21,7 @@ from bnjax.evidence.statistics import accuracy, spread, steps_to, times
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
 from experiments.harness.arm import Arm, by_name, label_of
 from experiments.harness.differences import difference_line, paired
-from experiments.harness.results import Runs, load_runs, load_sweep, runs_below
+from experiments.harness.results import Runs, load_runs, load_sweep, runs_below, unlike
 from experiments.harness.sweeps import Entry, Label, best_rates_text, sweep_table
 from experiments.harness.weights import FILE
 
@@ -64,12 +64,12 @@ class Comparison:
         reference = runs.get(self.reference)
         sweep = load_sweep(self.arms, out / "sweep")
         rates = {name: list(map(at_rate, groups)) for name, groups in sweep.items()}
-        return {
-            "arms": {
-                name: _summary(group, reference) | self._other_batch(group)
-                for name, group in runs.items()
-            }
-        } | ({"sweep": rates} if rates else {})
+        arms = {
+            name: _summary(group, reference) | self._other_batch(group)
+            for name, group in runs.items()
+        }
+        swept = {"sweep": rates} if rates else {}
+        return {"arms": arms} | swept | unlikeness(runs, sweep)
 
     def tables(self, out: Path, summary: dict[str, Any]) -> list[str]:
         """Returns what the command prints."""
@@ -80,6 +80,7 @@ class Comparison:
             self.divergence_text(summary),
             self.sweep_text(summary),
             waiting_text(summary),
+            unlike_text(summary),
             missing_text(out),
         ]
 
@@ -87,7 +88,7 @@ class Comparison:
         """Returns what a README holds of the runs below `out`, by `block_names`."""
         summary = self.summarize(out)
         return {
-            "arms": self.arms_table(summary),
+            "arms": "\n\n".join(filter(None, (self.arms_table(summary), unlike_text(summary)))),
             "differences": self.reference_differences(out),
             "divergence": self.divergence_text(summary),
             "sweep": self.sweep_text(summary),
@@ -200,6 +201,27 @@ def waiting_text(summary: dict[str, Any]) -> str:
     return (
         f"Training waited for images {100 * max(known):.1f} % of its time at most." if known else ""
     )
+
+
+def unlikeness(runs: Mapping[str, Runs], sweep: Mapping[str, list[Runs]]) -> dict[str, Any]:
+    """Returns what a summary says of arms that are not of one configuration; empty if they are."""
+    swept = unlike(groups[0] for groups in sweep.values())
+    swept.pop("learning_rate", None)  # the first of each arm
+    found = {"unlike": unlike(runs.values()), "sweep_unlike": swept}
+    return {name: said for name, said in found.items() if said}
+
+
+def unlike_text(summary: dict[str, Any]) -> str:
+    """Returns what arms differ in that is not theirs, a line each; empty for one configuration."""
+    lines = []
+    for key, where in (("unlike", ""), ("sweep_unlike", " of the sweep")):
+        for name, values in summary.get(key, {}).items():
+            arms: dict[str, list[str]] = {}
+            for arm, value in values.items():
+                arms.setdefault(str(value), []).append(arm)
+            said = "; ".join(f"{value} of {', '.join(of)}" for value, of in arms.items())
+            lines.append(f"- The arms{where} differ in more than themselves: {name} is {said}.")
+    return "\n".join(lines)
 
 
 def missing_text(out: Path) -> str:

@@ -49,7 +49,7 @@ class Compute:
             require_tensorboard()
 
     def shared(self) -> dict[str, Any]:
-        """Returns what all hosts of a run must agree on, JSON values."""
+        """Returns what all hosts of a run must agree on, when it goes on too, JSON values."""
         return {}
 
     def described(self, task: Any) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """A recorded run again: its task, made of its record, and trained without writing anything."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from bnjax.evidence.records import check_data
+from bnjax.evidence.records import check_data, completed
 from bnjax.training.loop import Schedule
 from experiments.harness import affects
 from experiments.harness.arm import by_name
 from experiments.harness.experiment import Experiment, Member, RunLog, Task
+from experiments.harness.identities import defaults, refuse_unknown
 from experiments.harness.runs import described
 
 _MOST_TOGETHER = 1_000
@@ -22,10 +23,18 @@ def task_of(experiment: Experiment, record: dict[str, Any]) -> Task:
     The run stands in it as often as runs were trained together, which gives the same compiled
     program: XLA rounds a loop over one run otherwise than one over several.
     """
-    stated = record["identity"]
+    named = record["identity"]["arm"]
+    refuse_unknown([named], [arm.name for arm in experiment.arms], "arms")
+    usual = by_name(experiment.arms, named)
+    stated = completed(record["identity"], defaults(experiment.config, type(usual)))
     settings = stated.get("settings", {})
+    for part, given, known in (
+        ("config", record["identity"]["config"], experiment.config),
+        ("settings", settings, usual),
+    ):
+        refuse_unknown(given, [item.name for item in fields(known)], f"fields of {part}")
     given = {name: settings[name] for name in affects.names(experiment.config, "arm")}
-    own = {"data": record["data"]["name"], "arms": (stated["arm"],)}
+    own = {"data": record["data"]["name"], "arms": (named,)}
     config = experiment.config(**stated["config"] | own, **given)
     together = record["final"]["trained_together"] if experiment.together else 1
     if type(together) is not int or not 1 <= together <= _MOST_TOGETHER:
@@ -34,7 +43,7 @@ def task_of(experiment: Experiment, record: dict[str, Any]) -> Task:
     recorded: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()
     }
-    arm = replace(by_name(experiment.arms, stated["arm"]), **recorded)
+    arm = replace(usual, **recorded)
     return Task(config, arm, (member,) * together, Schedule(**stated["schedule"]))
 
 

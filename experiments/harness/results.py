@@ -1,7 +1,7 @@
 """What runs left, held against itself before any number of it counts."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,12 @@ from bnjax.evidence.records import (
 from bnjax.evidence.statistics import accuracy
 from bnjax.training.loop import Schedule
 from experiments.harness.arm import Arm, label_of
+from experiments.harness.identities import check_seeds, identity_of, refuse_unknown
 from experiments.harness.weights import check_weights
 
 Log = list[dict[str, Any]]
 """A run's evaluations, in order."""
+ELSEWHERE = "move the runs of one of both to another folder"
 
 
 class Result(NamedTuple):
@@ -106,7 +108,8 @@ def load_runs(arms: Sequence[Arm], out: Path) -> dict[str, Runs]:
         By arm; arms without a run are absent.
 
     Raises:
-        RecordError: what a run left is damaged, or does not agree.
+        RecordError: what a run left is damaged, or does not agree; runs of an arm differ by more
+            than their seeds, or one is of other data than the others.
     """
     found: dict[str, list[_Found]] = {arm.name: [] for arm in arms}
     for run in _found(arms, out):
@@ -126,6 +129,8 @@ def load_sweep(arms: Sequence[Arm], out: Path) -> dict[str, list[Runs]]:
     for run in _found(arms, out):
         key = run.record["identity"]["schedule"]["steps"], run.record["learning_rate"]
         found[run.record["arm"]].setdefault(key, []).append(run)
+    for groups in found.values():
+        _check_rates([runs[0] for runs in groups.values()])
     return {
         arm.name: [_runs(arm, runs) for _, runs in sorted(found[arm.name].items())]
         for arm in arms
@@ -134,6 +139,7 @@ def load_sweep(arms: Sequence[Arm], out: Path) -> dict[str, list[Runs]]:
 
 
 class _Found(NamedTuple):
+    folder: Path
     record: dict[str, Any]
     changed: dict[str, Any]
     log: Log
@@ -143,6 +149,7 @@ class _Found(NamedTuple):
 def _found(arms: Sequence[Arm], out: Path) -> Iterator[_Found]:
     """The runs of arms directly below `out` that were trained to their last step."""
     known = {arm.name: arm for arm in arms}
+    first: tuple[Path, Any] | None = None
     for folder, record in runs_below(out):
         if record["arm"] not in known:
             continue
@@ -155,12 +162,20 @@ def _found(arms: Sequence[Arm], out: Path) -> Iterator[_Found]:
         final = _final(record, log)
         if final is not None:
             check_weights(folder, record)
-            with making_sense(folder / "record.json"):
+            with making_sense(folder / "record.json", record):
                 changed = changed_settings(known[record["arm"]], record)
-            yield _Found(record, changed, log, final)
+                data = record["identity"].get("data_sha256")
+            first = first or (folder, data)
+            if data != first[1]:
+                raise RecordError(
+                    f"{folder} is of data_sha256 {data}, {first[0]} of {first[1]}: accuracies on "
+                    f"other data cannot be compared; {ELSEWHERE}."
+                )
+            yield _Found(folder, record, changed, log, final)
 
 
 def _runs(arm: Arm, found: list[_Found]) -> Runs:
+    check_seeds([(run.folder, run.record) for run in found], ELSEWHERE)
     found = sorted(found, key=lambda run: run.record["seed"])
     return Runs(
         arm,
@@ -174,10 +189,44 @@ def _runs(arm: Arm, found: list[_Found]) -> Runs:
     )
 
 
+def _check_rates(found: list[_Found]) -> None:
+    """Raises RecordError if an arm's runs at several rates are of several configurations."""
+    for run in found:
+        with making_sense(run.folder / "record.json", run.record):
+            first, own = (_but_for_rates(each.record) for each in (found[0], run))
+        if changed := differences(first, own):
+            raise RecordError(
+                f"{run.folder} is not {found[0].folder} at another rate ({changed[0]}): "
+                f"{ELSEWHERE}."
+            )
+
+
+def _but_for_rates(record: dict[str, Any]) -> dict[str, Any]:
+    identity = identity_of(record)
+    config = {**identity.get("config", {}), "learning_rate": None}
+    return {"config": config, "settings": identity.get("settings")}
+
+
+def unlike(groups: Iterable[Runs]) -> dict[str, dict[str, Any]]:
+    """Returns what arms that are compared differ in besides their settings and lengths.
+
+    Args:
+        groups: the runs of each arm.
+
+    Returns:
+        The value of each arm, of those fields of the configuration that are not one for all.
+    """
+    configs = {group.arm.name: identity_of(group.record).get("config", {}) for group in groups}
+    names = dict.fromkeys(name for config in configs.values() for name in config)
+    fields = {name: {arm: configs[arm].get(name) for arm in configs} for name in names}
+    return {name: of for name, of in fields.items() if len({*map(json.dumps, of.values())}) > 1}
+
+
 def changed_settings(arm: Arm, record: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings by which a recorded run's arm is another than this, by name."""
     usual = json.loads(json.dumps(arm.settings()))
     settings = record["identity"].get("settings", {})
+    refuse_unknown(settings, usual, "settings")
     return {name: value for name, value in settings.items() if value != usual[name]}
 
 
@@ -226,14 +275,14 @@ def read_log(folder: Path, record: dict[str, Any]) -> Log:
     Raises:
         RecordError: it is damaged, or has one too many or too few.
     """
-    log = read_metrics(folder)
+    log = read_metrics(folder, torn=not record["finished"])
     path = folder / "metrics.jsonl"
     with making_sense(path):
         for entry in log:
             for name, least in (("test", 1), ("train", 0)):
                 if name in entry:
                     _check_metrics(entry[name], least)
-    with making_sense(folder / "record.json"):
+    with making_sense(folder / "record.json", record):
         schedule = Schedule(**record["identity"]["schedule"])
         schedule.check()
         last = _last_step(record, schedule)
@@ -265,7 +314,7 @@ def read_log(folder: Path, record: dict[str, Any]) -> Log:
 
 def check_name(folder: Path, record: dict[str, Any]) -> None:
     """Raises RecordError if a folder does not have the name of the run that it holds."""
-    with making_sense(folder / "record.json"):
+    with making_sense(folder / "record.json", record):
         arm, seed, rate = record["arm"], record["seed"], record.get("learning_rate")
         names = [f"{arm}-s{seed}", *([] if rate is None else [f"{arm}-lr{rate:g}-s{seed}"])]
     if folder.resolve().name not in names:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from bnjax.training.parallel import HostCheckpoints, all_succeed, gather_json, i
 from bnjax.training.tensorboard import TensorBoard
 from experiments.harness.compute import Compute
 from experiments.harness.experiment import Experiment, Member, Outcome, RunLog, Task, identity
+from experiments.harness.identities import defaults
 from experiments.harness.weights import save_weights
 
 
@@ -57,7 +59,7 @@ def _records_in(folder: Path) -> list[Path]:
 
 def _check_experiment(experiment: Experiment, folder: Path, file: Path) -> None:
     record = read_record(file.parent)
-    with making_sense(file):
+    with making_sense(file, record):
         of = record["experiment"]
     if of != experiment.name:
         raise RecordError(
@@ -96,15 +98,29 @@ def check(experiment: Experiment, task: Task, data: Any, compute: Any, out: Path
 
     Raises:
         RecordError: if `out` holds a run of the task in another configuration.
-        ValueError: if the experiment cannot train it.
+        ValueError: if the experiment cannot train it, or `out` holds a run of the task that was
+            begun with another --parallel.
     """
-    _check_identities(task, data, out)
+    _check_runs(task, data, compute, out)
     experiment.check(task, data, compute)
 
 
-def _check_identities(task: Task, data: Any, out: Path) -> None:
+def _check_runs(task: Task, data: Any, compute: Any, out: Path) -> None:
     for member in task.members:
-        check_identity(out / run_name(task, member), identity(task, member, data))
+        folder = out / run_name(task, member)
+        check_identity(folder, identity(task, member, data), _defaults(task))
+        if (folder / "record.json").exists() and not is_finished(folder):
+            record = read_record(folder)
+            for name, value in compute.shared().items():
+                if record.get(name, value) != value:
+                    raise ValueError(
+                        f"--{name} {value}: {folder} was begun with --{name} {record[name]}, and a "
+                        "run is of one; give that again."
+                    )
+
+
+def _defaults(task: Task) -> dict[str, dict[str, Any]]:
+    return defaults(type(task.config), type(task.arm))
 
 
 def complete(
@@ -140,7 +156,7 @@ def complete(
     """
 
     def whole() -> bool:
-        _check_identities(task, data, out)
+        _check_runs(task, data, compute, out)
         return is_first() and is_complete(task, out)
 
     if gather_json(all_succeed(whole))[0]:
@@ -207,7 +223,8 @@ def _complete(experiment: Experiment, task: Task, data: Any, compute: Any, out: 
     with HostCheckpoints(folder, config=config) as checkpoints:
         headers = _headers(experiment, task, data, compute)
         folders = [out / run_name(task, member) for member in task.members]
-        runs = all_succeed(lambda: list(map(Run, folders, headers)) if is_first() else [])
+        open_run = partial(Run, defaults=_defaults(task))
+        runs = all_succeed(lambda: list(map(open_run, folders, headers)) if is_first() else [])
         if gather_json(bool(runs) and all(run.finished for run in runs))[0]:
             return  # another process has finished them meanwhile
         started = time.perf_counter()

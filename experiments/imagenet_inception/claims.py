@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from bnjax.evidence.tables import table
 from experiments.harness.comparison import Comparison, match_steps
 from experiments.harness.differences import Difference, points, times, verdict
+from experiments.harness.identities import identity_of
 from experiments.harness.results import Runs
 
 
@@ -151,6 +152,6 @@ def _judged(claim: Claim, pair: Sequence[Runs]) -> list[str]:
 
 def _identity(runs: Runs) -> dict[str, Any]:
     """Returns what the numbers of an arm's runs depend on, by name, but for the seed."""
-    identity = runs.record["identity"]
+    identity = identity_of(runs.record)
     parts = identity["config"] | identity["schedule"] | identity["settings"]
     return parts | {"data": identity["data_sha256"]}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bnjax.evidence.figures import Form
+from experiments.harness.comparison import unlike_text
 from experiments.harness.page import Page
 from experiments.mnist_lenet.figures import draw
 from experiments.mnist_lenet.summary import summarize
@@ -38,6 +39,7 @@ class MnistReport:
             sweep_table(summary),
             best_rates_text(summary),
             divergence_text(summary),
+            unlike_text(summary),
         ]
 
     def draw(self, out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
@@ -49,7 +51,7 @@ def blocks(results: Path) -> dict[str, str]:
     """Returns what the experiment's README holds."""
     summary = summarize(results)
     return {
-        "arms": arms_table(summary),
+        "arms": "\n\n".join(filter(None, (arms_table(summary), unlike_text(summary)))),
         "differences": differences_text(summary),
         "drift": drift_text(summary),
         "sweep": sweep_table(summary),

@@ -7,7 +7,7 @@ import numpy as np
 
 from bnjax.evidence.records import RecordError
 from bnjax.evidence.statistics import spread, steps_to, times
-from experiments.harness.comparison import accuracies, at_rate
+from experiments.harness.comparison import accuracies, at_rate, unlikeness
 from experiments.harness.differences import paired
 from experiments.harness.results import Log, Runs, load_runs, load_sweep
 from experiments.mnist_lenet.arms import ARMS, PAIRS
@@ -29,7 +29,7 @@ def summarize(out: Path) -> dict[str, Any]:
             if plain in runs and normalized in runs
         ],
         "sweep": {name: list(map(at_rate, groups)) for name, groups in sweep.items()},
-    }
+    } | unlikeness(runs, sweep)
 
 
 def median_paths(log: Log, key: str = "p50") -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnjax.evidence.records import making_sense
 from bnjax.evidence.statistics import accuracy
 from bnjax.training.loop import Schedule
 from experiments.harness.arm import Arm, label_of
 from experiments.harness.citations import Origin, below_root, origin_of
 from experiments.harness.differences import paired
+from experiments.harness.identities import identity_of
 from experiments.harness.results import changed_settings, read_result
 
 Json = Any
@@ -60,7 +62,7 @@ class ShownRun:
     @cached_property
     def fields(self) -> dict[str, Json]:
         """All that the numbers depend on but the seed, by name."""
-        identity = self.record["identity"]
+        identity = identity_of(self.record)
         parts = {name: identity.get(name, {}) for name in ("config", "schedule", "settings")}
         single = {k: v for k, v in identity.items() if k not in (*parts, "seed", "data_sha256")}
         if parts["settings"]:
@@ -184,7 +186,8 @@ def read_groups(experiment: str, results: Path, arms: Sequence[Arm]) -> list[Gro
     groups = []
     for (folder, _, name, *_), runs in sorted(found.items(), key=lambda item: item[0]):
         arm = known.get(name) or Arm(name=name, label=name)
-        changed = changed_settings(arm, runs[0].record) if name in known else {}
+        with making_sense(*runs[0].named):
+            changed = changed_settings(arm, runs[0].record) if name in known else {}
         label, whole = label_of(arm, changed), ""
         if len(changed) > _NAMED:
             label, whole = f"{arm.label}, {len(changed)} settings changed", label

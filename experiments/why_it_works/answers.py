@@ -11,7 +11,8 @@ from bnjax.evidence.figures import Form, save
 from bnjax.evidence.records import check_log_digest
 from bnjax.evidence.tables import table
 from experiments.harness.differences import confidence_95, side
-from experiments.harness.results import runs_below
+from experiments.harness.identities import check_seeds
+from experiments.harness.results import ELSEWHERE, runs_below
 from experiments.why_it_works.question import Question
 
 _COLUMNS = 4
@@ -27,10 +28,11 @@ class Answers:
     def load(self, out: Path) -> dict[str, list[dict[str, Any]]]:
         """Reads what finished runs below a folder came to, by question, in order of seeds."""
         found: dict[str, dict[int, dict[str, Any]]] = {}
-        for folder, record in runs_below(out):
-            if record["finished"]:
-                check_log_digest(folder, record)
-                found.setdefault(record["arm"], {})[record["seed"]] = record["final"]
+        finished = [run for run in runs_below(out) if run[1]["finished"]]
+        check_seeds(finished, ELSEWHERE)
+        for folder, record in finished:
+            check_log_digest(folder, record)
+            found.setdefault(record["arm"], {})[record["seed"]] = record["final"]
         names = [question.name for question in self.questions]
         return {
             name: [found[name][s] for s in sorted(found[name])] for name in names if name in found

@@ -190,6 +190,21 @@ def test_a_torn_last_line_is_no_result(run):
     metrics.write_text(metrics.read_text()[:-4])
     with pytest.raises(RecordError, match=r"metrics.jsonl, line 3 is damaged: '{.step.:20"):
         read_metrics(run.directory)
+    assert [entry["step"] for entry in read_metrics(run.directory, torn=True)] == [0, 10]
+
+
+def test_an_older_identity_is_completed_by_defaults(run):
+    """Of fields that are newer; what it states stays."""
+    identity = HEADER["identity"]
+    config = identity["config"] | {"depth": 3}
+    newer = HEADER | {"identity": identity | {"config": config}}
+    with pytest.raises(RecordError, match=r"config\.depth: stored nothing, given 3"):
+        Run(run.directory, newer)
+    before = content(run.directory)
+    Run(run.directory, newer, {"config": {"depth": 3, "decay": 0.5}, "settings": {}})
+    assert content(run.directory) == before
+    with pytest.raises(RecordError, match=r"config\.depth: stored 2, given 3"):
+        Run(run.directory, newer, {"config": {"depth": 2}})
 
 
 def test_a_damaged_line_in_the_middle_is_refused(run):

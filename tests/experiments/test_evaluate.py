@@ -132,6 +132,7 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(InceptionArm, "model", small_model)
+    monkeypatch.setattr(InceptionArm, "check_size", lambda arm, config: None)  # of any
     monkeypatch.setattr(command, "open_data", few_images)
 
 
@@ -342,6 +343,16 @@ def test_runs_that_do_not_fit(folders, tmp_path, damage, message):
     damage(bad)
     with pytest.raises(RecordError, match=message):
         evaluate(Arguments((folders[0], bad)))
+
+
+def test_a_run_counts_once(folders, tmp_path):
+    """A copy or a link is no other seed, and no ensemble with what it is of."""
+    copy, link = shutil.copytree(folders[1], tmp_path / "copy"), tmp_path / "link"
+    link.symlink_to(folders[1])
+    for again in (copy, link):
+        words = f"{again} and {folders[1]} are both of bn_x30, seed 1, which would count twice"
+        with pytest.raises(RecordError, match=words):
+            evaluate(Arguments((*folders, again)))
 
 
 def test_a_diverged_run_has_running_statistics_alone(small, folders, tmp_path):

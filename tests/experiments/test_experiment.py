@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from bnjax.evidence.records import RecordError
+from bnjax.data import open_data
+from bnjax.evidence.records import RecordError, Run
 from experiments.harness import found, runs
 from experiments.harness.affects import network, numbers
 from experiments.harness.arm import check_arms
 from experiments.harness.comparison import Comparison
+from experiments.harness.experiment import identity
 from experiments.harness.images.arm import ImageArm
+from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.config import ImageConfig
 from experiments.harness.main import run_command
 from experiments.harness.runs import complete_all, folder_of_runs
@@ -111,3 +114,20 @@ def test_a_setting_that_does_nothing_is_refused(change):
         return
     with pytest.raises(ValueError, match=r"depth=4 would do nothing: no arm.*Leave it at 3"):
         experiment.tasks_of(config)
+
+
+def test_a_run_goes_on_with_the_parallel_that_it_was_begun_with(tmp_path):
+    """Its record states one, by which it is repeated; what is finished needs none."""
+    data, (task, *_) = open_data("mnist5k"), EXPERIMENT.tasks_of(EXPERIMENT.presets["quick"])
+    stated = {"identity": identity(task, task.members[0], data), "parallel": "jit"}
+    header = {"arm": task.arm.name, "seed": 0, "environment": {}} | stated
+    run = Run(tmp_path / runs.run_name(task, task.members[0]), header)
+    other = ImageCompute(parallel="shard_map")
+    words = f"--parallel shard_map: {run.directory} was begun with --parallel jit, .* give that"
+    for act in (runs.check, runs.complete):
+        with pytest.raises(ValueError, match=words):
+            act(EXPERIMENT, task, data, other, tmp_path)
+    checked = replace(EXPERIMENT, check=lambda *_: None)
+    runs.check(checked, task, data, ImageCompute(), tmp_path)
+    run.finish({})
+    runs.check(checked, task, data, other, tmp_path)

@@ -76,6 +76,16 @@ def test_logs_without_a_digest_are_held_against_their_schedule(out, change, word
         summarize(out)
 
 
+def test_a_line_that_a_stop_tore_hides_no_finished_run(made, out):
+    """Going on mends it; red where the whole folder is refused, and the run called damaged."""
+    write_run(out, "mlp", 3, [20, 30, 40], finished=False)
+    _lines(out / "mlp-s3", lambda lines: [*lines[:-1], lines[-1][:-9]])
+    assert summarize(out) == summarize(made)
+    _lines(out / "mlp-s3", lambda lines: [lines[0][:-9] + "\n", *lines[1:]])
+    with pytest.raises(RecordError, match="line 1 is damaged"):
+        summarize(out)
+
+
 def test_a_digest_that_is_taken_away_is_missed(out):
     """Unless its record is said to be of schema 1, which had none."""
     path = out / "mlp-s0" / "record.json"

@@ -138,7 +138,11 @@ def test_runs_that_another_process_finishes_meanwhile_are_left_alone(
 
     monkeypatch.setattr(runs, "lock", late)
     train_whole(mixed_task(), dataset, tmp_path, replace(EXPERIMENT, train=None))
-    assert summarize(tmp_path) == summarize(mixed)
+    for seed in (0, 1):
+        read_result(tmp_path / f"mlp_bn-s{seed}")
+        for name in ("record.json", "metrics.jsonl"):
+            own, other = (out / f"mlp_bn-s{seed}" / name for out in (tmp_path, mixed))
+            assert own.read_bytes() == other.read_bytes()
 
 
 def test_a_finished_run_needs_no_lock(dataset, mixed):

@@ -168,6 +168,13 @@ def test_elsewhere_two_seeds_are_too_few_to_judge(runs, tmp_path):
     assert "3 in all" in verdict.lines[0]
 
 
+def test_elsewhere_a_link_to_a_seed_is_no_other(runs, tmp_path):
+    run = _in_another_place(runs, tmp_path, 1)
+    shutil.rmtree(tmp_path / "mlp_bn-s2")
+    (tmp_path / "link").symlink_to(tmp_path / "mlp_bn-s1")
+    assert verify(run, steps=10).agrees is None
+
+
 def test_elsewhere_seeds_that_diverged_do_not_count(runs, tmp_path):
     """Red if one accuracy is given a spread, which is not a number."""
     run = _in_another_place(runs, tmp_path, 1)

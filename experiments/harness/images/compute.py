@@ -57,7 +57,7 @@ class ImageCompute(Sharing, Compute):
         check_workers(self.workers)
 
     def shared(self) -> dict[str, Any]:
-        """Returns what all hosts of a run must agree on."""
+        """Returns what all hosts of a run must agree on, when it goes on too."""
         return {"parallel": self.parallel}
 
     def described(self, task: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from bnjax.data import DataSet, open_data
 from bnjax.data.stream import check_workers
 from bnjax.data.views.crops import CENTRE
 from bnjax.evidence.environment import environment, require_commit
-from bnjax.evidence.records import RecordError, check_data, differences, making_sense, read_record
+from bnjax.evidence.records import RecordError, check_data, making_sense, read_record
 from bnjax.paths import local_path, writable_folder
 from bnjax.training.parallel import (
     DataParallel,
@@ -25,6 +25,7 @@ from bnjax.training.parallel import (
 from experiments.harness.bounds import check_several
 from experiments.harness.command_line import ending
 from experiments.harness.experiment import Experiment
+from experiments.harness.identities import check_seeds
 from experiments.harness.images.blacklist import Blacklisted, check_left_out, read_blacklist
 from experiments.harness.images.compute import Sharing
 from experiments.harness.images.ensembles import (
@@ -196,7 +197,7 @@ def _read(
     records, runs = [], []
     for path in arguments.runs:
         record = read_record(path)
-        with making_sense(path / "record.json"):
+        with making_sense(path / "record.json", record):
             if record["experiment"] != experiment.name:
                 raise RecordError(
                     f"{path} holds a run of {record['experiment']}, not of {experiment.name}."
@@ -224,26 +225,12 @@ def _read(
                     f"{path} is of {name} {other}, {arguments.runs[0]} of {first}: evaluate them "
                     "in two commands."
                 )
-    _check_seeds(list(arguments.runs), records)
+    check_seeds(zip(arguments.runs, records, strict=True), "evaluate them in two commands")
     return records, runs, _open(arguments, records[0])
 
 
 def _blacklist(arguments: Arguments) -> frozenset[str]:
     return frozenset() if arguments.blacklist is None else read_blacklist(arguments.blacklist)
-
-
-def _check_seeds(paths: list[Path], records: list[dict[str, Any]]) -> None:
-    """That the runs of an arm differ by their seeds alone: they are averaged as one network's."""
-    first: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for path, record in zip(paths, records, strict=True):
-        identity = {name: value for name, value in record["identity"].items() if name != "seed"}
-        other, expected = first.setdefault(record["arm"], (path, identity))
-        changed = differences(expected, identity)
-        if changed:
-            raise RecordError(
-                f"{path} is not {other} with another seed ({changed[0]}): evaluate them in two "
-                "commands."
-            )
 
 
 def _open(arguments: Arguments, record: dict[str, Any]) -> DataSet:
