@@ -190,12 +190,15 @@ def test_verify_and_report_end_in_one_line(call, tmp_path, monkeypatch):
 )
 def test_a_mistake_in_code_keeps_its_traceback(mistake):
     """As in an arm of one's own. Seen red: "error: could not convert string to float" alone."""
-    with pytest.raises(ValueError, match="could not convert|non-negative"), ending("any"):
+    with pytest.raises(ValueError, match=r"could not convert|non-negative"), ending("any"):
         mistake()
 
 
 def test_what_this_repository_refuses_is_one_line():
-    with pytest.raises(SystemExit, match=r"^error: rates must be > 0 and finite, got 0"), ending("any"):
+    with (
+        pytest.raises(SystemExit, match=r"^error: rates must be > 0 and finite, got 0"),
+        ending("any"),
+    ):
         check_rates("rates", (0.0,))
 
 
