@@ -221,7 +221,8 @@ def _as_one_more_answer(
     """Judges what was measured by the theorems' bounds, or by the spread of the seeds."""
     because = ["Not bitwise equal, in another environment:", *elsewhere]
     if final["checks"]:
-        broken = [check["what"] for check in final["checks"] if check["deviation"] > check["bound"]]
+        checks = final["checks"]
+        broken = [each["what"] for each in checks if not each["deviation"] <= each["bound"]]  # NaN
         said = f"breaks the bounds of {', '.join(broken)}" if broken else "holds within its bounds"
         return Verdict(not broken, False, [f"{what}: {said}.", *because])
     effects = [other["effect"] for other in finals]

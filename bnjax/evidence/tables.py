@@ -50,7 +50,12 @@ def percent(spread: dict[str, Any]) -> str:
 
 
 def steps(times: dict[str, Any], runs: int, factor: float = 1.0) -> str:
-    """Returns the steps to something, and how many of the runs reached it if not all did."""
+    """Returns the steps to something, and how many of the runs reached it if not all did.
+
+    Of no run, nothing.
+    """
+    if not runs:
+        return ""
     if not times["reached"]:
         return "not reached"
     text = plain(times, digits=0, factor=factor)

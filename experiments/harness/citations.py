@@ -25,7 +25,7 @@ class Origin(NamedTuple):
         experiments: their names.
         versions: of bnjax, ascending.
         commits: whole; a dirty one says so.
-        data: SHA-256 of each data set, by its name.
+        data: name and SHA-256 of each data set; two may have one name.
         years: in which they began, where records say so.
         digest: SHA-256 of all the records.
     """
@@ -34,7 +34,7 @@ class Origin(NamedTuple):
     experiments: tuple[str, ...]
     versions: tuple[str, ...]
     commits: tuple[str, ...]
-    data: dict[str, str]
+    data: tuple[tuple[str, str], ...]
     years: tuple[str, ...]
     digest: str
 
@@ -48,7 +48,7 @@ class Origin(NamedTuple):
         """The versions, commits and data in a few words."""
         several = "s" * (len(self.commits) > 1)
         text = f"bnjax {', '.join(self.versions)}, commit{several} {', '.join(self.short_commits)}"
-        data = [f"{name} (SHA-256 {digest[:_SHORT]})" for name, digest in self.data.items()]
+        data = [f"{name} (SHA-256 {digest[:_SHORT]})" for name, digest in self.data]
         return text + (f", data {', '.join(data)}" if data else "")
 
 
@@ -56,14 +56,14 @@ def origin(results: Iterable[Path]) -> Origin:
     """Reads what made results.
 
     Args:
-        results: each a run's folder, a folder of runs, or a file that names its environment. Of a
-            folder the runs right in it count; if there are none, all below it; if there are none
-            there, its files of results.
+        results: each a run's folder or record, a folder of runs, or a file that names its
+            environment. Of a folder the runs right in it count; if there are none, all below it;
+            if there are none there, its files of results.
 
     Raises:
         RecordError: one is none of these, or not finished, or damaged, or of no commit.
     """
-    paths = list(results)
+    paths = [path.parent if path.name == "record.json" else path for path in results]
     return origin_of(paths, [pair for path in paths for pair in _records(path)])
 
 
@@ -71,17 +71,17 @@ def origin_of(results: Iterable[Path], records: Iterable[tuple[Path, dict[str, A
     """Returns the same of records that are read already, each behind its file's path."""
     records = list(records)
     parts = [(path, part) for path, record in records for part in _environments(path, record)]
-    data: dict[str, str] = {}
+    data: dict[tuple[str, str], None] = {}
     for path, record in records:
         with making_sense(path):
-            data |= _data(record)
+            data |= dict.fromkeys(_data(record))
     digests = sorted(_digest(record) for _, record in records)
     return Origin(
         tuple(map(below_root, results)),
         tuple(sorted({_name(record) for _, record in records} - {""})),
         tuple(map(str, sorted({_version(path, part) for path, part in parts}))),
         tuple(sorted({_commit(path, part) for path, part in parts})),
-        data,
+        tuple(data),
         tuple(sorted({record["started"][:4] for _, record in records if "started" in record})),
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest(),
     )
@@ -93,7 +93,7 @@ def bibtex(source: Origin) -> str:
     url = _stated(about, "url")
     what = ", ".join(_tex(path) for path in source.paths)
     notes = [f"commit {commit}" for commit in source.commits]
-    notes += [f"data {_tex(name)}, SHA-256 {digest}" for name, digest in source.data.items()]
+    notes += [f"data {_tex(name)}, SHA-256 {digest}" for name, digest in source.data]
     notes.append(f"records, SHA-256 {source.digest}")
     fields = {
         "author": f"{{{_stated(about, '- name')}}}",
@@ -199,13 +199,13 @@ def _commit(path: Path, environment: dict[str, Any]) -> str:
         return str(git["commit"]) + (" with changes" if git["dirty"] else "")
 
 
-def _data(record: dict[str, Any]) -> dict[str, str]:
-    """The data set's SHA-256 by its name; empty where a result has none."""
+def _data(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The data set's name and SHA-256; empty where a result has none."""
     if isinstance(record.get("data"), dict):
-        return {record["data"]["name"]: record["data"]["sha256"]}
+        return [(record["data"]["name"], record["data"]["sha256"])]
     if "data_sha256" in record:
-        return {record["config"]["data"]: record["data_sha256"]}
-    return {}
+        return [(record["config"]["data"], record["data_sha256"])]
+    return []
 
 
 def _name(record: dict[str, Any]) -> str:

@@ -7,10 +7,12 @@ import resource
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import absl.logging
@@ -21,6 +23,7 @@ from bnjax.evidence.records import RecordError
 from bnjax.training.checkpoints import CheckpointError
 from bnjax.training.loop import Interrupted, OutOfTime
 from bnjax.training.parallel import HostsError
+from experiments.harness.experiment import ROOT
 
 _ADDRESSES = 1 << 31
 _REMEDIES = {
@@ -42,7 +45,7 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
 
     An interruption says how to go on, and exits with 128 plus the signal's number; so does the end
     of the time that was asked for, and exits with 0. An error that a user can mend is one line
-    without a traceback.
+    without a traceback; one of the code, an arm's say, keeps it.
 
     Args:
         module: what `python -m` was given.
@@ -72,10 +75,11 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
         kept = "; what was saved is kept. Go on with" if saves else ". Again with"
         _say(f"\nStopped{kept}:\n  {again()}")
         sys.exit(128 + signal.SIGINT)
-    except (
-        *(CheckpointError, DataError, HostsError, MissingCompilerError, RecordError),
-        ValueError,
-    ) as error:
+    except (CheckpointError, DataError, HostsError, MissingCompilerError, RecordError) as error:
+        sys.exit(f"error: {error}")
+    except ValueError as error:
+        if not _refused(error):
+            raise
         sys.exit(f"error: {error}")
     except BrokenPipeError:
         raise
@@ -84,6 +88,14 @@ def ending(module: str, *, saves: bool = False) -> Iterator[None]:
             raise
         where = "" if error.filename is None else f"{error.filename}: "
         sys.exit(f"error: {where}{error.strerror}: {_REMEDIES[error.errno]}.")
+
+
+def _refused(error: ValueError) -> bool:
+    """Whether a `raise` of this repository made the error."""
+    # Those name what to mend; what Python or a library raises does not, without the lines before.
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = any(Path(last.filename).is_relative_to(ROOT / room) for room in ("bnjax", "experiments"))
+    return ours and (last.line or "").startswith("raise ")
 
 
 def _say(text: str) -> None:

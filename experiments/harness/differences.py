@@ -9,6 +9,7 @@ from scipy.special import stdtrit  # scipy.stats takes half a second to import
 from bnjax.evidence.statistics import spread
 
 Side = Literal["above", "below", "unclear"]
+_NONE = "no seed in common"
 
 
 class Difference(NamedTuple):
@@ -95,11 +96,15 @@ def with_interval(
 ) -> str:
     """Returns the mean of a paired difference, its unit and, if it has one, its interval.
 
+    Without a seed that both have it says so.
+
     Args:
         difference: as `paired` returns it.
         shown: the text of a number.
         unit: with the space before it.
     """
+    if not difference["seeds"]:
+        return _NONE
     text = f"{shown(difference['mean'])}{unit}"
     ends = interval(difference)
     return text if ends is None else f"{text} ({shown(ends[0])} to {shown(ends[1])})"
@@ -117,7 +122,10 @@ def verdict(side: Side) -> str:
 
 def difference_line(first: str, second: str, difference: Mapping[str, Any]) -> str:
     """One difference in words, in points of a per cent."""
-    text = f"- {first} minus {second}: {in_points(difference['mean'])} points"
+    what = f"- {first} minus {second}:"
+    if not difference["seeds"]:
+        return f"{what} {_NONE}."
+    text = f"{what} {in_points(difference['mean'])} points"
     ends = interval(difference)
     if ends is not None:
         text += f", 95 % confidence interval {in_points(ends[0])} to {in_points(ends[1])}"

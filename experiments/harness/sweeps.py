@@ -9,8 +9,8 @@ from bnjax.evidence.tables import percent, table
 from experiments.harness.results import Runs
 
 Entry = Mapping[str, Any]
-"""An arm at a rate: `learning_rate`, `steps`, accuracies as `spread` gives them and, if it counts
-runs that diverged, `diverged`, a list of them, and `runs`, how many there are in all."""
+"""An arm at a rate: `learning_rate`, `steps`, accuracies as `spread` gives them, `runs`, how many
+there are, and, if it counts those that diverged, `diverged`, a list of them."""
 Sweep = Mapping[str, Sequence[Entry]]
 """By arm, in the order of the rates."""
 Label = Callable[[str, Entry], str]
@@ -19,7 +19,8 @@ Label = Callable[[str, Entry], str]
 def sweep_table(sweep: Sweep, label: Label, accuracy: str) -> str:
     """Returns accuracy by learning rate, a column each arm and length; empty without a sweep.
 
-    The best is in bold; runs that diverged count with what they reached, but make no best.
+    The best is in bold; runs that diverged count with what they reached, but make no best, nor
+    does a rate that lacks seeds which others of its column have.
 
     Args:
         sweep: what is compared.
@@ -47,13 +48,24 @@ def best_rates_text(sweep: Sweep, label: Label, accuracy: str) -> str:
 def at_best_rate(
     groups: Sequence[Runs], reached: Callable[[Runs], Mapping[int, float]] = Runs.best
 ) -> Runs:
-    """Returns an arm's runs at the rate that is best on average, of those where none diverged.
+    """Returns an arm's runs at the rate that is best on average.
+
+    Of those where all seeds were trained, and none diverged.
 
     Args:
         groups: at each rate.
         reached: what counts, by seed.
+
+    Raises:
+        ValueError: there is no such rate.
     """
-    whole = [group for group in groups if not group.diverged]
+    most = max(len(group.seeds) for group in groups)
+    whole = [group for group in groups if len(group.seeds) == most and not group.diverged]
+    if not whole:
+        raise ValueError(
+            f"{groups[0].label} has no rate at which all {most} seeds were trained without "
+            "divergence: complete the sweep, or try smaller rates."
+        )
     return max(whole, key=lambda group: np.mean([*reached(group).values()]))
 
 
@@ -68,8 +80,12 @@ def _columns(sweep: Sweep, label: Label) -> dict[str, list[Entry]]:
 
 
 def _best(column: list[Entry], accuracy: str) -> Entry | None:
-    whole = [entry for entry in column if not entry.get("diverged")]
+    whole = [e for e in column if e["runs"] == _most(column) and not e.get("diverged")]
     return max(whole, key=lambda entry: entry[accuracy]["mean"], default=None)
+
+
+def _most(column: list[Entry]) -> int:
+    return max(entry["runs"] for entry in column)
 
 
 def _cell(column: list[Entry], rate: float, accuracy: str) -> str:
@@ -79,12 +95,16 @@ def _cell(column: list[Entry], rate: float, accuracy: str) -> str:
             text = percent(entry[accuracy])
             if entry.get("diverged"):
                 return f"{text} ({len(entry['diverged'])} of {entry['runs']} diverged)"
+            if entry["runs"] < _most(column):
+                return f"{text} ({entry['runs']} of {_most(column)} seeds)"
             return f"**{text}**" if entry is best else text
     return ""  # an arm may lack a rate
 
 
 def _said(column: list[Entry], accuracy: str) -> str:
     best = _best(column, accuracy)
+    if best is None and not all(entry.get("diverged") for entry in column):
+        return f"no rate has all {_most(column)} seeds without divergence yet; complete the sweep."
     if best is None:
         return "runs diverged at every rate; try smaller ones."
     rate, rates = best["learning_rate"], [entry["learning_rate"] for entry in column]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnjax.evidence.records import making_sense
+from bnjax.evidence.records import making_sense, read_record
 from bnjax.evidence.statistics import accuracy
 from bnjax.training.loop import Schedule
 from experiments.harness.arm import Arm, label_of
@@ -174,7 +174,7 @@ def read_groups(experiment: str, results: Path, arms: Sequence[Arm]) -> list[Gro
     known = {arm.name: arm for arm in arms}
     found: dict[tuple[Any, ...], list[ShownRun]] = {}
     for file in results.rglob("record.json"):
-        if not json.loads(file.read_text())["finished"]:
+        if not read_record(file.parent)["finished"]:
             continue
         run = ShownRun(file.parent)
         name, parent = run.record["arm"], file.parent.parent

@@ -16,7 +16,10 @@ const number = (value, maximumSignificantDigits = 4) =>
   value === 0 || (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e9)
     ? value.toLocaleString("en", { maximumSignificantDigits }) : value.toExponential(2);
 for (const group of data.groups) for (const run of group.runs)
-  for (const curve of Object.values(run.curves).flat()) curve.x = data.steps[curve.x];
+  for (const curve of Object.values(run.curves).flat()) { // null is what was no number
+    curve.x = data.steps[curve.x].filter((_, i) => curve.y[i] !== null);
+    curve.y = curve.y.filter((y) => y !== null);
+  }
 
 // Filters ------------------------------------------------------------------------------------
 function options(select, values, all) {
@@ -77,7 +80,8 @@ function seriesOf(i, measure) {
   const names = unique(runs.flatMap((r) => r.curves[measure].map((s) => s.name)));
   return names.flatMap((name) => {
     const title = name ? `${label}: ${name}` : label;
-    const curves = runs.map((r) => ({ seed: r.seed, diverged: r.diverged, ...r.curves[measure].find((s) => s.name === name) })).filter((c) => c.x);
+    const curves = runs.map((r) => ({ seed: r.seed, diverged: r.diverged, ...r.curves[measure].find((s) => s.name === name) })).filter((c) => c.x?.length);
+    if (!curves.length) return [];
     if ($("draw").value === "runs")
       return curves.map((c) => ({ title: `${title}, seed ${c.seed}`, changed: group.changed, color: group.color, x: c.x, y: c.y, ends: c.diverged }));
     return [{ title, changed: group.changed, color: group.color, ends: curves.map((c) => c.diverged).find(Boolean), ...mean(curves) }];
@@ -110,7 +114,7 @@ async function draw() {
   const runs = visible.flatMap((i) => data.groups[i].runs);
   options($("measure"), unique(runs.flatMap((r) => Object.keys(r.curves))), false);
   const measure = $("measure").value;
-  const all = visible.filter((i) => drawn.has(i)).flatMap((i) => seriesOf(i, measure));
+  const all = visible.filter((i) => drawn.has(i)).flatMap((i) => seriesOf(i, measure)).filter((c) => c.x.length);
   shown = all.slice(0, MOST);
   $("note").textContent = all.length > MOST
     ? `The first ${MOST} of ${all.length} curves: filters and ticks choose others.`

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from bnjax.evidence.statistics import spread
 from bnjax.evidence.tables import plain
 from bnjax.extras import extra
 from experiments.harness.citations import Origin, bibtex
-from experiments.harness.differences import confidence_95
+from experiments.harness.differences import confidence_95, interval
 from experiments.results_page.groups import Group, Pair, Series, ShownRun, pairs, varying
 
 with extra("page"):
@@ -95,7 +96,9 @@ def page(groups: Sequence[Group], figures: Iterable[tuple[str, Path]] = ()) -> s
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         bokeh=Resources(mode="inline", components=["bokeh", "bokeh-api"]).js_raw,
-        data=json.dumps(curves(groups), separators=(",", ":")).replace("<", "\\u003c"),
+        data=json.dumps(curves(groups), separators=(",", ":"), allow_nan=False).replace(
+            "<", "\\u003c"
+        ),
         counts=_counts(groups),
         networks=_networks(groups),
         differences=_difference_table(groups, compared),
@@ -107,7 +110,7 @@ def page(groups: Sequence[Group], figures: Iterable[tuple[str, Path]] = ()) -> s
 
 
 def curves(groups: Sequence[Group]) -> dict[str, Json]:
-    """Returns what the script draws and filters, JSON values.
+    """Returns what the script draws and filters, JSON values; what is no number is None.
 
     Many runs are evaluated at the same steps: a curve names its `steps` by their place.
     """
@@ -116,7 +119,7 @@ def curves(groups: Sequence[Group]) -> dict[str, Json]:
     def drawn(series: Series) -> dict[str, Json]:
         if series.x not in steps:
             steps.append(series.x)
-        values = [float(f"{value:.6g}") for value in series.y]
+        values = [float(f"{y:.6g}") if math.isfinite(y) else None for y in series.y]
         return {"name": series.name, "x": steps.index(series.x), "y": values}
 
     def run_of(run: ShownRun) -> dict[str, Json]:
@@ -191,12 +194,18 @@ def _difference_table(groups: Sequence[Group], compared: Sequence[Pair]) -> Tabl
             _number(seeds),
         ]
         for head in ("best accuracy, %", "final, %"):
-            difference = pair.differences[head]
-            low, high = difference["confidence_95"]
-            cells.append(Cell(f"{difference['mean']:+.2f}", difference["mean"]))
-            cells.append(Cell(f"{low:+.2f} to {high:+.2f}", low))
+            cells += _compared(pair.differences.get(head))
         rows.append(Row(cells, own))
     return Table("differences", heads, rows)
+
+
+def _compared(difference: dict[str, Any] | None) -> list[Cell]:
+    """A mean difference and its interval, of those that there are."""
+    if difference is None:
+        return [Cell(""), Cell("")]
+    mean, ends = difference["mean"], interval(difference)
+    between = Cell("") if ends is None else Cell(f"{ends[0]:+.2f} to {ends[1]:+.2f}", ends[0])
+    return [Cell(f"{mean:+.2f}", mean), between]
 
 
 def _runs(groups: Sequence[Group]) -> Table:
@@ -288,19 +297,22 @@ def _mean(group: Group, head: str) -> Cell:
     values = list(group.values(head).values())
     if not values:
         return Cell("")
-    mean = spread(values)["mean"]
-    text = plain(spread(values), _DIGITS.get(head, 2))
-    if head == "effect" and len(values) > 1:
+    if not all(map(math.isfinite, values)):
+        return Cell("not finite")
+    own = spread(values)
+    text = plain(own, _DIGITS.get(head, 2))
+    if head == "effect" and own["sd"]:
         low, high = confidence_95(values)
-        text = f"{mean:.3g} ({low:.3g} to {high:.3g})"
-    return Cell(text, mean)
+        text = f"{own['mean']:.3g} ({low:.3g} to {high:.3g})"
+    return Cell(text, own["mean"])
 
 
 def _value(run: ShownRun, head: str) -> Cell:
     if head not in run.numbers:
         return Cell("")
     value = run.numbers[head]
-    return Cell(f"{value:.{_DIGITS.get(head, 2)}f}", value)
+    text = f"{value:.{_DIGITS.get(head, 2)}f}"
+    return Cell(text, value if math.isfinite(value) else None)
 
 
 def _number(value: int) -> Cell:

@@ -17,6 +17,8 @@ from experiments.why_it_works.question import Question
 
 _COLUMNS = 4
 FIGURE = "answers.png"
+_NOT_FINITE = "not finite"
+"""The verdict where a measurement reached infinity: of it nothing follows."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _measured(question: Question, found: dict[str, Any]) -> str:
         low, high = found["confidence_95"]
         return f"{said} ({low:+.3g} to {high:+.3g})"
     checks = found["checks"]
-    worst = max(checks, key=_share_of_bound)
+    worst = checks[np.argmax(list(map(_share_of_bound, checks)))]  # NaN is the worst
     closest = f", closest of {len(checks)}" if len(checks) > 1 else ""
     return f"off by {worst['deviation']:.1e}, bound {worst['bound']:.1e}{closest}"
 
@@ -122,7 +124,7 @@ def _share_of_bound(check: dict[str, Any]) -> float:
 
 def _summary(finals: Sequence[dict[str, Any]], exact: bool) -> dict[str, Any]:
     checks = [
-        {**same[0], "deviation": max(check["deviation"] for check in same)}
+        {**same[0], "deviation": float(np.max([check["deviation"] for check in same]))}
         for same in zip(*(final["checks"] for final in finals), strict=True)
     ]
     numbers = {
@@ -131,18 +133,22 @@ def _summary(finals: Sequence[dict[str, Any]], exact: bool) -> dict[str, Any]:
     }
     summary: dict[str, Any] = {"seeds": len(finals), "checks": checks, "numbers": numbers}
     if checks:
+        if not np.isfinite([check["deviation"] for check in checks]).all():
+            return summary | {"verdict": _NOT_FINITE}
         holds = all(check["deviation"] <= check["bound"] for check in checks)
         yes = "holds exactly" if exact else "holds in small"
         return summary | {"verdict": yes if holds else "contradicted"}
     effects = [final["effect"] for final in finals]
     summary["effect"] = round(float(np.mean(effects)), 6)
-    if len(effects) > 1:
+    if len(effects) > 1 and np.isfinite(effects).all():
         summary["confidence_95"] = confidence_95(effects)
     return summary | {"verdict": verdict(effects)}
 
 
 def verdict(effects: Sequence[float]) -> str:
     """Returns what effects of several seeds, above zero where a claim holds, say to it."""
+    if not np.isfinite(effects).all():
+        return _NOT_FINITE
     if len(effects) == 1:
         return "one seed: no verdict"
     said = {"above": "holds in small", "below": "contradicted", "unclear": "not seen"}

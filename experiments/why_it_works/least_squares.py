@@ -64,10 +64,10 @@ class LeastSquares(Question):
         least = -float(u @ np.linalg.solve(second, u))
         gaps = self._gaps(jnp.asarray(x), jnp.asarray(y), rng, float(eigenvalues[-1])) - least
         bound = float((1 - eigenvalues[0] / eigenvalues[-1]) ** 2)
-        gaps = gaps[gaps > 1e-9 * gaps[0]]  # below, rounding is as large as the gap
+        gaps = gaps[~(gaps <= 1e-9 * gaps[0])]  # there, rounding is as large as the gap
         factors = gaps[1:] / gaps[:-1]
         check = Check(
-            "factor of a step over its bound", float(max(0, factors.max() / bound - 1)), 0.0
+            "factor of a step over its bound", float(np.maximum(0, factors.max() / bound - 1)), 0.0
         )
         return Answer(
             (check,),

@@ -39,6 +39,7 @@ def test_cells():
     assert steps(times([10, 20]), 2) == "15 ± 7"
     assert steps(times([1000, None]), 2) == "1,000 (1 of 2)"
     assert steps(times([None]), 1) == "not reached"
+    assert steps(times([]), 0) == ""  # of no run nothing is said
     assert table(["a", "b"], [["c", "1"]]).splitlines() == [
         "| a | b |",
         "| --- | ---: |",

@@ -73,8 +73,26 @@ def seal(run, record):
 def test_a_file_of_results_is_cited():
     source = origin([ROOT / "experiments" / "benchmarks" / "results" / "mnist.json"])
     assert (source.versions, source.experiments) == (("0.1.0",), ("mnist",))
-    assert list(source.data) == ["mnist5k"]
+    assert [name for name, _ in source.data] == ["mnist5k"]
     assert "year" not in bibtex(source)
+
+
+def test_a_record_is_cited_as_its_run():
+    assert origin([RUN / "record.json"]) == origin([RUN])
+
+
+def test_data_of_one_name_is_told_apart_by_its_digest(tmp_path):
+    """As folder:data on two machines has it. Seen red with the last one alone."""
+    for seed, digest in enumerate("ab"):
+        run = shutil.copytree(RESULTS / f"batch-s{seed}", tmp_path / f"batch-s{seed}")
+        record = record_of(run)
+        record["data"]["sha256"] = digest * 64
+        seal(run, record)
+    source = origin([tmp_path])
+    assert source.data == (("mnist5k", "a" * 64), ("mnist5k", "b" * 64))
+    assert "data mnist5k (SHA-256 aaaaaaa), mnist5k (SHA-256 bbbbbbb)" in source.line
+    both = f"data mnist5k, SHA-256 {'a' * 64}; data mnist5k, SHA-256 {'b' * 64}"
+    assert both in field(bibtex(source), "note")
 
 
 def test_what_was_not_run_has_no_line(tmp_path):
@@ -133,6 +151,25 @@ def test_what_is_no_result_is_refused(result, words, tmp_path, monkeypatch):
         seal(tmp_path / result, record)
     with pytest.raises(SystemExit, match=re.escape(words)):
         run_command(monkeypatch, result)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: record | {"finished": False, "final": None}, "is not finished"),
+        (lambda record: record | {"sha256": "0" * 64}, "differs from its own sha256"),
+    ],
+)
+def test_a_run_is_refused_by_its_record_s_file_as_well(change, words, tmp_path, monkeypatch):
+    """Seen red: a file was read without a check."""
+    run = shutil.copytree(RUN, tmp_path / RUN.name)
+    record = change(record_of(run))
+    (run / "record.json").write_text(json.dumps(record))
+    if not record["finished"]:
+        seal(run, record)
+    for result in (run, run / "record.json"):
+        with pytest.raises(SystemExit, match=words):
+            run_command(monkeypatch, result)
 
 
 def test_each_generated_table_says_what_made_it():

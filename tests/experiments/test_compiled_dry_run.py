@@ -199,7 +199,7 @@ def test_the_paper_is_where_the_command_begins(monkeypatch):
 
     def keep(config, names, *, per_chip, **_):
         seen.append((config, names, per_chip))
-        raise ValueError("enough")
+        raise MissingCompilerError("enough")
 
     monkeypatch.setattr(module, "dry_run", keep)
     with pytest.raises(SystemExit):

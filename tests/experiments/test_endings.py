@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mnist_commands import ROOT, TINY, assert_same_runs, content, flags
 from runs import JAX_HAS_STARTED
@@ -16,6 +17,9 @@ from bnjax.paths import local_path
 from bnjax.training.checkpoints import Checkpoints
 from experiments import report, verify
 from experiments.benchmarks import __main__ as benchmarks
+from experiments.harness.bounds import check_rates
+from experiments.harness.command_line import ending
+from experiments.harness.differences import confidence_95
 from experiments.imagenet_inception import __main__ as imagenet
 from experiments.mnist_lenet import __main__ as mnist
 
@@ -175,6 +179,27 @@ def test_verify_and_report_end_in_one_line(call, tmp_path, monkeypatch):
     code, _, message = call(report)
     assert code == 1
     assert "Read-only file system: give a folder that you may write." in message
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: confidence_95(["a", "b"]),  # Python's, in a line of this repository
+        lambda: np.random.default_rng(-1),  # a library's
+    ],
+)
+def test_a_mistake_in_code_keeps_its_traceback(mistake):
+    """As in an arm of one's own. Seen red: "error: could not convert string to float" alone."""
+    with pytest.raises(ValueError, match=r"could not convert|non-negative"), ending("any"):
+        mistake()
+
+
+def test_what_this_repository_refuses_is_one_line():
+    with (
+        pytest.raises(SystemExit, match=r"^error: rates must be > 0 and finite, got 0"),
+        ending("any"),
+    ):
+        check_rates("rates", (0.0,))
 
 
 def test_little_address_space_is_named():

@@ -7,6 +7,7 @@ from made_results import write_image_run
 from experiments.harness import comparison
 from experiments.harness.arm import by_name
 from experiments.harness.comparison import match_steps, waiting_text
+from experiments.harness.differences import Difference, points
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.page import REPORT, memory_text
 
@@ -96,6 +97,16 @@ def test_seeds_count_that_have_a_reference(tmp_path):
     write_run(tmp_path, "bn_x5", 0, [10, 20, 40, 40, 40])
     write_run(tmp_path, "bn_x5", 1, [10, 20, 40, 40, 40])
     assert "| BN-x5 | 2 | 40 | 20 | 1.5 |" in REPORT.arms_table(REPORT.summarize(tmp_path))
+
+
+def test_arms_without_a_seed_in_common_are_not_compared(tmp_path):
+    """As after one of two runs of seed 0 was stopped. Seen red: None was multiplied by 100."""
+    write_run(tmp_path, "inception", 1, [10, 30, 50, 60, 62])
+    write_run(tmp_path, "bn_x5", 0, [10, 60, 61, 61, 61])
+    table, differences, *_ = REPORT.tables(tmp_path, REPORT.summarize(tmp_path))
+    assert differences == "Best accuracy:\n- BN-x5 minus Inception: no seed in common."
+    assert "| BN-x5 | 1 | 40 |  |  | 61.00 |" in table
+    assert points({0: 0.5}, {1: 0.6}) == Difference(0, "no seed in common", "unclear")
 
 
 def test_a_changed_arm_is_not_the_papers(tmp_path):

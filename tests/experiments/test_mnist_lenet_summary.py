@@ -63,6 +63,14 @@ def test_a_difference_of_one_seed_is_not_called_paired(made):
     assert text.endswith("(one seed).")
 
 
+def test_arms_without_a_seed_in_common_have_no_difference(tmp_path):
+    """Seen red: None was multiplied by 100."""
+    write_run(tmp_path, "mlp", 1, [20, 100, 180, 190, 192])
+    write_run(tmp_path, "mlp_bn", 0, [20, 180, 190, 194, 195])
+    text = differences_text(summarize(tmp_path))
+    assert text == "- 3x100 sigmoid, BN minus 3x100 sigmoid: no seed in common."
+
+
 def test_runs_that_go_on_do_not_count(made, tmp_path):
     out = shutil.copytree(made, tmp_path / "out")
     write_run(out, "mlp", 3, [0] * 4, finished=False)

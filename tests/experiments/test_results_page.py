@@ -194,6 +194,22 @@ def test_any_folder_of_runs_is_shown(made):
     assert [run["diverged"] for run in curves(groups)["groups"][2]["runs"]] == [700]
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_run_that_left_no_number_is_shown(made, lost):
+    """Of its loss, and of a measurement's effect. Seen red: NaN is no JSON, and ends the script."""
+    groups = read_groups("made", made, DIGITS)
+    for run in groups[0].runs[:2]:
+        run.log[-1]["test"]["loss"] = run.final["test"]["loss"] = lost
+        run.final["effect"] = lost
+    shown = read(page(groups))
+    run = shown.data["groups"][0]["runs"][0]
+    assert [curve["y"][-1] for curve in run["curves"]["test loss"]] == [None]
+    row, *_ = shown.tables["networks"]
+    assert row["final loss"] == row["effect"] == "not finite"
+    row, *_ = shown.tables["runs"]
+    assert row["final loss"] == row["effect"] == str(lost)
+
+
 def test_settings_that_a_label_only_counts_are_shown_at_the_pointer():
     counted = [each for each in groups_of("imagenet_inception") if "settings changed" in each.label]
     group = counted[0]
@@ -215,6 +231,34 @@ def test_pairs_have_seeds_in_common(made):
     assert (final["seeds"], final["mean"]) == (2, 100 * np.mean([10, 20]) / EXAMPLES)
 
 
+@pytest.mark.parametrize("gone", ["best accuracy, %", "final, %"])
+def test_a_pair_may_have_one_accuracy_alone(made, gone):
+    """Seen red: the other was looked up all the same."""
+    groups = read_groups("made", made, DIGITS)
+    for group in groups:
+        for run in group.runs:
+            run.numbers.pop(gone, None)
+    (row,) = read(page(groups)).tables["differences"]
+    means = {"best accuracy, %": "+22.50", "final, %": "+7.50"} | {gone: ""}
+    assert row["best accuracy, points"] == means["best accuracy, %"]
+    assert row["final, points"] == means["final, %"]
+
+
+def test_differences_that_are_all_equal_have_no_interval(tmp_path):
+    """Nor have effects: such seeds do not tell how they scatter. Seen red with zero widths."""
+    for arm, rights in (("mlp", (120, 150)), ("mlp_bn", (130, 160))):
+        for seed, right in enumerate(rights):
+            write(tmp_path, arm, seed, [20, right, right, right, right])
+    groups = read_groups("made", tmp_path, DIGITS)
+    for run in groups[0].runs:
+        run.final["effect"] = 0.5
+    shown = read(page(groups))
+    (row,) = shown.tables["differences"]
+    assert row["best accuracy, points"] == row["final, points"] == "+5.00"
+    assert row["95 % interval"] == row["95 % interval 2"] == ""
+    assert shown.tables["networks"][0]["effect"] == "0.5000 ± 0.0000"
+
+
 def test_what_is_shown_cannot_break_the_page(made):
     """Red without escapes, in text as in data."""
     (run,) = made.glob("deep/*/record.json")
@@ -231,6 +275,13 @@ def test_what_is_shown_cannot_break_the_page(made):
 def test_a_damaged_run_is_not_shown(made):
     (made / "mlp-s1" / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(RecordError, match="mlp-s1"):
+        read_groups("made", made, DIGITS)
+
+
+def test_a_damaged_record_is_named(made):
+    """Seen red: JSON's error, which names no file."""
+    (made / "mlp-s1" / "record.json").write_text("{")
+    with pytest.raises(RecordError, match=r"mlp-s1.record\.json is damaged"):
         read_groups("made", made, DIGITS)
 
 

@@ -1,6 +1,7 @@
 """The page of results in a browser: it loads, filters, sorts, draws, and fits a telephone."""
 
 import json
+import math
 
 import pytest
 
@@ -149,6 +150,30 @@ def test_a_number_leads_to_its_record(browser):
     record = json.loads((RESULTS / "none-s0" / "record.json").read_text())
     assert record["environment"]["git"]["commit"] in card
     assert record["data"]["sha256"] in card
+
+
+def test_curves_leave_out_what_is_no_number(browser, tmp_path):
+    """Of a run's end, of all of a run, and of all of a network. Seen red: the script ended."""
+    found = experiment("norms")
+    groups = read_groups(found.name, found.results, found.arms)
+    first, second, third = groups[0].runs
+    for entry in (first.log[-1], *second.log, *(e for run in groups[1].runs for e in run.log)):
+        entry["test"]["loss"] = math.nan
+    file = tmp_path / "index.html"
+    file.write_text(page(groups), encoding="utf-8")
+    browser.get(file.as_uri())
+    select(browser, "measure", "test loss")
+    own, other = (group.label for group in groups[:2])
+    losses = [run.log[-2]["test"] for run in (first, third)]
+    mean = sum(test["loss"] / test["examples"] for test in losses) / 2
+    assert legend(browser)[own].startswith(f"{mean:.3f}")
+    assert other not in legend(browser)
+    assert len(legend(browser)) == 4
+    select(browser, "draw", "each run")
+    assert f"{own}, seed 0" in legend(browser)
+    assert f"{own}, seed 1" not in legend(browser)
+    select(browser, "measure", "test accuracy, %")
+    assert f"{own}, seed 1" in legend(browser)
 
 
 def test_it_fits_a_telephone(browser, address):

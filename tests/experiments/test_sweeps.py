@@ -1,18 +1,23 @@
 """A sweep over learning rates in words: its table, the best rate, the borders."""
 
+import numpy as np
 import pytest
 
+from experiments.harness.arm import Arm
 from experiments.harness.bounds import check_rates
-from experiments.harness.sweeps import best_rates_text, sweep_table
+from experiments.harness.results import Runs
+from experiments.harness.sweeps import at_best_rate, best_rates_text, sweep_table
+
+SMALLER = "on the border of the sweep; try smaller ones."
 
 
-def entry(rate, mean, *, steps=300, diverged=0):
+def entry(rate, mean, *, steps=300, runs=3, diverged=0):
     best = {"mean": mean, "sd": 0.01}
     return {
         "learning_rate": rate,
         "steps": steps,
         "best": best,
-        "runs": 3,
+        "runs": runs,
         "diverged": ["x"] * diverged,
     }
 
@@ -44,6 +49,38 @@ def test_the_table_by_hand():
     assert sweep_table({}, label, "best") == best_rates_text({}, label, "best") == ""
 
 
+def test_a_rate_that_lacks_seeds_is_not_the_best():
+    """As while a sweep goes on. Seen red: one lucky seed was in bold."""
+    column = [entry(0.1, 0.91), entry(0.2, 0.915, runs=1), entry(0.3, 0.9)]
+    rows = sweep_table({"a": column}, label, "best").splitlines()
+    assert rows[2:4] == ["| 0.1 | **91.00 ± 1.00** |", "| 0.2 | 91.50 ± 1.00 (1 of 3 seeds) |"]
+
+
+def runs_at(rate, *right, steps=300, diverged=None):
+    """Runs of seeds 0, 1, ... of an arm, with so many of 100 right at the end."""
+    identity = {"schedule": {"steps": steps}}
+    tests = [{"test": {"correct": each, "examples": 100}, "diverged": diverged} for each in right]
+    return Runs(
+        Arm(name="a", label="A"),
+        {"learning_rate": rate, "identity": identity},
+        {},
+        tuple(range(len(right))),
+        [np.array([steps])] * len(right),
+        [np.array([each / 100]) for each in right],
+        tests,
+        [],
+    )
+
+
+def test_the_runs_at_the_best_rate_are_of_all_seeds():
+    """Seen red with the one seed at 0.2."""
+    groups = [runs_at(0.1, 90, 91, 92), runs_at(0.2, 95), runs_at(0.3, 89, 90, 90)]
+    assert at_best_rate(groups).learning_rate == 0.1
+    fault = {"step": 3}
+    with pytest.raises(ValueError, match="A has no rate at which all 2 seeds were trained"):
+        at_best_rate([runs_at(0.1, 90, 91, diverged=fault), runs_at(0.2, 95)])
+
+
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
@@ -53,6 +90,11 @@ def test_the_table_by_hand():
         (column(0.5, 0.7, 0.9), "0.3 is best, on the border of the sweep; try larger ones."),
         (column(0.7, 0.7), "0.1 is best, on the border of the sweep; try smaller ones."),
         (column(0.7), "0.1 is best, the only rate of the sweep; try others."),
+        ([entry(0.1, 0.7), entry(0.2, 0.8, runs=1)], f"0.1 is best, {SMALLER}"),
+        (
+            [entry(0.1, 0.7, diverged=1), entry(0.2, 0.8, runs=1)],
+            "no rate has all 3 seeds without divergence yet; complete the sweep.",
+        ),
         (column(0.7, 0.8, diverged=(1, 3)), "runs diverged at every rate; try smaller ones."),
     ],
 )

@@ -1,9 +1,11 @@
 """Explanations of batch normalization: identities hold within their bounds, observations show."""
 
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, repeat
 
 import jax
 import jax.numpy as jnp
@@ -414,6 +416,65 @@ def test_elsewhere_two_seeds_are_too_few_to_judge_an_effect(measured, tmp_path, 
     assert "NOT JUDGED; measure other seeds too, 3 in all" in verdict.lines[0]
 
 
+def test_elsewhere_a_deviation_that_is_no_number_breaks_a_bound(measured, tmp_path, monkeypatch):
+    """Seen red: no bound is less than NaN."""
+
+    def change(header, final):
+        header["environment"]["versions"]["jax"] = "0.0.1"
+
+    def nowhere(*arguments, **options):
+        entries, final = rerun(*arguments, **options)
+        checks = [check | {"deviation": np.nan} for check in final["checks"]]
+        return entries, final | {"checks": checks}
+
+    monkeypatch.setattr(verify_module, "rerun", nowhere)
+    verdict = verify(changed_record(measured / "layer_gradient-s0", tmp_path / "other", change))
+    assert verdict.agrees is False
+    assert "breaks the bounds of squared gradient of each feature" in verdict.lines[0]
+
+
+def test_a_deviation_that_is_no_number_is_neither_held_nor_hidden(measured):
+    """In one of two seeds. Seen red: Python's max knows no NaN."""
+
+    def change(header, final):
+        final["checks"][0]["deviation"] = np.nan
+
+    changed_record(measured / "layer_gradient-s1", measured, change)
+    report = Answers(QUESTIONS)
+    summary = report.summarize(measured)
+    assert summary["questions"]["layer_gradient"]["verdict"] == "not finite"
+    table, deviations, _ = report.tables(measured, summary)
+    assert "off by nan" in table
+    assert "| nan |" in deviations
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_bound_of_least_squares_is_not_held_by_numbers_that_overflow(data):
+    """Seen red: a comparison that left NaN out had nothing to take the largest of."""
+    (check,) = answer("least_squares", data, condition=1e120).checks
+    assert np.isnan(check.deviation)
+
+
+def test_directions_that_are_no_numbers_are_not_the_same(data, monkeypatch):
+    """Of all layers but the first. Seen red: Python's max knows no NaN."""
+    deviations = chain([0.0], repeat(np.nan))
+    module = sys.modules[type(BY_NAME["exponential_rate"]).__module__]
+    monkeypatch.setattr(module, "deviation", lambda measured, expected: next(deviations))
+    _, directions = answer("exponential_rate", data).checks
+    assert np.isnan(directions.deviation)
+
+
+def test_an_effect_that_reached_infinity_has_no_interval(measured):
+    def change(header, final):
+        final["checks"], final["effect"] = [], np.inf if header["seed"] else 1.0
+
+    for seed in (0, 1):
+        changed_record(measured / f"layer_gradient-s{seed}", measured, change)
+    found = Answers(QUESTIONS).summarize(measured)["questions"]["layer_gradient"]
+    assert (found["effect"], found["verdict"]) == (np.inf, "not finite")
+    assert "confidence_95" not in found
+
+
 @pytest.mark.parametrize(
     ("effects", "said"),
     [
@@ -421,6 +482,8 @@ def test_elsewhere_two_seeds_are_too_few_to_judge_an_effect(measured, tmp_path, 
         ([-1.0, -1.1, -0.9], "contradicted"),
         ([1.0, -1.0, 0.1], "not seen"),
         ([1.0], "one seed: no verdict"),
+        ([np.nan], "not finite"),
+        ([1.0, 1.1, np.inf], "not finite"),
     ],
 )
 def test_a_verdict_follows_from_the_interval(effects, said):

@@ -37,8 +37,13 @@ def read(text: str) -> Read:
         cells = [[text for text, _ in row] for row in rows[1:]]
         tables[name] = [dict(zip(heads, row, strict=True)) for row in cells if row]
         links[name] = [[link for _, link in row if link] for row in rows[1:]]
-    data = json.loads(parser.texts["data"])
+    data = json.loads(parser.texts["data"], parse_constant=_refuse)
     return Read(tables, links, parser.ids, parser.texts, parser.addresses, data)
+
+
+def _refuse(name):
+    """Python's JSON knows NaN and infinities; a browser's does not."""
+    raise ValueError(f"{name} is no JSON")
 
 
 class _Parser(HTMLParser):
