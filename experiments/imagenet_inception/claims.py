@@ -54,6 +54,7 @@ _NORMALIZED = (
     ("wide/bn_baseline", "wide/inception"),
     ("bn_x5", "recipe_x5/inception"),
     ("bn_x30", "recipe_x30/inception"),
+    ("eight_epochs/bn_x5", "eight_epochs/recipe_x5"),
     ("bn_x5", "inception"),
     ("bn_x30", "inception"),
     ("wide/bn_x5", "wide/inception"),

@@ -40,10 +40,12 @@ def more(results: Path) -> dict[str, str]:
     wide_controls = [
         (wide[f"bn_{rate}"], load(f"wide/inception_{rate}")["inception"]) for rate in ("x5", "x30")
     ]
+    longer = load("eight_epochs")
     tuned = load_sweep(ARMS, results / "tuned" / "sweep")
     return {
         "control_differences": differences_text(controls),
         "wide_control_differences": differences_text(wide_controls),
+        "eight_epochs_pair": differences_text([(longer["bn_x5"], longer["recipe_x5"])]),
         "claims": claims_table(results, REPORT),
         "rates": rates_text(lambda name: load(str(Path(name).parent))[Path(name).name]),
         "tuned": tuned_text(tuned["left_out_learning_rate_factor"], tuned["recipe_x1"]),
@@ -74,8 +76,8 @@ PAGE = Page(
     REPORT,
     folders=(
         *("", "recipe_x1", "recipe_x5", "recipe_x30", "inception_x5", "left_out", "sigmoid"),
-        *("wide", "wide/inception_x5", "wide/inception_x30"),
+        *("eight_epochs", "wide", "wide/inception_x5", "wide/inception_x30"),
     ),
-    drawn=("", "wide"),
+    drawn=("", "eight_epochs", "wide"),
     more=more,
 )
