@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
@@ -92,6 +92,19 @@ def check_fields(
                 raise ValueError(f"{name} must be > 0, got {each}.")
         if isinstance(value, tuple):
             check_several(name, value)
+
+
+def check_literals(config: Any) -> None:
+    """Raises ValueError unless each field of a `Literal` type holds one of its values."""
+    for field in fields(config):
+        literals = [
+            kind for kind in (field.type, *get_args(field.type)) if get_origin(kind) is Literal
+        ]
+        known = [choice for kind in literals for choice in get_args(kind)]
+        value = getattr(config, field.name)
+        if known and value is not None and value not in known:
+            choices = ", ".join(map(str, known))
+            raise ValueError(f"{field.name}: unknown {value!r}; choose from {choices}.")
 
 
 def check_several(name: str, values: Sequence[Any]) -> None:

@@ -8,7 +8,13 @@ import tyro
 from bnjax.normalization.settings import RunningVar, StatsAveraging
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, numbers, training, views
-from experiments.harness.bounds import check_fraction, check_positive, check_rates, check_seeds
+from experiments.harness.bounds import (
+    check_fraction,
+    check_literals,
+    check_positive,
+    check_rates,
+    check_seeds,
+)
 from experiments.mnist_lenet.arms import ARMS, DigitsArm
 
 DATA = ("mnist5k", "mnist", "fashion_mnist")
@@ -134,6 +140,7 @@ def _check(config: Config) -> None:
         check_positive(name, getattr(config, name))
     for name in ("seeds", "sweep_seeds"):
         check_seeds(name, getattr(config, name))
+    check_literals(config)
     for arm in ARMS:
         config.schedule(arm).check()
 

@@ -8,7 +8,13 @@ from bnjax.data.views.augmentation import Augmentation
 from bnjax.normalization.settings import RunningVar, StatsAveraging
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, numbers, training, views
-from experiments.harness.bounds import check_fraction, check_positive, check_rates, check_seeds
+from experiments.harness.bounds import (
+    check_fraction,
+    check_literals,
+    check_positive,
+    check_rates,
+    check_seeds,
+)
 
 _MOST_BYTES = 1 << 36
 """Views of a batch may take so many."""
@@ -127,6 +133,7 @@ class ImageConfig:
             raise ValueError(f"centre must be in (0, 1], got {self.centre}.")
         Augmentation(self.image_size, self.crop)
         self.schedule(self.steps).check()
+        check_literals(self)
         _check_batches(self)
         _check_bytes(self)
 
