@@ -58,12 +58,22 @@ def batch_moments(
             moments are then merged like those of devices, by one collective; the compiler, which
             divides sum by sum, would need two in float32. Not together with `axis_name`.
 
+    Raises:
+        ValueError: an axis that `x` does not have; a mask of another shape or type.
+
     Example:
         >>> images = jnp.arange(24.0).reshape(2, 2, 2, 3)
         >>> mean, var, size = batch_moments(images, axes=(0, 1, 2))
         >>> mean.tolist(), var.tolist(), int(size)
         ([10.5, 11.5, 12.5], [47.25, 47.25, 47.25], 8)
     """
+    if not all(-x.ndim <= axis < x.ndim for axis in axes):
+        raise ValueError(f"axes={tuple(axes)} are not axes of x, which has rank {x.ndim}.")
+    if mask is not None and (mask.dtype != jnp.bool_ or mask.shape != x.shape):
+        raise ValueError(
+            f"mask must be bool, of the shape of x {x.shape}, got {mask.dtype} {mask.shape}: "
+            "use jnp.broadcast_to(mask.astype(bool), x.shape)."
+        )
     axes = tuple(sorted(axis % x.ndim for axis in axes))
     if shards > 1:
         return _merge(_parts_of_shards(x, axes, mask, shards))

@@ -334,3 +334,17 @@ def test_a_wrong_type_names_its_argument(name, value):
 def test_a_shape_of_the_wrong_type(make, shape):
     with pytest.raises(ValueError, match="shape must"):
         make(shape)
+
+
+@pytest.mark.parametrize(
+    ("axes", "mask", "words"),
+    [
+        ((7,), None, "axes=(7,) are not axes of x, which has rank 2"),
+        ((0,), np.ones((len(X), 1), bool), "mask must be bool, of the shape of x"),
+        ((0,), np.ones(X.shape, np.float32), "got float32"),
+    ],
+)
+def test_moments_of_no_axis_or_a_mask_of_another_kind(axes, mask, words):
+    """The mean came out of another axis, or of a count that the mask did not mean."""
+    with pytest.raises(ValueError, match=re.escape(words)):
+        bnjax.batch_moments(X, axes, mask=mask)
