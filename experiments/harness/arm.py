@@ -1,5 +1,6 @@
 """An arm: one of the networks that an experiment compares, in one record."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
@@ -38,9 +39,20 @@ class Arm:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
-def label_of(arm: Arm, changed: Mapping[str, Any]) -> str:
-    """Returns an arm's label, and the settings by which a run's arm is another than this."""
+def label_of(arm: Arm, changed: Mapping[str, Any], arms: Sequence[Arm] = ()) -> str:
+    """Returns the label of an arm with some settings changed.
+
+    It is that of the one of `arms` which it then is; or its own, with the settings behind it.
+    """
+    settings = _as_recorded(arm) | changed
+    for other in arms:
+        if type(other) is type(arm) and _as_recorded(other) == settings:
+            return other.label
     return ", ".join([arm.label, *(f"{name} {value}" for name, value in changed.items())])
+
+
+def _as_recorded(arm: Arm) -> dict[str, Any]:
+    return json.loads(json.dumps(arm.settings()))
 
 
 Kind = TypeVar("Kind", bound=Arm)

@@ -61,7 +61,7 @@ class Comparison:
     def summarize(self, out: Path) -> dict[str, Any]:
         """Returns all numbers of the tables, JSON values."""
         runs = self.load(out)
-        reference = runs.get(self.reference)
+        reference = runs.get(self.reference) if len(runs) > 1 else None
         sweep = load_sweep(self.arms, out / "sweep")
         rates = {name: list(map(at_rate, groups)) for name, groups in sweep.items()}
         arms = {
@@ -101,11 +101,14 @@ class Comparison:
         the paper.
         """
         name = by_name(self.arms, self.reference).label
-        heads = ["network", "seeds", "steps", f"steps to {name}'s best", "times fewer"]
+        held = any("steps_to_best_of_reference" in arm for arm in summary["arms"].values())
+        heads = ["network", "seeds", "steps"]
+        if held:
+            heads += [f"steps to {name}'s best", "times fewer"]
         heads += ["best accuracy, %", "final, %", "final by Algorithm 2, %"]
         batch = self.batch if any("batch_size" in arm for arm in summary["arms"].values()) else None
         if batch:
-            heads += [f"steps in batches of {batch}", f"the same to {name}'s best"]
+            heads += [f"steps in batches of {batch}", f"the same to {name}'s best"][: 1 + held]
         sized = any("network" in arm for arm in summary["arms"].values())
         if sized:
             heads += ["parameters", "multiply-adds"]
@@ -115,9 +118,10 @@ class Comparison:
         rows = []
         for name, arm in summary["arms"].items():
             stated = {} if arm["changed"] else by_name(self.arms, name).paper
-            cells = _cells(self._label(name, arm), arm)
+            cells = [self._label(name, arm), str(arm["runs"]), f"{arm['steps']:,}"]
+            cells += [*(_held(arm) if held else ()), *_accuracies(arm)]
             if batch:
-                cells += _counted_in(batch, arm)
+                cells += _counted_in(batch, arm)[: 1 + held]
             if sized:
                 cells += _size(arm)
             rows.append([*cells, *(stated.get(head, "") for head in papers)])
@@ -169,7 +173,7 @@ class Comparison:
         return {} if self.batch in (None, size) else {"batch_size": size}
 
     def _label(self, name: str, arm: Mapping[str, Any]) -> str:
-        return label_of(by_name(self.arms, name), arm["changed"])
+        return label_of(by_name(self.arms, name), arm["changed"], self.arms)
 
 
 def differences_text(pairs: Iterable[tuple[Runs, Runs]]) -> str:
@@ -299,16 +303,18 @@ def _size(arm: dict[str, Any]) -> list[str]:
     return [f"{size[name]:,}" if size else "" for name in ("parameters", "multiply_adds")]
 
 
-def _cells(label: str, arm: dict[str, Any]) -> list[str]:
-    reached = arm.get("steps_to_best_of_reference")
-    fewer = arm.get("times_fewer_steps", {"mean": None})
+def _held(arm: dict[str, Any]) -> list[str]:
+    """Steps to the reference's best, and how many times fewer than its own."""
+    reached, fewer = arm["steps_to_best_of_reference"], arm["times_fewer_steps"]
+    return [
+        steps(reached, reached["compared"]),
+        "" if fewer["mean"] is None else plain(fewer, digits=1),
+    ]
+
+
+def _accuracies(arm: dict[str, Any]) -> list[str]:
     population = arm.get("final_accuracy_algorithm_2")
     return [
-        label,
-        str(arm["runs"]),
-        f"{arm['steps']:,}",
-        "" if reached is None else steps(reached, reached["compared"]),
-        "" if fewer["mean"] is None else plain(fewer, digits=1),
         percent(arm["best_accuracy"]),
         percent(arm["final_accuracy"]),
         "" if population is None else percent(population),

@@ -41,6 +41,7 @@ class Runs(NamedTuple):
         arm: whose they are.
         record: of the first run.
         changed: settings by which the first run's arm is not the experiment's, by name.
+        label: of the arm with them, for tables and figures.
         seeds: int `[runs]`, ascending.
         steps: each run's evaluated steps, `[evaluations]`.
         accuracy: each run's accuracy on the test set, `[evaluations]`.
@@ -51,6 +52,7 @@ class Runs(NamedTuple):
     arm: Arm
     record: dict[str, Any]
     changed: dict[str, Any]
+    label: str
     seeds: tuple[int, ...]
     steps: list[np.ndarray]
     accuracy: list[np.ndarray]
@@ -81,11 +83,6 @@ class Runs(NamedTuple):
         ended = {fault["seed"] for fault in self.diverged}
         return [run for run, seed in enumerate(self.seeds) if seed not in ended]
 
-    @property
-    def label(self) -> str:
-        """The arm's label, and what makes it another one than the experiment's."""
-        return label_of(self.arm, self.changed)
-
     def best(self) -> dict[int, float]:
         """Returns the best accuracy of each run's evaluations, by seed."""
         best = [float(values.max()) for values in self.accuracy]
@@ -114,7 +111,7 @@ def load_runs(arms: Sequence[Arm], out: Path) -> dict[str, Runs]:
     found: dict[str, list[_Found]] = {arm.name: [] for arm in arms}
     for run in _found(arms, out):
         found[run.record["arm"]].append(run)
-    return {arm.name: _runs(arm, found[arm.name]) for arm in arms if found[arm.name]}
+    return {arm.name: _runs(arm, found[arm.name], arms) for arm in arms if found[arm.name]}
 
 
 def load_sweep(arms: Sequence[Arm], out: Path) -> dict[str, list[Runs]]:
@@ -132,7 +129,7 @@ def load_sweep(arms: Sequence[Arm], out: Path) -> dict[str, list[Runs]]:
     for groups in found.values():
         _check_rates([runs[0] for runs in groups.values()])
     return {
-        arm.name: [_runs(arm, runs) for _, runs in sorted(found[arm.name].items())]
+        arm.name: [_runs(arm, runs, arms) for _, runs in sorted(found[arm.name].items())]
         for arm in arms
         if found[arm.name]
     }
@@ -174,13 +171,14 @@ def _found(arms: Sequence[Arm], out: Path) -> Iterator[_Found]:
             yield _Found(folder, record, changed, log, final)
 
 
-def _runs(arm: Arm, found: list[_Found]) -> Runs:
+def _runs(arm: Arm, found: list[_Found], arms: Sequence[Arm]) -> Runs:
     check_seeds([(run.folder, run.record) for run in found], ELSEWHERE)
     found = sorted(found, key=lambda run: run.record["seed"])
     return Runs(
         arm,
         found[0].record,
         found[0].changed,
+        label_of(arm, found[0].changed, arms),
         tuple(run.record["seed"] for run in found),
         [np.array([entry["step"] for entry in run.log]) for run in found],
         [np.array([accuracy(entry["test"]) for entry in run.log]) for run in found],

@@ -188,8 +188,8 @@ def read_groups(experiment: str, results: Path, arms: Sequence[Arm]) -> list[Gro
         arm = known.get(name) or Arm(name=name, label=name)
         with making_sense(*runs[0].named):
             changed = changed_settings(arm, runs[0].record) if name in known else {}
-        label, whole = label_of(arm, changed), ""
-        if len(changed) > _NAMED:
+        label, whole = label_of(arm, changed, arms), ""
+        if len(changed) > _NAMED and label not in {other.label for other in arms}:
             label, whole = f"{arm.label}, {len(changed)} settings changed", label
         by_seed = sorted(runs, key=lambda run: run.seed)
         groups.append(Group(experiment, folder, arm, label, by_seed, whole))

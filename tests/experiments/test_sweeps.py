@@ -64,6 +64,7 @@ def runs_at(rate, *right, steps=300, diverged=None):
         Arm(name="a", label="A"),
         {"learning_rate": rate, "identity": identity},
         {},
+        "A",
         tuple(range(len(right))),
         [np.array([steps])] * len(right),
         [np.array([each / 100]) for each in right],
