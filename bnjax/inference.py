@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bnjax.dataflow import Call, Dataflow, Path, Site, is_call, split_arrays, trace
 from bnjax.linen import BatchNorm, BatchRenorm, check_linen
 from bnjax.normalization import folding
-from bnjax.normalization.arguments import feature_axes
+from bnjax.normalization.axes import sorted_axes
 
 Variables = Any
 Flat = dict[Path, Any]
@@ -257,7 +257,7 @@ def _misfit(norm: Call, layer: Call, name: str) -> str | None:
         return f"the kernel of {name} has its features not last, or differs along a batch axis"
     features = getattr(module, "features", 1)
     most = len(features) if isinstance(features, Sequence) else 1
-    axes, rank = feature_axes(norm.x.ndim, norm.layer.axis), norm.x.ndim
+    axes, rank = sorted_axes(norm.x.ndim, norm.layer.axis), norm.x.ndim
     if len(axes) > most or axes != tuple(range(rank - len(axes), rank)):
         return f"its feature axes {norm.layer.axis} are not the features of {name}, which are last"
     activation = getattr(norm.layer, "activation", None)
