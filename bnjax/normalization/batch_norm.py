@@ -36,7 +36,13 @@ from bnjax.normalization.settings import (
     check_choice,
     check_dtype,
 )
-from bnjax.normalization.transform import Transform, activate, affine, normalize_autodiff
+from bnjax.normalization.transform import (
+    Transform,
+    activate,
+    affine,
+    normalize_autodiff,
+    widened,
+)
 
 
 def init_params(
@@ -139,7 +145,7 @@ def normalize_batch(
             them in `pmap` and in `shard_map(check_vma=False)`.
         impl: `"fused"` has its reverse mode in closed form; `"autodiff"` is the plain definition,
             for forward mode (`jax.jvp`, `jax.jacfwd`), where `"fused"` is a TypeError of JAX.
-        dtype: of `y`; that of `x` by default. Inside, at least float32.
+        dtype: of `y`; that of `x` by default. Inside, at least float32; float64 if it is.
 
     Returns:
         `y`, of the shape of `x`, and the new statistics, of the structure and dtypes of the old;
@@ -231,6 +237,7 @@ def transform_batch(
     mask = full_mask(mask, x)
     groups = choose_groups(x, axes, settings)
     dtype = jnp.dtype(settings.output_dtype(x))
+    x = widened(x, dtype)
     transform = Transform(axes, groups, settings.epsilon, settings.activation, dtype)
     normalize = normalize_fused if settings.impl == "fused" else normalize_autodiff
 
@@ -273,10 +280,12 @@ def transform_population(
     x: jax.Array, params: Params, stats: Stats, settings: Settings, axes: tuple[int, ...]
 ) -> jax.Array:
     """Returns what `normalize_population` does, of an input that `check_input` has seen."""
+    dtype = settings.output_dtype(x)
+    x = widened(x, dtype)
     mean, var = (stats[key].astype(precision(x.dtype)) for key in ("mean", "var"))
     rstd = lax.rsqrt(var + settings.epsilon)
     y = affine(x, mean, rstd, params.get("scale"), params.get("bias"), axes)
-    return activate(y, settings.activation).astype(settings.output_dtype(x))
+    return activate(y, settings.activation).astype(dtype)
 
 
 def update_stats(
