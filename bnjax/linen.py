@@ -265,7 +265,7 @@ def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
     `BatchRenorm` normalizes by the batch alone meanwhile: not towards statistics that are old.
     Layers under `nn.scan`, `nn.vmap`, `nn.remat` and the like count if `batch_stats` is lifted with
     a variable axis, as training needs it. Of a layer's `axis_name`, axes that nothing maps are left
-    out: the batch that is given is then the whole one.
+    out: the batch that is given is then the whole one; or, with `batch="device"`, a device's.
 
     Args:
         model: a module that contains `BatchNorm` layers.
@@ -321,7 +321,9 @@ def moments_and_frozen(
         if isinstance(layer, BatchNorm) and layer.axis_name is not None:
             mapped = _mapped(layer)
             if mapped != layer.axis_name:
-                return layer.clone(parent=layer.scope, axis_name=mapped)(*args, **kwargs)
+                batch = "all" if mapped is None and layer.batch == "device" else layer.batch
+                here = layer.clone(parent=layer.scope, axis_name=mapped, batch=batch)
+                return here(*args, **kwargs)
         if isinstance(layer, BatchNorm) and layer.has_variable("batch_stats", "moments"):
             raise _called_twice(layer.path)
         if isinstance(layer, BatchRenorm):
