@@ -9,6 +9,7 @@ logits = jax.export.deserialize(bytearray(data)).call(images)
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bnjax.dataflow import Call, Dataflow, Path, Site, is_call, split_arrays, trace
 from bnjax.linen import BatchNorm, BatchRenorm, check_linen
 from bnjax.normalization import folding
-from bnjax.normalization.arguments import feature_axes
+from bnjax.normalization.axes import sorted_axes
 
 Variables = Any
 Flat = dict[Path, Any]
@@ -71,9 +72,9 @@ def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
     The model is traced, not run. A normalization is folded if its input is the very output of one
     of `LAYERS`, and nothing else uses that output or the variables of the two. It stays if one of
     them is called twice or inside `nn.scan`, `nn.cond` and the like, if its features are not the
-    layer's, or if a subclass has a `__call__` of its own. A convolution's own implementation, if
-    given, must be linear in the kernel. A mutable `batch_stats` is returned, hence used: leave it
-    out of `kwargs`.
+    layer's, if a subclass has a `__call__` of its own, or if `bnjax.fold` refuses their variables,
+    such as complex ones. A convolution's own implementation, if given, must be linear in the
+    kernel. A mutable `batch_stats` is returned, hence used: leave it out of `kwargs`.
 
     Outputs keep their dtype and are equal within the rounding that folding itself costs, see
     `bnjax.normalization.folding.fold`. The `activation` of a normalization is applied.
@@ -257,11 +258,28 @@ def _misfit(norm: Call, layer: Call, name: str) -> str | None:
         return f"the kernel of {name} has its features not last, or differs along a batch axis"
     features = getattr(module, "features", 1)
     most = len(features) if isinstance(features, Sequence) else 1
-    axes, rank = feature_axes(norm.x.ndim, norm.layer.axis), norm.x.ndim
+    axes, rank = sorted_axes(norm.x.ndim, norm.layer.axis), norm.x.ndim
     if len(axes) > most or axes != tuple(range(rank - len(axes), rank)):
         return f"its feature axes {norm.layer.axis} are not the features of {name}, which are last"
     activation = getattr(norm.layer, "activation", None)
-    return None if activation in ACTIVATIONS else f"its activation {activation!r} is unknown here"
+    if activation not in ACTIVATIONS:
+        return f"its activation {activation!r} is unknown here"
+    refusal = _refusal(norm, layer)
+    return None if refusal is None else f"it does not fold into {name}: {refusal}"
+
+
+def _refusal(norm: Call, layer: Call) -> str | None:
+    """Returns what `folding.fold` says against the variables of the two, if anything."""
+    params, stats = (
+        {key: norm.variables[collection, key] for key in _keys(norm, collection)}
+        for collection in ("params", "batch_stats")
+    )
+    own = (layer.variables.get(("params", key)) for key in ("kernel", "bias"))
+    try:
+        jax.eval_shape(partial(folding.fold, epsilon=norm.layer.epsilon), *own, params, stats)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _fold_all(flat: Flat, folds: Folds) -> Flat:

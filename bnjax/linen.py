@@ -4,6 +4,7 @@ And batch renormalization, by a change of name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,12 @@ from bnjax.normalization.settings import OwnFields, settings_of
 from bnjax.normalization.switches import normalize
 
 Variables = Any
+
+_keep: ContextVar[Callable[[Any, Moments], None]] = ContextVar(
+    "keep", default=lambda layer, moments: None
+)
+"""Takes the moments of each layer; `model_moments` sets it. (A method that it intercepts would be
+seen by the interceptors of others, too.)"""
 
 
 class BatchNorm(nn.Module, OwnFields):
@@ -114,6 +121,7 @@ class BatchNorm(nn.Module, OwnFields):
         """
         return self._call(x, use_running_average, mask, update_statistics)
 
+    @nn.nowrap
     def _call(self, *args: Any) -> jax.Array:
         """Returns what `_normalize` does; its errors get the layer's path."""
         try:
@@ -122,6 +130,7 @@ class BatchNorm(nn.Module, OwnFields):
             path = "/".join(self.scope.path) if self.scope else ""
             raise ValueError(f"{type(self).__name__} at {path or '(top)'}: {error}") from error
 
+    @nn.nowrap
     def _normalize(
         self,
         x: jax.Array,
@@ -172,12 +181,10 @@ class BatchNorm(nn.Module, OwnFields):
         for key, value in (stats or {}).items():
             variables[key].value = value
         if moments is not None:
-            self._report(moments)
+            _keep.get()(self, moments)
         return y
 
-    def _report(self, moments: Moments) -> None:
-        """Does nothing: `model_moments` intercepts it."""
-
+    @nn.nowrap
     def _switches(
         self, use_running_average: bool | None, update_statistics: bool | None
     ) -> tuple[bool, bool]:
@@ -258,7 +265,7 @@ def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
     `BatchRenorm` normalizes by the batch alone meanwhile: not towards statistics that are old.
     Layers under `nn.scan`, `nn.vmap`, `nn.remat` and the like count if `batch_stats` is lifted with
     a variable axis, as training needs it. Of a layer's `axis_name`, axes that nothing maps are left
-    out: the batch that is given is then the whole one.
+    out: the batch that is given is then the whole one; or, with `batch="device"`, a device's.
 
     Args:
         model: a module that contains `BatchNorm` layers.
@@ -303,17 +310,20 @@ def moments_and_frozen(
     frozen: dict[str, None] = {}
     reported: set[tuple[str, ...]] = set()
 
+    def keep(layer: BatchNorm, moments: Moments) -> None:
+        reported.add(layer.path)
+        _keep_moments(layer, moments)
+
     def intercept(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
-        if isinstance(layer, BatchNorm) and context.method_name == "_report":
-            reported.add(layer.path)
-            return _keep_moments(layer, *args)
         if context.method_name != "__call__":
             return next_call(*args, **kwargs)
         if isinstance(layer, BatchNorm) and layer.axis_name is not None:
             mapped = _mapped(layer)
             if mapped != layer.axis_name:
-                return layer.clone(parent=layer.scope, axis_name=mapped)(*args, **kwargs)
+                batch = "all" if mapped is None and layer.batch == "device" else layer.batch
+                here = layer.clone(parent=layer.scope, axis_name=mapped, batch=batch)
+                return here(*args, **kwargs)
         if isinstance(layer, BatchNorm) and layer.has_variable("batch_stats", "moments"):
             raise _called_twice(layer.path)
         if isinstance(layer, BatchRenorm):
@@ -324,6 +334,7 @@ def moments_and_frozen(
             frozen["/".join(layer.path)] = None
         return y
 
+    keeping = _keep.set(keep)
     # The collection has no variables: it only keeps nn.jit from taking what it traced in training.
     try:
         with nn.intercept_methods(intercept):
@@ -334,6 +345,8 @@ def moments_and_frozen(
         if reported and "'moments'" in str(error):  # of a loop that carries batch_stats
             raise _called_twice(*sorted(reported)) from error
         raise
+    finally:
+        _keep.reset(keeping)
     return _moments_in(updates.get("batch_stats", {})), frozen
 
 

@@ -64,7 +64,8 @@ def recalibrate(
             as any other; `"weighted"` and `"pooled"` weigh it by its count.
         running_var: `"unbiased"` as in Algorithm 2, or `"biased"`.
         rngs: keys for dropout and the like; folded with the number of the batch.
-        **settings: keyword arguments of the model, hashable; what puts it into training mode.
+        **settings: keyword arguments of the model, hashable; what puts it into training mode. Also
+            those of `apply`, such as `method`.
 
     Returns:
         `variables` with other `batch_stats`. Layers that are not in training mode (frozen) keep
@@ -130,18 +131,26 @@ def _check_arguments(
     model: nn.Module, arguments: tuple[Any, ...], settings: Mapping[str, Any]
 ) -> None:
     """Refuses a tuple with more than the model takes, such as labels."""
-    if len(arguments) < 2:
+    method = _method(model, settings.get("method"))
+    if len(arguments) < 2 or not callable(method):  # what is no method, `apply` refuses
         return
     try:
-        taken = inspect.signature(type(model).__call__).bind_partial(model, *arguments).arguments
+        taken = inspect.signature(method).bind_partial(model, *arguments).arguments
         if twice := sorted(settings.keys() & taken.keys()):
             raise TypeError(f"it gives {', '.join(twice)}, too")
     except TypeError as error:
         raise TypeError(
-            f"a batch that is a tuple holds positional arguments of the model, and "
-            f"{type(model).__name__} does not take these {len(arguments)} ({error}): drop labels, "
-            "with (x for x, y in batches)."
+            "a batch that is a tuple holds positional arguments of the model, and "
+            f"{type(model).__name__}.{getattr(method, '__name__', method)} does not take these "
+            f"{len(arguments)} ({error}): drop labels, with (x for x, y in batches)."
         ) from error
+
+
+def _method(model: nn.Module, method: Any) -> Any:
+    """Returns the function, of the model and its arguments, that `apply` calls."""
+    if method is None or isinstance(method, str):
+        return getattr(type(model), method or "__call__", None)
+    return getattr(method, "__func__", method)  # of a bound one
 
 
 class _Static:

@@ -1,6 +1,7 @@
 """Whole Linen models, folded and exported: the same outputs, and nothing left to compute."""
 
 import functools
+import re
 
 import eight_devices
 import flax.linen as nn
@@ -127,6 +128,34 @@ def test_a_fused_activation_is_applied():
     assert folded.folded == {"norm": "dense"}
     assert (y == 0).any()
     assert_close(y, np.float64(expected), CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("dense", "settings", "reason"),
+    [
+        ({"param_dtype": jnp.complex64}, {}, r"kernel must be real, got complex64"),
+        ({}, {"param_dtype": jnp.complex64}, r"params\['bias'\] must be real, got complex64"),
+        ({}, {"param_dtype": jnp.int32}, r"params\['bias'\] must be floating, got int32"),
+        ({}, {"epsilon": 0.0}, r"epsilon must be > 0, got 0.0"),
+    ],
+)
+def test_what_does_not_fold_stays(dense, settings, reason, promotion):
+    """And what does is folded, in the same model."""
+
+    def body(x):
+        x = norm(name="first")(nn.Dense(5, name="in")(x))
+        x = nn.Dense(5, name="out", **dense)(x)
+        return nn.BatchNorm(use_running_average=True, name="second", **settings)(x)
+
+    x, model = normal(*ROWS), Net(body)
+    variables = model.init(KEY, x)
+    folded = fold_model(model, variables, x)
+    assert folded.folded == {"first": "in"}
+    assert re.fullmatch(f"it does not fold into out: {reason}.*", folded.kept["second"])
+    y, expected = folded.apply(folded.variables, x), model.apply(variables, x)
+    assert y.dtype == expected.dtype
+    for part in ("real", "imag"):
+        assert_close(getattr(y, part), np.float64(getattr(expected, part)), CLOSE)
 
 
 # --- the program ------------------------------------------------------------------------------

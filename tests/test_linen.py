@@ -21,7 +21,7 @@ from marks import slow_but
 from tolerances import PARALLEL, assert_close, assert_trees_close
 
 import bnjax
-from bnjax.linen import BatchNorm, model_moments
+from bnjax.linen import BatchNorm, BatchRenorm, model_moments
 
 SETTINGS = {
     "default": ((16, 5), {}),
@@ -356,6 +356,25 @@ def test_impl_reaches_the_layer(impl):
     else:
         with pytest.raises(TypeError, match="custom_vjp"):
             jax.jvp(f, (x,), (x,))
+
+
+@pytest.mark.parametrize("layer", [BatchNorm, BatchRenorm])
+def test_others_see_the_call_alone(layer):
+    """Interceptors and captures, as of Flax's layer; what helps the call is no call."""
+    x, seen = batches((16, 5))[0], []
+
+    def intercept(next_call, args, kwargs, context):
+        seen.append(context.method_name)
+        return next_call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        variables = layer(use_running_average=False).init(KEY, x)
+        _, found = layer(use_running_average=False).apply(
+            variables, x, mutable=["batch_stats"], capture_intermediates=lambda *_: True
+        )
+        model_moments(layer(use_running_average=False), variables, x)
+    assert seen == ["__call__"] * 3
+    assert found["intermediates"].keys() == {"__call__"}
 
 
 def test_inference_changes_nothing():

@@ -11,7 +11,7 @@ import pytest
 import reference
 from flax_layers import CLOSE, KEY, MASKS, complex_inputs, inputs, mask_of, pair
 from marks import slow
-from tolerances import assert_close, assert_trees_close
+from tolerances import EXACT, assert_close, assert_trees_close
 
 import bnjax
 from bnjax.linen import BatchNorm
@@ -329,3 +329,22 @@ def test_loops_that_carry_narrow_statistics_are_refused(promotion):
         with pytest.raises(TypeError, match=r"bfloat16.* float32"):
             scan.apply(variables | {"batch_stats": stats}, (), xs, mutable=["batch_stats"])
         scan.apply(variables, (), xs, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_float64_outputs_of_float32(kind, x64, promotion):
+    """Summed in float64; the statistics stay what they are, where Flax's become float64."""
+    x = inputs((6, 5)) if kind == "real" else complex_inputs((6, 5))
+    dtype = jnp.float64 if kind == "real" else jnp.complex128
+    ours, theirs = pair(momentum=0.0, dtype=dtype)
+    start = theirs.init(KEY, x, False)
+    wide = np.asarray(x, dtype)
+    for layer, stats_dtype in ((ours, jnp.float32), (theirs, jnp.float64)):
+        y, moved = layer.apply(start, x, False, mutable=["batch_stats"])
+        mean, var = moved["batch_stats"]["mean"], moved["batch_stats"]["var"]
+        assert (y.dtype, var.dtype) == (dtype, stats_dtype)
+        normalized = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5)
+        np.testing.assert_allclose(y, normalized, **EXACT)
+        y = layer.apply(start | moved, x, True)
+        normalized = (wide - np.asarray(mean, dtype)) / np.sqrt(np.float64(var) + 1e-5)
+        np.testing.assert_allclose(y, normalized, **EXACT)

@@ -11,7 +11,7 @@ import reference
 from flax import nnx
 from flax_layers import CLOSE, MASKS, complex_inputs, inputs, mask_of
 from nnx_views import FLAX_12, pair, stats_of
-from tolerances import assert_close, assert_trees_close
+from tolerances import EXACT, assert_close, assert_trees_close
 
 from bnjax import linen
 from bnjax.nnx import BatchNorm
@@ -268,3 +268,14 @@ def test_both_adapters_agree(dtype, param_dtype, masked, promotion):
     assert y.dtype == expected.dtype == dtype
     np.testing.assert_array_equal(y, expected)
     assert np.isfinite(y).all()
+
+
+def test_float64_outputs_of_float32(x64, promotion):
+    """Summed in float64, as Flax's; the statistics stay float32."""
+    x, (layer, _) = inputs((6, 5)), pair(dtype=jnp.float64)
+    normalized = (np.float64(x) - np.float64(x).mean(0)) / np.sqrt(np.float64(x).var(0) + 1e-5)
+    np.testing.assert_allclose(layer(x, use_running_average=False), normalized, **EXACT)
+    mean, var = np.float64(layer.mean[...]), np.float64(layer.var[...])
+    normalized = (np.float64(x) - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(layer(x, use_running_average=True), normalized, **EXACT)
+    assert layer.mean[...].dtype == layer.var[...].dtype == jnp.float32

@@ -292,13 +292,35 @@ def test_labels_are_refused_by_name():
     """As what the model does not take, or as its mode, which is given, too."""
     (x,) = batches_of(8)
     model, variables = make()
-    said = r"a tuple holds positional .* TwoLayers does not take these 3 \(.*\): drop labels, with"
+    said = r"a tuple holds positional .* TwoLayers.__call__ does not take these 3 \(.*\): drop lab"
     with pytest.raises(TypeError, match=said):
         recalibrate(model, variables, [(x, None, jnp.ones(8))], train=True)
     layer = BatchNorm()
     variables = layer.init(jax.random.key(0), x, True)
     with pytest.raises(TypeError, match=r"these 2 \(it gives use_running_average, too\): drop"):
         recalibrate(layer, variables, [(x, jnp.ones(8))], use_running_average=False)
+
+
+class Encoder(nn.Module):
+    """A method that takes two arrays, where the call takes one."""
+
+    @nn.compact
+    def __call__(self, x):
+        return BatchNorm(False, name="norm")(x)
+
+    def encode(self, x, shift):
+        return self(x + shift)
+
+
+@pytest.mark.parametrize("method", ["encode", Encoder.encode, Encoder().encode])
+def test_a_tuple_holds_what_the_method_takes(method):
+    x, shift = batches_of(8, 8)
+    variables = Encoder().init(jax.random.key(0), x)
+    new = recalibrate(Encoder(), variables, [(x, shift)], method=method)
+    mean = (np.float64(x) + shift).mean(0)
+    assert_close(new["batch_stats"]["norm"]["mean"], mean, PARALLEL)
+    with pytest.raises(TypeError, match=r"Encoder.encode does not take these 3 .*: drop labels"):
+        recalibrate(Encoder(), variables, [(x, shift, x)], method=method)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,30 @@ def test_a_mapped_axis_is_still_shared():
             assert_close(got, np.broadcast_to(expected, got.shape), PARALLEL, name)
 
 
+def test_layers_of_each_device():
+    """Where nothing maps their axes, the batch is that of one device."""
+    x = np.float32(np.random.default_rng(2).normal(3, 2, (8, 3)))
+    layers = {
+        batch: BatchNorm(False, batch=batch, axis_name=("a", "b")) for batch in ("device", "all")
+    }
+    variables = layers["device"].init(jax.random.key(0), x)
+    device, whole = (
+        recalibrate(layer, variables, [x, x[:6]])["batch_stats"] for layer in layers.values()
+    )
+    jax.tree.map(np.testing.assert_array_equal, device, whole)
+    assert_close(device["mean"], (x.mean(0) + x[:6].mean(0)) / 2, PARALLEL)
+
+    moments = jax.vmap(partial(model_moments, layers["device"], variables), axis_name="a")
+    devices = np.float64(x).reshape(2, 4, 3)
+    for key, expected in (("mean", devices.mean((0, 1))), ("var", devices.var(1).mean(0))):
+        found = getattr(moments(x.reshape(2, 4, 3)), key)
+        assert_close(found, np.broadcast_to(expected, (2, 3)), PARALLEL, key)
+
+    alone = BatchNorm(False, batch="device")  # training refuses it, too
+    with pytest.raises(ValueError, match="batch='device' needs axis_name"):
+        recalibrate(alone, variables, [x])
+
+
 def test_one_step_for_equal_models_with_lists():
     traces = []
 

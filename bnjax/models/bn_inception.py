@@ -186,9 +186,11 @@ class BNInception(InceptionNetwork):
             )(x, train)
         return self._classify(x, train)
 
+    @nn.nowrap
     def _grid(self) -> tuple[Callable[[int], int], int]:
         return self._stem_rows, 5
 
+    @nn.nowrap
     def _norm_of(self, name: str) -> Norm | None:
         norm = find_norm(self.norm)
         if norm is None or name not in self.per_activation:

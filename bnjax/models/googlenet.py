@@ -194,9 +194,11 @@ class GoogLeNet(InceptionNetwork):
                 x = halve(x, 3 if paper or row.name == "3b" else 2, pool)
         return Logits(self._classify(x, train), tuple(heads))
 
+    @nn.nowrap
     def _grid(self) -> tuple[Callable[[int], int], int]:
         return self._stem_rows, 9 if self.auxiliary and self.variant == "paper" else 5
 
+    @nn.nowrap
     def _side_head(self, name: str, conv: Conv) -> SideHead:
         dense = partial(
             DenseNorm,

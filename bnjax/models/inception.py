@@ -107,6 +107,7 @@ class InceptionNetwork(WithNorm, ABC):
         check_rate("dropout", self.dropout)
         super().__post_init__()
 
+    @nn.nowrap
     def _check(self, images: jax.Array) -> None:
         if images.ndim != 4 or images.shape[-1] != self.channels:
             raise ValueError(
@@ -123,6 +124,7 @@ class InceptionNetwork(WithNorm, ABC):
             )
         self.check_size(*images.shape[1:3])
 
+    @nn.nowrap
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError for images that leave too few positions to the first module."""
         rows, least = self._grid()
@@ -135,14 +137,17 @@ class InceptionNetwork(WithNorm, ABC):
                 "smaller stem_stride."
             )
 
+    @nn.nowrap
     @abstractmethod
     def _grid(self) -> tuple[Callable[[int], int], int]:
         """How many rows the first Inception module gets, by those of the images; those it needs."""
 
+    @nn.nowrap
     def _stem_rows(self, n: int) -> int:
         """Rows that `googlenet_stem` makes of `n`."""
         return -(-n // self.stem_stride)
 
+    @nn.nowrap
     def _convolutions(self) -> Conv:
         return partial(
             ConvNorm,
@@ -154,9 +159,11 @@ class InceptionNetwork(WithNorm, ABC):
             param_dtype=self.param_dtype,
         )
 
+    @nn.nowrap
     def _block(self, module: type[nn.Module]) -> type[nn.Module]:
         return nn.remat(module, static_argnums=(2,)) if self.remat else module  # 2: train
 
+    @nn.nowrap
     def _classify(self, x: jax.Array, train: bool) -> jax.Array:
         """Logits of the last Inception module's output."""
         x = x.mean((1, 2))

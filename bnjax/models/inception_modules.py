@@ -38,11 +38,13 @@ class Branches(nn.Module):
     count_include_pad: bool
     linear_factors: bool = False
 
+    @nn.nowrap
     def _factor(self, *args: Any, **kwargs: Any) -> nn.Module:
         """The first of two convolutions that factorize a larger one."""
         conv = partial(self.conv, activation=linear) if self.linear_factors else self.conv
         return conv(*args, **kwargs)
 
+    @nn.nowrap
     def _project(self, x: jax.Array, features: int, train: bool) -> jax.Array:
         y = average_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=self.count_include_pad)
         return self.conv(features, (1, 1), name="pool_project")(y, train=train)
@@ -102,6 +104,7 @@ class GridReduction(Branches, ABC):
         return _halve(y) if self.order == "pool_last" else y
 
     @abstractmethod
+    @nn.nowrap
     def _convolve(self, x: jax.Array, step: Step, train: bool) -> list[jax.Array]:
         """The branches; the last convolution of each has the step."""
 
@@ -109,6 +112,7 @@ class GridReduction(Branches, ABC):
 class ReductionTo17(GridReduction):
     """From 35x35x288 to 17x17x768: `features` 480."""
 
+    @nn.nowrap
     def _convolve(self, x: jax.Array, step: Step, train: bool) -> list[jax.Array]:
         single = self.conv(384, (3, 3), *step, name="conv3x3")(x, train=train)
 
@@ -153,6 +157,7 @@ class Factorized(Branches):
 class ReductionTo8(GridReduction):
     """From 17x17x768 to 8x8x1280, `features` 512, with a factorized 7x7 in the longer branch."""
 
+    @nn.nowrap
     def _convolve(self, x: jax.Array, step: Step, train: bool) -> list[jax.Array]:
         single = self.conv(192, (1, 1), name="conv3x3_reduce")(x, train=train)
         single = self.conv(320, (3, 3), *step, name="conv3x3")(single, train=train)

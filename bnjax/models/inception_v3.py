@@ -265,23 +265,28 @@ class InceptionV3(InceptionNetwork):
             )(x, train)
         return Logits(self._classify(x, train), auxiliary)
 
+    @nn.nowrap
     def _options_of(self, module: type[Branches]) -> dict[str, Any]:
         """What one kind of module has an option for."""
         if issubclass(module, GridReduction):
             return {"order": self.grid_reduction}
         return {"n": self.factorized_size} if module is Factorized else {}
 
+    @nn.nowrap
     def _has_head(self, train: bool) -> bool:
         return self.auxiliary != "none" and (train or self.is_initializing())
 
+    @nn.nowrap
     def _side_head(self, conv: Conv) -> SideHead:
         norm = self.norm if self.auxiliary == "normalized" else None
         return SideHead(self.classes, conv, norm, self.dtype, self.param_dtype, name="auxiliary")
 
+    @nn.nowrap
     def _stem_layers(self) -> list[Layer]:
         reduction = REDUCTIONS[self.stem_stride]
         return stem_layers(self.outline, self.stem, reduction, self.stem_padding)
 
+    @nn.nowrap
     def _grid(self) -> tuple[Callable[[int], int], int]:
         layers = self._stem_layers()
 

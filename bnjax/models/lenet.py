@@ -71,6 +71,7 @@ class LeNet5(WithNorm):
             x = self._activate(x, name, train)
         return nn.Dense(self.classes, kernel_init=self.kernel_init, name="logits")(x)
 
+    @nn.nowrap
     def _convolution(
         self, x: jax.Array, features: int, border: int, name: str, train: bool
     ) -> jax.Array:
@@ -85,9 +86,11 @@ class LeNet5(WithNorm):
         )(x)
         return self._activate(x, name, train)
 
+    @nn.nowrap
     def _activate(self, x: jax.Array, name: str, train: bool) -> jax.Array:
         return NormActivation(self.norm, self.activation, name=f"{name}_activation")(x, train=train)
 
+    @nn.nowrap
     def _pool(self, x: jax.Array, name: str) -> jax.Array:
         match self.pool:
             case "average":

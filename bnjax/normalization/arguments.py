@@ -1,12 +1,12 @@
 """Arrays, checked while tracing: every error names the value and the remedy."""
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bnjax.normalization.axes import integers, sorted_axes
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.settings import Settings, check_dtype, check_epsilon
 
@@ -18,27 +18,9 @@ Stats = dict[str, jax.Array]
 averaging needs it. `mean` and `var` are ready for use at any time, debiased ones included."""
 
 
-def feature_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
-    """Returns `axis` as sorted non-negative numbers.
-
-    Raises:
-        ValueError: if one is no integer, out of range or given twice.
-    """
-    try:
-        given = _indices(axis)
-    except TypeError as error:
-        raise ValueError(f"axis must be an integer or several, got {axis!r}.") from error
-    if not given or any(not -ndim <= a < ndim for a in given):
-        raise ValueError(f"axis={axis} does not name axes of x, which has rank {ndim}.")
-    axes = tuple(sorted(a % ndim for a in given))
-    if len(set(axes)) < len(axes):
-        raise ValueError(f"axis={axis} names an axis twice, for x of rank {ndim}.")
-    return axes
-
-
 def split_axes(x: jax.Array, axis: int | Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the axes to average over, and the features' shape."""
-    features = feature_axes(x.ndim, axis)
+    features = sorted_axes(x.ndim, axis)
     axes = tuple(a for a in range(x.ndim) if a not in features)
     return axes, tuple(x.shape[a] for a in features)
 
@@ -57,9 +39,9 @@ def check_input(
     elif settings.activation is not None:
         raise ValueError(f"activation must be None for complex x, got {settings.activation!r}.")
     axes, features = split_axes(x, settings.axis)
-    check_features("params", params, features, allowed={"scale", "bias"})
+    check_features("params", params, features, allowed={"scale", "bias"}, real=real)
     for stats in statistics:
-        check_stats(stats, features)
+        check_stats(stats, features, real=real)
     check_epsilon(settings.epsilon, x.dtype)
     dtype = settings.dtype
     if dtype is not None and (real or not jnp.issubdtype(dtype, jnp.complexfloating)):
@@ -94,41 +76,44 @@ def check_array(name: str, value: Any) -> None:
         )
 
 
-def check_floating(name: str, value: Any) -> None:
-    """Raises ValueError unless it is an array of floating or complex numbers."""
+def check_floating(name: str, value: Any, *, real: bool = True) -> None:
+    """Raises ValueError unless it is an array of floating numbers; or, if not `real`, complex."""
     check_array(name, value)
     if not jnp.issubdtype(value.dtype, jnp.inexact):
         raise ValueError(
             f"{name} must be floating, got {value.dtype}: convert it, for example by "
             ".astype(float32)."
         )
+    if real:
+        check_no_imaginary_part(name, value)
 
 
-def _indices(given: int | Sequence[int]) -> tuple[int, ...]:
-    """Returns integers, one or several; TypeError for anything else, booleans included."""
-    several = tuple(given) if isinstance(given, Sequence) else (given,)
-    if any(isinstance(one, bool) for one in several):
-        raise TypeError
-    return tuple(map(operator.index, several))
+def check_no_imaginary_part(name: str, value: Any) -> None:
+    """Raises ValueError for complex numbers, of which the real part alone would be taken."""
+    if jnp.iscomplexobj(value):
+        raise ValueError(
+            f"{name} must be real, got {value.dtype}: complex numbers are for the layers of "
+            "bnjax.linen and bnjax.nnx."
+        )
 
 
 def check_shape(shape: int | Sequence[int]) -> None:
     """Raises ValueError unless it is a number of features, or their shape."""
     try:
-        sizes = _indices(shape)
+        sizes = integers(shape)
     except TypeError as error:
         raise ValueError(f"shape must be an integer or several, got {shape!r}.") from error
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape must not be negative, got {shape!r}.")
 
 
-def check_stats(stats: Stats, features: tuple[int, ...]) -> None:
-    """Raises ValueError unless these are statistics of such features."""
-    check_features("stats", stats, features, allowed={"mean", "var", "count"})
+def check_stats(stats: Stats, features: tuple[int, ...], *, real: bool) -> None:
+    """Raises ValueError unless these are statistics of such features, complex if not `real`."""
+    check_features("stats", stats, features, allowed={"mean", "var", "count"}, real=real)
     if not {"mean", "var"} <= set(stats):
         raise ValueError(f"stats has the keys {sorted(stats)}: make it with init_stats.")
     for key in ("mean", "var"):
-        check_floating(f"stats[{key!r}]", stats[key])
+        check_floating(f"stats[{key!r}]", stats[key], real=real)
 
 
 def check_moments(stats: Stats, moments: Moments) -> None:
@@ -156,9 +141,17 @@ def check_moments(stats: Stats, moments: Moments) -> None:
 
 
 def check_features(
-    name: str, tree: dict[str, jax.Array], features: tuple[int, ...], allowed: set[str]
+    name: str,
+    tree: dict[str, jax.Array],
+    features: tuple[int, ...],
+    *,
+    allowed: set[str],
+    real: bool = True,
 ) -> None:
-    """Raises ValueError unless the tree has these keys alone, of the features' shape."""
+    """Raises ValueError unless the tree has these keys alone, of the features' shape.
+
+    If `real`, it has no complex numbers.
+    """
     if not isinstance(tree, Mapping):
         raise ValueError(
             f"{name} must be a dict of arrays, got {type(tree).__name__}: make it with init_{name}."
@@ -170,6 +163,8 @@ def check_features(
         )
     for key in tree:
         check_array(f"{name}[{key!r}]", tree[key])
+        if real:
+            check_no_imaginary_part(f"{name}[{key!r}]", tree[key])
         if jnp.shape(tree[key]) != features:
             raise ValueError(
                 f"{name}[{key!r}] has shape {jnp.shape(tree[key])}, but x has features of "

@@ -36,7 +36,13 @@ from bnjax.normalization.settings import (
     check_choice,
     check_dtype,
 )
-from bnjax.normalization.transform import Transform, activate, affine, normalize_autodiff
+from bnjax.normalization.transform import (
+    Transform,
+    activate,
+    affine,
+    normalize_autodiff,
+    widened,
+)
 
 
 def init_params(
@@ -133,13 +139,13 @@ def normalize_batch(
             `axis_name` alone. Groups move the statistics once, by their mean moments.
         mask: bool, of the rank of `x`, sizes equal or one. What is False is normalized, but does
             not count; NaN and infinity there give `bias`. Features that are masked as a whole
-            give it, too, and keep their statistics.
+            give it, too, and keep their statistics; see `update_stats` for those of one value.
         axis_name: mapped axes (`pmap`, `shard_map`, `vmap`) whose devices share the batch.
         axis_index_groups: groups of devices along `axis_name`, each a batch of its own; JAX knows
             them in `pmap` and in `shard_map(check_vma=False)`.
         impl: `"fused"` has its reverse mode in closed form; `"autodiff"` is the plain definition,
             for forward mode (`jax.jvp`, `jax.jacfwd`), where `"fused"` is a TypeError of JAX.
-        dtype: of `y`; that of `x` by default. Inside, at least float32.
+        dtype: of `y`; that of `x` by default. Inside, at least float32; float64 if it is.
 
     Returns:
         `y`, of the shape of `x`, and the new statistics, of the structure and dtypes of the old;
@@ -231,6 +237,7 @@ def transform_batch(
     mask = full_mask(mask, x)
     groups = choose_groups(x, axes, settings)
     dtype = jnp.dtype(settings.output_dtype(x))
+    x = widened(x, dtype)
     transform = Transform(axes, groups, settings.epsilon, settings.activation, dtype)
     normalize = normalize_fused if settings.impl == "fused" else normalize_autodiff
 
@@ -273,10 +280,12 @@ def transform_population(
     x: jax.Array, params: Params, stats: Stats, settings: Settings, axes: tuple[int, ...]
 ) -> jax.Array:
     """Returns what `normalize_population` does, of an input that `check_input` has seen."""
+    dtype = settings.output_dtype(x)
+    x = widened(x, dtype)
     mean, var = (stats[key].astype(precision(x.dtype)) for key in ("mean", "var"))
     rstd = lax.rsqrt(var + settings.epsilon)
     y = affine(x, mean, rstd, params.get("scale"), params.get("bias"), axes)
-    return activate(y, settings.activation).astype(settings.output_dtype(x))
+    return activate(y, settings.activation).astype(dtype)
 
 
 def update_stats(
@@ -292,10 +301,13 @@ def update_stats(
     The weight of the new batch is 1 - decay for `"ema"`; 1/t at update t for `"cumulative"`; and
     (1 - decay)/(1 - decay^t) for `"ema_debiased"`, which equals the zero-initialized average
     divided by 1 - decay^t. The last two are one at the first update. Features without a value
-    (count zero) keep their statistics. What is narrower than float32 comes back as float32.
+    (size zero) keep their statistics; so do those of one value where `running_var` is `"unbiased"`,
+    for of that variance there is no estimate: it would be 0/0. What is narrower than float32 comes
+    back as float32.
 
     Raises:
-        ValueError: for a bad `decay` or choice, or if `stats` lacks the count that is needed.
+        ValueError: for a bad `decay` or choice, complex numbers, or if `stats` lacks the count that
+            is needed.
 
     Example:
         >>> moments = Moments(mean=jnp.array([4.0]), var=jnp.array([9.0]), size=jnp.array(8))
@@ -313,17 +325,18 @@ def update_stats(
 def move_stats(stats: Stats, moments: Moments, settings: Settings) -> Stats:
     """Returns what `update_stats` does, of statistics and moments that have been checked."""
     mean, var, size = jax.tree.map(lax.stop_gradient, moments)
+    estimated = size > 0
     if settings.running_var == "unbiased":
-        var = unbiased(var, size)
+        var, estimated = unbiased(var, size), size > 1
 
     new = dict(stats)
     weight: jax.Array | float = 1 - settings.decay
     if settings.averaging != "ema":
-        new["count"] = stats["count"] + (size > 0).astype(stats["count"].dtype)
+        new["count"] = stats["count"] + estimated.astype(stats["count"].dtype)
         updates = jnp.maximum(new["count"], 1).astype(mean.dtype)
         cumulative = settings.averaging == "cumulative"
         weight = 1 / updates if cumulative else _debiased_weight(settings.decay, updates)
-    weight = jnp.where(size > 0, jnp.asarray(weight, mean.dtype), 0)
+    weight = jnp.where(estimated, jnp.asarray(weight, mean.dtype), 0)
     for key, value in (("mean", mean), ("var", var)):
         old = stats[key].astype(value.dtype)
         moved = (1 - weight) * old + weight * value

@@ -18,6 +18,7 @@ from bnjax.normalization.transform import (
     affine,
     finite_where_masked,
     reciprocal_deviation,
+    widened,
 )
 
 
@@ -36,7 +37,9 @@ def transform_batch(
     """Returns `y` and the moments, differentiated by JAX whatever `impl`; no activation."""
     mask = full_mask(mask, x)
     groups = choose_groups(x, axes, settings)
-    transform = Transform(axes, groups, settings.epsilon, None, settings.output_dtype(x))
+    dtype = settings.output_dtype(x)
+    x = widened(x, dtype)
+    transform = Transform(axes, groups, settings.epsilon, None, dtype)
 
     def normalize(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Moments]:
         parts = jnp.stack([x.real, x.imag], -1)
@@ -56,6 +59,7 @@ def transform_population(
     x: jax.Array, params: Params, stats: Stats, settings: Settings, axes: tuple[int, ...]
 ) -> jax.Array:
     """Returns `y`, where `x`, a parameter or the mean is complex."""
+    x = widened(x, settings.output_dtype(x))
     mean = stats["mean"].astype(x.dtype)
     rstd = lax.rsqrt(stats["var"].real.astype(x.real.dtype) + settings.epsilon)
     return _affine(x, mean, rstd, params, settings, axes)

@@ -1,10 +1,12 @@
 """Population normalization as y = a x + b, alone or folded into the linear layer before it."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.arguments import Params, Stats, check_floating
+from bnjax.normalization.arguments import Params, Stats, check_array, check_floating
 from bnjax.normalization.moments import precision
 from bnjax.normalization.settings import check_epsilon
 
@@ -58,7 +60,7 @@ def fold(
     """Folds population normalization into the convolution or dense layer whose output it sees.
 
     Args:
-        kernel: floating, `[..., *features]`: the features are the last axes, those that are
+        kernel: floating, real, `[..., *features]`: the features are the last axes, those that are
             normalized. So it is in Flax and Haiku, `[inputs, features]` of a dense layer and
             `[height, width, inputs, features]` of a convolution, of a grouped or depthwise one
             too (`inputs` per group). Transposed kernels and torch's have to be transposed first.
@@ -88,8 +90,10 @@ def fold(
     for name, array in (("kernel", kernel), ("bias", bias)):
         if array is None:
             continue
-        if not jnp.issubdtype(array.dtype, jnp.floating):
+        check_array(name, array)
+        if jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(f"{name} must be floating, got {array.dtype}: dequantize it first.")
+        check_floating(name, array)
         if array.shape[array.ndim - len(features) :] != features:
             raise ValueError(
                 f"{name} has shape {array.shape}, but the statistics are of features of shape "
@@ -121,6 +125,11 @@ def _widest(*arrays: jax.Array) -> jnp.dtype:
 
 def _check(params: Params, stats: Stats, epsilon: float) -> None:
     check_epsilon(epsilon)
+    for name, tree in (("params", params), ("stats", stats)):
+        if not isinstance(tree, Mapping):
+            raise ValueError(
+                f"{name} must be a dict of arrays, got {type(tree).__name__}: see init_{name}."
+            )
     if not {"mean", "var"} <= set(stats):
         raise ValueError(f"stats must have mean and var, got {sorted(stats)}: see init_stats.")
     if not set(params) <= {"scale", "bias"}:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from bnjax.normalization.axes import sorted_axes
 from bnjax.normalization.fast.sums import first_rows, pair_of_sums, slices_of
 from bnjax.normalization.versions import gather_invariant, varying_axes
 
@@ -32,7 +33,7 @@ class Moments(NamedTuple):
 
 def batch_moments(
     x: jax.Array,
-    axes: Sequence[int],
+    axes: int | Sequence[int],
     *,
     mask: jax.Array | None = None,
     axis_name: str | Sequence[str] | None = None,
@@ -50,7 +51,7 @@ def batch_moments(
 
     Args:
         x: floating, any shape; narrower types are summed in float32.
-        axes: the axes to average over, of which the first holds the examples.
+        axes: the axis or axes to average over, of which the first holds the examples.
         mask: bool, of the shape of `x`; what is False does not count, NaN included.
         axis_name: mapped axis or axes (`pmap`, `shard_map`, `vmap`) that share the batch.
         axis_index_groups: groups of devices along `axis_name` that share a batch each.
@@ -59,7 +60,8 @@ def batch_moments(
             divides sum by sum, would need two in float32. Not together with `axis_name`.
 
     Raises:
-        ValueError: an axis that `x` does not have; a mask of another shape or type.
+        ValueError: an `x` that is not floating; an axis that it does not have, or that is given
+            twice; a mask of another shape or type.
 
     Example:
         >>> images = jnp.arange(24.0).reshape(2, 2, 2, 3)
@@ -67,20 +69,32 @@ def batch_moments(
         >>> mean.tolist(), var.tolist(), int(size)
         ([10.5, 11.5, 12.5], [47.25, 47.25, 47.25], 8)
     """
-    if not all(-x.ndim <= axis < x.ndim for axis in axes):
-        raise ValueError(f"axes={tuple(axes)} are not axes of x, which has rank {x.ndim}.")
-    if mask is not None and (mask.dtype != jnp.bool_ or mask.shape != x.shape):
-        raise ValueError(
-            f"mask must be bool, of the shape of x {x.shape}, got {mask.dtype} {mask.shape}: "
-            "use jnp.broadcast_to(mask.astype(bool), x.shape)."
-        )
-    axes = tuple(sorted(axis % x.ndim for axis in axes))
+    _check(x, mask)
+    axes = sorted_axes(x.ndim, axes, "axes")
     if shards > 1:
         return _merge(_parts_of_shards(x, axes, mask, shards))
     local = _local_part(x, axes, mask)
     if axis_name is None:
         return Moments(local.shift + local.rest, local.var, local.size)
     return _merge(_parts_of_devices(local, axis_name, axis_index_groups))
+
+
+def _check(x: jax.Array, mask: jax.Array | None) -> None:
+    """Raises ValueError unless these can be arguments of `batch_moments`."""
+    dtype = getattr(x, "dtype", type(x).__name__)
+    if not hasattr(x, "astype") or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"x must be a real, floating array, got {dtype}: convert it first, for example by "
+            "jnp.asarray(x, jnp.float32)."
+        )
+    if mask is None:
+        return
+    dtype, shape = getattr(mask, "dtype", type(mask).__name__), getattr(mask, "shape", "")
+    if dtype != jnp.bool_ or shape != x.shape:
+        raise ValueError(
+            f"mask must be bool, of the shape of x {x.shape}, got {dtype} {shape}: "
+            "use jnp.broadcast_to(mask.astype(bool), x.shape)."
+        )
 
 
 class _Part(NamedTuple):

@@ -15,8 +15,8 @@ from bnjax.normalization.arguments import (
     broadcast_mask,
     check_count,
     check_input,
-    feature_axes,
 )
+from bnjax.normalization.axes import sorted_axes
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.renormalization import Limits, check_limits
 from bnjax.normalization.settings import Settings
@@ -74,7 +74,7 @@ def normalize(
     read = stats | (normalizing or {}) if reads else {}
     kind = _arithmetic(x, params, stats if update else {}, read, settings)
     mask = broadcast_mask(mask, x)
-    features = feature_axes(x.ndim, settings.axis)
+    features = sorted_axes(x.ndim, settings.axis)
     alone = len(features) == x.ndim  # one example of a batch that mapped axes hold
     if alone:
         settings = replace(settings, axis=tuple(a + 1 for a in features))

@@ -45,6 +45,13 @@ class Transform(NamedTuple):
         )
 
 
+def widened(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Returns `x` in float64 (complex128) if `y` has such a type: it shall have its digits, too."""
+    if jnp.finfo(dtype).bits <= jnp.finfo(precision(x.dtype)).bits:
+        return x
+    return x.astype(jnp.complex128 if jnp.iscomplexobj(x) else jnp.float64)
+
+
 def definition(
     x: jax.Array,
     scale: jax.Array | None,

@@ -46,6 +46,7 @@ from bnjax.normalization.settings import (
     check_choice,
     check_dtype,
 )
+from bnjax.normalization.transform import widened
 from bnjax.whitening.covariance import (
     Covariance,
     batch_vectors,
@@ -134,7 +135,7 @@ def whiten_batch(
             nothing counts, `y` is the bias.
         axis_name: mapped axes (`pmap`, `shard_map`, `vmap`) whose devices share the batch.
         axis_index_groups: groups of devices along `axis_name`, each a batch of its own.
-        dtype: of `y`; that of `x` by default. Inside, at least float32.
+        dtype: of `y`; that of `x` by default. Inside, at least float32; float64 if it is.
 
     Returns:
         `y`, of the shape of `x`, and the new statistics, of the structure and dtypes of the old,
@@ -200,6 +201,7 @@ def whitening_transform(
     check_method(method, epsilon)
     dtype = x.dtype if dtype is None else dtype
     check_dtype(dtype)
+    x = widened(x, dtype)
     vectors = batch_vectors(x, axis, axis_name, axis_index_groups)
     if method == "pca" and vectors < width:
         raise ValueError(
@@ -233,6 +235,7 @@ def whiten_population(
     check_method(method, epsilon)
     dtype = x.dtype if dtype is None else dtype
     check_dtype(dtype)
+    x = widened(x, dtype)
     mean, cov = (stats[key].astype(precision(x.dtype)) for key in ("mean", "cov"))
     matrix = whitening_matrix(cov, method=method, epsilon=epsilon)
     centred = rows_of(x, axis).astype(mean.dtype) - mean[None]

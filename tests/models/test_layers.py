@@ -1,5 +1,6 @@
 """What the models share: normalization before the nonlinearity, subsampling, dropout."""
 
+import inspect
 from functools import partial
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from bnjax.linen import BatchNorm
-from bnjax.models import scaled_tanh
+from bnjax.models import InceptionV3, scaled_tanh
 from bnjax.models.layers import (
     ConvNorm,
     DenseNorm,
@@ -236,3 +237,21 @@ def test_dropout_on_eight_devices_is_dropout_on_one():
     together = apply(None, x.reshape(24, 20))
     apart = jax.pmap(partial(apply, "devices"), axis_name="devices")(x)
     np.testing.assert_array_equal(apart.reshape(24, 20), together)
+
+
+def test_helpers_are_no_calls():
+    """Interceptors and captures see what is no `nn.nowrap`: as a layer of Flax, its call alone."""
+
+    def below(module):
+        return [module, *(each for child in module.__subclasses__() for each in below(child))]
+
+    modules = [each for each in below(nn.Module) if each.__module__.startswith("bnjax.")]
+    assert {NormActivation, BatchNorm, InceptionV3} <= {*modules}
+    seen = [
+        f"{module.__name__}.{name}"
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and not name.startswith("__")
+        if name not in module.__dataclass_fields__ and not hasattr(value, "nowrap")
+    ]
+    assert not seen

@@ -241,6 +241,10 @@ def test_whitening_checks_its_arguments():
         stats = whitening.init_whitening_stats(3)
         with pytest.raises(ValueError, match=r"stats\['cov'\] must be floating, got int32"):
             function(X, {}, stats | {"cov": stats["cov"].astype("int32")})
+        with pytest.raises(ValueError, match=r"stats\['mean'\] must be real, got complex64"):
+            function(X, {}, stats | {"mean": stats["mean"].astype("complex64")})
+        with pytest.raises(ValueError, match=r"params\['bias'\] must be real, got complex64"):
+            function(X, {"bias": jnp.ones(3, "complex64")}, stats)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
@@ -294,6 +298,29 @@ def test_complex_numbers(call):
         call(X.astype("complex64"))
 
 
+@BOTH
+@pytest.mark.parametrize(
+    "name", ["params['scale']", "params['bias']", "stats['mean']", "stats['var']"]
+)
+def test_complex_parameters_and_statistics(call, name):
+    """Their imaginary part would be lost."""
+    given = {"params": bnjax.init_params(3), "stats": bnjax.init_stats(3)}
+    tree, key = name.rstrip("']").split("['")
+    given[tree] = given[tree] | {key: jnp.ones(3, "complex64")}
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be real, got complex64: ")):
+        call(**given)
+
+
+@pytest.mark.parametrize("key", ["mean", "var"])
+def test_update_stats_of_complex_numbers(key):
+    stats, moments = bnjax.init_stats(3), bnjax.batch_moments(X, (0,))
+    wide = jnp.ones(3, "complex64")
+    with pytest.raises(ValueError, match=rf"stats\['{key}'\] must be real, got complex64: "):
+        bnjax.update_stats(stats | {key: wide}, moments)
+    with pytest.raises(ValueError, match=rf"moments\.{key} must be real, got complex64: "):
+        bnjax.update_stats(stats, moments._replace(**{key: wide}))
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (0, 8, 8, 3), (4, 0, 3)])
 def test_no_examples(shape):
     with pytest.raises(ValueError, match=r"has no values to normalize by: leave out empty"):
@@ -339,7 +366,10 @@ def test_a_shape_of_the_wrong_type(make, shape):
 @pytest.mark.parametrize(
     ("axes", "mask", "words"),
     [
-        ((7,), None, "axes=(7,) are not axes of x, which has rank 2"),
+        ((7,), None, "axes=(7,) does not name axes of x, which has rank 2"),
+        ((), None, "axes=() does not name axes of x"),
+        ((0, -2), None, "axes=(0, -2) names an axis twice, for x of rank 2"),
+        ("0", None, "axes must be an integer or several, got '0'"),
         ((0,), np.ones((len(X), 1), bool), "mask must be bool, of the shape of x"),
         ((0,), np.ones(X.shape, np.float32), "got float32"),
     ],
@@ -348,3 +378,16 @@ def test_moments_of_no_axis_or_a_mask_of_another_kind(axes, mask, words):
     """The mean came out of another axis, or of a count that the mask did not mean."""
     with pytest.raises(ValueError, match=re.escape(words)):
         bnjax.batch_moments(X, axes, mask=mask)
+
+
+@pytest.mark.parametrize("x", [X.astype("int32"), X.astype("complex64"), [[1.0, 2.0]]], ids=type)
+def test_moments_of_what_has_none(x):
+    """Of complex numbers the variance was E x^2, not E|x|^2."""
+    with pytest.raises(ValueError, match=r"x must be a real, floating array, got .*: .*jnp\."):
+        bnjax.batch_moments(x, (0,))
+
+
+def test_moments_over_one_axis():
+    for axes in (0, np.int64(-2), [0]):
+        mean, var, size = bnjax.batch_moments(X, axes)
+        assert (mean.tolist(), var.tolist(), size) == ([1.0] * 3, [0.0] * 3, 4)

@@ -1,10 +1,13 @@
 """Whatever is given for an argument of the pure functions: it works, or its name is said."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bnjax
+from bnjax.normalization import renormalize_batch
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
 PARAMS, STATS = bnjax.init_params(3), bnjax.init_stats(3, averaging="cumulative")
@@ -22,6 +25,15 @@ GOOD = {
     bnjax.update_stats: {
         **{"stats": STATS, "moments": MOMENTS, "decay": 0.9},
         **{"averaging": "ema", "running_var": "biased"},
+    },
+    renormalize_batch: {
+        **{"x": X, "params": PARAMS, "stats": STATS, "r_max": 1, "d_max": 0, "mask": None},
+    },
+    partial(bnjax.batch_moments, X): {"axes": 0, "mask": None},
+    bnjax.as_affine: {"params": PARAMS, "stats": STATS, "epsilon": 1e-5},
+    bnjax.fold: {
+        **{"kernel": jnp.ones((2, 3)), "bias": None, "params": PARAMS, "stats": STATS},
+        **{"epsilon": 1e-5},
     },
     bnjax.init_params: {"shape": 3, "dtype": "float32"},
     bnjax.init_stats: {"shape": 3, "averaging": "ema", "dtype": "float32"},
@@ -42,6 +54,7 @@ VALUES = [
 ]
 TAKEN = {  # by name, what is no mistake
     **{"params": ({},), "axis": (-1,), "epsilon": (5, 1.5), "shape": (5, ())},
+    **{"axes": (-1,), "r_max": (5, 1.5), "d_max": (5, 1.5)},
 }
 
 

@@ -207,6 +207,16 @@ def test_under_jit_and_vmap():
         ({"kernel": jnp.ones((5, 3))}, r"kernel has shape \(5, 3\).*\(5,\).*last axes: transpose"),
         ({"kernel": jnp.ones(())}, r"kernel has shape \(\)"),
         ({"kernel": jnp.ones((3, 5), jnp.int8)}, "kernel must be floating, got int8: dequantize"),
+        ({"kernel": jnp.ones((3, 5), "complex64")}, "kernel must be real, got complex64"),
+        ({"bias": jnp.ones(5, "complex64")}, "bias must be real, got complex64"),
+        (
+            {"params": {"scale": jnp.ones(5, "complex64")}},
+            r"params\['scale'\] must be real, got complex64",
+        ),
+        (
+            {"stats": {"mean": jnp.ones(5, "complex64"), "var": jnp.ones(5)}},
+            r"stats\['mean'\] must be real, got complex64",
+        ),
         ({"bias": jnp.ones(3)}, r"bias has shape \(3,\)"),
         ({"bias": jnp.ones(())}, r"bias has shape \(\)"),
         ({"params": {"scale": jnp.ones(3)}}, r"params\['scale'\] has shape \(3,\).*\(5,\)"),

@@ -152,6 +152,19 @@ def test_the_output_is_white_up_to_epsilon(x64, method, spread):
     assert_close(np.cov(tiny.T, bias=True), np.eye(6), {"rtol": 0, "atol": 1e-8})
 
 
+def test_float64_outputs_of_float32(x64):
+    """Summed in float64: an output that is rounded to float32 needs no such type."""
+    x = jnp.asarray(vectors(features=3), jnp.float32)
+    y, _ = transform(x, {}, epsilon=EPSILON, dtype=jnp.float64)
+    rows, mean, cov, _ = expected(x)
+    assert_close(y, rows, tolerances.EXACT)
+    stats = {"mean": jnp.float32(mean), "cov": jnp.float32(cov)}
+    inferred = infer(x, {}, stats, epsilon=EPSILON, dtype=jnp.float64)
+    matrix = matrix_of(np.float64(stats["cov"][0]), "zca", EPSILON)
+    fixed = (np.float64(x) - np.float64(stats["mean"])) @ matrix
+    assert_close(inferred, fixed, tolerances.EXACT)
+
+
 def test_one_feature_a_group_is_batch_normalization():
     x = jnp.asarray(vectors(), jnp.float32)
     params = {"scale": jnp.arange(1.0, 7), "bias": jnp.arange(6.0)}
