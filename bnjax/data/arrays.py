@@ -31,7 +31,8 @@ class ArraySplit:
         shards: sizes of the shards of the data that was decoded; None for equal ones.
 
     Raises:
-        ValueError: if images and labels differ in number.
+        ValueError: if images and labels differ in number, labels are no integers `[n]`, or shards
+            are not those of as many images.
 
     Example:
         >>> images, labels = np.zeros((5, 8, 8, 3), np.uint8), np.arange(5, dtype=np.int32)
@@ -50,6 +51,17 @@ class ArraySplit:
             raise ValueError(
                 f"{self.name}: images and labels must be of the same length, got "
                 f"{len(self.images)} images and {len(self.labels)} labels."
+            )
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"{self.name}: labels must be integers [n], got {labels.dtype} "
+                f"{list(labels.shape)}."
+            )
+        if self.shards is not None and sum(self.shards) != len(self.images):
+            raise ValueError(
+                f"{self.name}: shards must be the sizes of those of {len(self.images)} images, got "
+                f"{sum(self.shards)} in all: of other images than the shards', give None."
             )
 
     @property

@@ -99,7 +99,8 @@ def open_folder(root: str | Path) -> DataSet[Split]:
     train, test = (
         _order_split(root / name, tuple(files)) for name, files in zip(found, splits, strict=True)
     )
-    return DataSet(f"folder:{root.name}", len(classes), 3, train, test, digest.hexdigest())
+    name = f"folder:{os.path.basename(os.path.abspath(root))}"  # of ".", too
+    return DataSet(name, len(classes), 3, train, test, digest.hexdigest())
 
 
 def _list_split(split: Path) -> dict[str, int]:

@@ -71,6 +71,11 @@ def training_batches(
     """
     order = Order(seed, tuple(examples.shard_sizes), shuffle)
     order.check()
+    if sum(order.shard_sizes) != len(examples):
+        raise ValueError(
+            f"shard_sizes of the examples sum to {sum(order.shard_sizes)}, and there are "
+            f"{len(examples)} examples: each must be in one shard."
+        )
     first_step = integer("first_step", first_step)
     batch_size = integer("batch_size", batch_size)
     if first_step < 0:

@@ -128,6 +128,8 @@ def _enlarge_ends(axes: Axes, curves: Sequence[Curve]) -> bool:
     Between whole per cents; below the curves, above a legend at the lower right. Returns whether.
     """
     ends = [100 * curve.y[:, -1].mean() for curve in curves]
+    if not np.isfinite(ends).all():  # a run ends before the others
+        return False
     low, high = np.floor(min(ends)), np.floor(max(ends)) + 1
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     if not 2 <= len(curves) <= 4 or high - low > (top - bottom) / 5:

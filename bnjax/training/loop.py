@@ -38,8 +38,9 @@ class Schedule(NamedTuple):
 
     Attributes:
         steps: length of the run.
-        steps_per_dispatch: steps in one call of the compiled functions; None for all up to the
-            next evaluation or checkpoint.
+        steps_per_dispatch: steps in one call of the compiled functions, fewer before the last step
+            and, for a run that goes on from elsewhere, up to the next multiple; None for all up to
+            the next evaluation or checkpoint.
         eval_every: steps between evaluations; one comes before the first step, one after the last.
         dense_until: step after which `sparse_eval_every` takes the place of `eval_every`.
         sparse_eval_every: steps between evaluations from then on.
@@ -66,10 +67,9 @@ class Schedule(NamedTuple):
         """Raises ValueError unless all events fall between two dispatches."""
         together = 1 if self.steps_per_dispatch is None else self.steps_per_dispatch
         for name, value in (self._asdict() | {"steps_per_dispatch": together}).items():
-            if value < 1 and name not in ("dense_until", "checkpoint_every"):
-                raise ValueError(f"{name} must be >= 1, got {value}.")
-        if self.checkpoint_every < 0:
-            raise ValueError(f"checkpoint_every must be >= 0, got {self.checkpoint_every}.")
+            least = 0 if name in ("dense_until", "checkpoint_every") else 1
+            if value < least:
+                raise ValueError(f"{name} must be >= {least}, got {value}.")
         for name in ("eval_every", "sparse_eval_every", "checkpoint_every"):
             if getattr(self, name) % together:
                 raise ValueError(
@@ -80,7 +80,7 @@ class Schedule(NamedTuple):
     def dispatch(self, step: int) -> int:
         """Returns how many steps one call takes from `step` on, a step before the last."""
         if self.steps_per_dispatch is not None:
-            return min(self.steps_per_dispatch, self.steps - step)
+            return min(self.steps_per_dispatch - step % self.steps_per_dispatch, self.steps - step)
         after = range(step + 1, self.steps + 1)
         return next(n for n in after if self.evaluates_at(n) or self.saves_at(n)) - step
 
@@ -197,7 +197,7 @@ def fit(
         functions: those of the run.
         progress: the state to start from, which may be donated, and the metrics.
         schedule: when to evaluate and save.
-        first_step: steps that `progress` has behind it.
+        first_step: steps that `progress` has behind it, at most the schedule's.
         record: called at each evaluation with the step, the training metrics summed since the
             last one, and the evaluation's result.
         checkpoints: where to save; None for nowhere.
@@ -209,6 +209,7 @@ def fit(
         The final state.
 
     Raises:
+        ValueError: at once, for a schedule that does not work, or a `first_step` outside it.
         Interrupted: after a signal.
         OutOfTime: where a process is out of time.
         Diverged: or whatever else `functions.check` raises.
@@ -216,6 +217,11 @@ def fit(
             on the processes where it did not, HostsError with its text.
     """
     schedule.check()
+    if not 0 <= first_step <= schedule.steps:
+        raise ValueError(
+            f"first_step must be in 0 .. {schedule.steps}, got {first_step}: a run that is longer "
+            "than its schedule has ended."
+        )
     state, sums = progress
     step = first_step
 

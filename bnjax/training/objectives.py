@@ -45,7 +45,10 @@ def classification_metrics(
     Args:
         logits: `[n, classes]`.
         labels: int `[n]`, in `range(classes)`; check them once on the host with `check_labels`.
-        mask: bool `[n]`; what is False does not count.
+        mask: bool `[n]`; what is False does not count, its gradient is zero, NaN included.
+
+    Returns:
+        The sums; what has NaN among its logits is not correct.
 
     Raises:
         ValueError: while tracing, if shapes or dtypes do not fit.
@@ -57,8 +60,10 @@ def classification_metrics(
         (2, 3)
     """
     check_classification(logits, labels, mask)
+    logits = _without_masked(logits, mask)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-    correct = jnp.argmax(logits, -1) == labels
+    # `argmax` takes NaN for the largest.
+    correct = (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)
     counted = jnp.ones(labels.shape, bool) if mask is None else mask
     return Metrics(
         jnp.where(counted, loss, 0).sum(),
@@ -89,11 +94,11 @@ def smoothed_cross_entropy(
     """
     _check_smoothing("smoothing", smoothing)
     check_classification(logits, labels, mask)
-    if mask is not None:
-        logits = jnp.where(mask[:, None], logits, 0)
+    logits = _without_masked(logits, mask)
     logs = jax.nn.log_softmax(logits.astype(jnp.float32))
     of_label = jnp.take_along_axis(logs, labels[:, None], 1)[:, 0]
-    loss = -((1 - smoothing) * of_label + smoothing * logs.mean(1))
+    # Without smoothing, a class may be impossible: 0 * -inf is NaN.
+    loss = -((1 - smoothing) * of_label + smoothing * logs.mean(1)) if smoothing else -of_label
     return (loss if mask is None else jnp.where(mask, loss, 0)).sum()
 
 
@@ -178,6 +183,11 @@ def check_classification(
         raise ValueError(
             f"mask must be bool {list(labels.shape)}, got {mask.dtype} {list(mask.shape)}."
         )
+
+
+def _without_masked(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns zeros where masked: to leave out a loss of NaN leaves its gradient NaN."""
+    return logits if mask is None else jnp.where(mask[:, None], logits, 0)
 
 
 def _check_smoothing(name: str, smoothing: float) -> None:

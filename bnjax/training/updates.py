@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 
@@ -38,11 +39,13 @@ def update(
     Args:
         state: the state before the step.
         tx: the optimizer.
-        gradient: that of the mean loss over all examples of all devices.
+        gradient: that of the mean loss over all examples of all devices, as `jax.grad` has it.
         batch_stats: the new running statistics.
         metrics: sums over all examples of all devices.
     """
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    # By a complex parameter, JAX's gradient is the conjugate of the way up; real ones stay.
+    uphill = jax.tree.map(jnp.conj, gradient)
+    updates, opt_state = tx.update(uphill, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = state._replace(
         step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state

@@ -1,6 +1,7 @@
 """Data in memory: decoded once, the same as read by index; and batches for evaluation."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,22 @@ def test_as_many_labels_as_images():
     """Red if one label too few goes unseen until an index fails, or never."""
     with pytest.raises(ValueError, match=r"mine: images and labels .* 3 images and 2 labels"):
         ArraySplit(np.zeros((3, 4, 4, 3), np.uint8), np.zeros(2, np.int32), "mine")
+
+
+@pytest.mark.parametrize("shards", [(2, 2), (1, 3), ()])
+def test_shards_are_those_of_the_images(shards):
+    """Red if part of a data set keeps the shards of the whole: examples are never seen."""
+    whole = ArraySplit(np.zeros((3, 4, 4, 3), np.uint8), np.arange(3), "mine", (1, 2))
+    assert whole.shard_sizes == (1, 2)
+    with pytest.raises(ValueError, match=r"mine: shards .* 3 images, got .*give None"):
+        replace(whole, shards=shards)
+
+
+@pytest.mark.parametrize("labels", [np.zeros(3), np.zeros((3, 1), int), np.ones(3, bool)])
+def test_labels_are_numbers_of_classes(labels):
+    """Red if 9.7 is class 9."""
+    with pytest.raises(ValueError, match=r"mine: labels must be integers \[n\], got"):
+        ArraySplit(np.zeros((3, 4, 4, 3), np.uint8), labels, "mine")
 
 
 def test_the_digest_covers_every_pixel_and_label():

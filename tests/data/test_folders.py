@@ -67,6 +67,12 @@ def test_large_folders_fall_into_shards(root, monkeypatch):
     assert open_folder(root).train.shard_sizes == (4, 4, 5)
 
 
+@pytest.mark.parametrize("path", [".", "train/..", "../photos/."])
+def test_the_name_is_the_folders_own_however_it_is_reached(path, root, monkeypatch):
+    monkeypatch.chdir(root)
+    assert open_folder(path).name == "folder:photos"
+
+
 def test_an_image_that_is_gone_is_named(root):
     train = open_folder(root).train
     name = train[0].name

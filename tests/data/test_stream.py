@@ -304,6 +304,15 @@ def test_bad_arguments_are_refused_at_once(bad):
         train(**bad.choices)
 
 
+@pytest.mark.parametrize("sizes", [(10, 12), (10, 14)])
+def test_shards_that_are_not_the_examples_are_refused(sizes):
+    """Red if an example is never seen, or one that is not there is asked for."""
+    examples = Numbers()
+    examples.shard_sizes = sizes
+    with pytest.raises(ValueError, match=f"shard_sizes .* {sum(sizes)}, .* 23 examples"):
+        train(examples=examples)
+
+
 @pytest.mark.parametrize(
     ("choices", "said"),
     [

@@ -110,6 +110,18 @@ def test_what_needs_no_enlarging_or_has_no_room_is_left(curves):
     assert not panel.child_axes
 
 
+def test_a_curve_with_a_run_that_ends_early_ends_there():
+    """Red if its missing end, NaN, becomes the limit of an enlargement."""
+    panel = axes()
+    curves = saturating(0.969, 0.973)
+    early = np.concatenate([curves[0].y, curves[0].y])
+    early[1, -1] = np.nan
+    learning_curves(panel, [curves[0]._replace(y=early), curves[1]], lowest=0.7)
+    assert not panel.child_axes
+    np.testing.assert_allclose(points(panel.lines[0])[:-1, 1], 100 * early[0, :-1])
+    assert np.isnan(points(panel.lines[0])[-1, 1])
+
+
 def test_runs_that_diverged_are_crossed_on_the_lower_edge():
     lost, whole = saturating(0.5, 0.9)
     panel = axes()

@@ -18,6 +18,7 @@ from made_checkpoints import CONFIG, make_state, steps_on_disk
 from tolerances import assert_bitwise
 
 from bnjax.training.checkpoints import CheckpointError, Checkpoints
+from bnjax.training.parallel import HostCheckpoints
 
 LEAVES = {
     "float32": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
@@ -181,9 +182,12 @@ def test_manifest_names_what_is_stored(run):
     assert leaves[".rng"]["prng_impl"] == "threefry2x32"
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3])
-def test_keep_keeps_that_many(tmp_path, keep):
-    with Checkpoints(tmp_path, config=CONFIG, keep=keep) as checkpoints:
+@pytest.mark.parametrize(
+    ("kind", "keep"),
+    [(Checkpoints, 1), (Checkpoints, 2), (Checkpoints, 3), (HostCheckpoints, 1)],
+)
+def test_keep_keeps_that_many(tmp_path, kind, keep):
+    with kind(tmp_path, config=CONFIG, keep=keep) as checkpoints:
         for step in (2, 9, 10, 11):
             checkpoints.save(step, make_state(step))
     assert steps_on_disk(tmp_path) == sorted(["2", "9", "10", "11"][-keep:])

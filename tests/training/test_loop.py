@@ -140,6 +140,25 @@ def test_nothing_is_left_to_do_at_the_end():
     assert (trace.dispatches, trace.entries, trace.saved) == ([], [], {})
 
 
+@pytest.mark.parametrize("per_dispatch", [5, 10])
+def test_going_on_between_two_dispatches_misses_no_event(per_dispatch):
+    """As after a run of 13 steps that is now longer: red if dispatches count from there."""
+    schedule = EVERY_TEN._replace(steps_per_dispatch=per_dispatch, checkpoint_every=20)
+    trace = Trace()
+    state = trace.fit(schedule, start=Progress({"step": 13, "total": 0}, zero()), first_step=13)
+    assert state == {"step": 53, "total": sum(range(13, 53))}
+    assert [entry[0] for entry in trace.entries] == [20, 30, 40, 53]
+    assert sorted(trace.saved) == [20, 40, 53]
+
+
+@pytest.mark.parametrize("first_step", [-1, 54])
+def test_a_first_step_outside_the_schedule_is_refused(first_step):
+    trace = Trace()
+    with pytest.raises(ValueError, match=f"first_step must be in 0 .. 53, got {first_step}"):
+        trace.fit(EVERY_TEN, first_step=first_step)
+    assert (trace.dispatches, trace.entries) == ([], [])
+
+
 def send(number, *, when, times=1):
     def at(trace, step):
         if step == when:
@@ -345,6 +364,7 @@ def test_the_bar_counts_the_steps_of_all_members(capsys):
         ({"steps_per_dispatch": 0}, "steps_per_dispatch must be >= 1, got 0"),
         ({"eval_every": 0}, "eval_every must be >= 1, got 0"),
         ({"sparse_eval_every": -20}, "sparse_eval_every must be >= 1, got -20"),
+        ({"dense_until": -1}, "dense_until must be >= 0, got -1"),
         ({"checkpoint_every": -15}, "checkpoint_every must be >= 0, got -15"),
         ({"eval_every": 12}, "eval_every=12 must be a multiple of steps_per_dispatch=5"),
         ({"sparse_eval_every": 8}, "sparse_eval_every=8 must be a multiple of"),

@@ -14,6 +14,7 @@ from bnjax.training.objectives import (
     classification_objective,
     smoothed_cross_entropy,
 )
+from bnjax.training.predictions import count_errors
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # float32 sums of a few terms of size one
 
@@ -83,6 +84,26 @@ def test_gradient_is_softmax_minus_one_hot():
     exp = np.exp(logits.astype(np.float64))
     expected = exp / exp.sum(1, keepdims=True) - np.eye(4)[labels]
     np.testing.assert_allclose(gradient, expected, **CLOSE)
+
+
+def test_the_gradient_of_what_is_masked_is_zero():
+    """NaN and infinity on padding included: one NaN would reach every parameter."""
+    logits, labels = draw()
+    mask = np.array([True, False] * 4 + [True])
+    bad = np.where(mask[:, None], logits, np.array([np.nan, np.inf, -np.inf, 0], np.float32))
+    loss = jax.jit(jax.grad(lambda logits: classification_metrics(logits, labels, mask).loss))
+    exp = np.exp(logits.astype(np.float64))
+    expected = exp / exp.sum(1, keepdims=True) - np.eye(4)[labels]
+    np.testing.assert_allclose(loss(bad), np.where(mask[:, None], expected, 0), **CLOSE)
+
+
+def test_nan_is_never_right():
+    """Red if `argmax`, which takes NaN for the largest, makes a network of NaN guess class 0."""
+    logits = np.array([[np.nan] * 3, [0, np.nan, 1], [0, 2, 1]], np.float32)
+    labels = np.array([0, 1, 1], np.int32)
+    metrics = compiled_metrics(logits, labels)
+    assert metrics.correct == 1
+    assert metrics.correct == 3 - count_errors(logits, labels).top_1
 
 
 def test_zero_is_the_sum_over_nothing():
@@ -179,6 +200,19 @@ def test_smoothing_at_extreme_logits_and_in_bfloat16():
     logits = jnp.array([[1e4, 0, -1e4]], jnp.bfloat16)
     loss = jax.jit(partial(smoothed_cross_entropy, smoothing=0.3))(logits, np.zeros(1, np.int32))
     np.testing.assert_allclose(loss, 0.1 * 3e4, rtol=1e-2)  # 1e4 is 9984 in bfloat16
+
+
+def test_without_smoothing_a_class_that_cannot_be_costs_nothing():
+    """Its logit is -inf; red if its share of the smoothing, 0 * inf, is NaN."""
+    logits, labels = draw()
+    logits[:, 3], labels = -np.inf, labels % 3
+    loss, gradient = jax.jit(jax.value_and_grad(partial(smoothed_cross_entropy, smoothing=0.0)))(
+        logits, labels
+    )
+    np.testing.assert_allclose(loss, cross_entropy(logits[:, :3], labels).sum(), **CLOSE)
+    exp = np.exp(logits.astype(np.float64))
+    expected = exp / exp.sum(1, keepdims=True) - np.eye(4)[labels]
+    np.testing.assert_allclose(gradient, expected, **CLOSE)
 
 
 def test_side_heads_are_added_with_their_weights():

@@ -12,10 +12,12 @@ from tolerances import assert_bitwise, assert_trees_close
 
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP
+from bnjax.training.accumulation import make_accumulating_step, split_batch
 from bnjax.training.objectives import Metrics
-from bnjax.training.optimizers import sgd
+from bnjax.training.optimizers import make_optimizer, momentum_sgd, sgd
+from bnjax.training.roles import parameter_roles
 from bnjax.training.state import TrainState
-from bnjax.training.steps import make_eval_step, make_train_step, scan_steps
+from bnjax.training.steps import make_eval_step, make_loss, make_train_step, scan_steps
 
 DECAY, EPSILON, RATE = 0.9, 1e-3, 0.5
 NORM = partial(BatchNorm, momentum=DECAY, epsilon=EPSILON, running_var="unbiased")
@@ -225,6 +227,53 @@ def test_any_optax_transformation_serves():
     state = TrainState(jnp.int32(0), params, {}, tx.init(params))
     state, _ = jax.jit(step)(state, (zero, jnp.zeros(2, jnp.int32)))
     np.testing.assert_allclose(state.params["w"], [1.8, -3.6], rtol=1e-6)
+
+
+def linear(variables, x):
+    """Real logits of a complex kernel."""
+    return (x @ variables["params"]["w"]).real, {}
+
+
+def as_real(z):
+    """Real and imaginary parts, as a network without complex numbers has them."""
+    return {"re": np.real(z), "im": np.imag(z)}
+
+
+@pytest.mark.parametrize("micro_batches", [None, 2])
+def test_complex_parameters_move_as_their_two_parts(micro_batches):
+    """JAX's gradient is the conjugate of the way up: red if imaginary parts climb."""
+    rng = np.random.default_rng(0)
+    w, x = (rng.normal(size=(*n, 2)) @ np.array([1, 1j]) for n in ((4, 3), (8, 4)))
+    batch = (jnp.asarray(x, jnp.complex64), jnp.asarray(rng.integers(0, 3, 8)))
+    tx = make_optimizer(
+        momentum_sgd(RATE),
+        l2=0.1,
+        clip_norm=0.5,
+        roles=partial(parameter_roles, named={"w": "kernel"}),
+    )
+    params = {"w": jnp.asarray(w, jnp.complex64)}
+    if micro_batches is None:
+        step = make_train_step(linear, tx)
+    else:
+        step = make_accumulating_step(make_loss(linear), tx, statistics="once")
+        batch = split_batch(batch, micro_batches)
+    step, state = jax.jit(step), TrainState(jnp.int32(0), params, {}, tx.init(params))
+
+    parts, labels = as_real(w), np.asarray(batch[1]).reshape(-1)
+    momentum = jax.tree.map(np.zeros_like, parts)
+    for _ in range(3):
+        logits = x.real @ parts["re"] - x.imag @ parts["im"]
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        p = (p - np.eye(3)[labels]) / 8
+        gradient = {"re": x.real.T @ p, "im": -x.imag.T @ p}
+        gradient = jax.tree.map(lambda g, part: g + 0.1 * part, gradient, parts)
+        norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+        clip = partial(np.multiply, min(1, 0.5 / norm))
+        gradient = jax.tree.map(clip, gradient)
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, gradient)
+        parts = jax.tree.map(lambda part, m: part - RATE * m, parts, momentum)
+        state, _ = step(state, batch)
+    assert_trees_close(as_real(state.params["w"]), parts, CLOSE)
 
 
 @pytest.mark.parametrize("axis_name", [None, "devices"])

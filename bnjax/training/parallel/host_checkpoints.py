@@ -29,12 +29,12 @@ class HostCheckpoints:
     same calls in the same order. Arguments and errors are those of `Checkpoints`.
     """
 
-    def __init__(self, directory: str | Path, *, config: Mapping[str, Any]) -> None:
+    def __init__(self, directory: str | Path, *, config: Mapping[str, Any], keep: int = 2) -> None:
         self._directory = Path(directory)
         self._own: Checkpoints | None = None
 
         def open_directory() -> None:
-            self._own = Checkpoints(directory, config=config)
+            self._own = Checkpoints(directory, config=config, keep=keep)
 
         _on_first(open_directory)
 
