@@ -12,7 +12,10 @@ from experiments.harness.command_line import ending
 
 @dataclass(frozen=True)
 class Arguments:
-    """Prints BibTeX of results: the version and commit that made them, and their data's digest."""
+    """Prints BibTeX of results: the version and commit that made them, and their data's digest.
+
+    Author and address are those of CITATION.cff: a fork whose commits made results states its own.
+    """
 
     results: tyro.conf.Positional[tuple[Path, ...]]
     """A run's folder, a folder of runs, or a file of results; one or more. For example

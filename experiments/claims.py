@@ -218,10 +218,16 @@ CLAIMS = (
         _mnist_paths,
     ),
     Claim(
-        "CIFAR-10: Inception, half as wide, becomes better by BN alone",
+        "CIFAR-10: Inception, half as wide, becomes better by BN alone, at the paper's rate",
         _INCEPTION,
         "above",
         lambda: _best(_INCEPTION, "wide/bn_baseline", "wide/inception"),
+    ),
+    Claim(
+        "At five times that rate, *without* BN, it cannot be told from BN-x5",
+        _INCEPTION,
+        "unclear",
+        lambda: _best(_INCEPTION, "wide/bn_x5", "wide/inception_x5/inception"),
     ),
     Claim(
         "An eighth as wide, on smaller feature maps, it cannot be told from the one without",

@@ -139,15 +139,24 @@ def _enlarge_ends(axes: Axes, curves: Sequence[Curve]) -> bool:
         mean = 100 * curve.y.mean(axis=0)[curve.x >= left + x * (right - left)]
         if (mean < bottom + (y + height + 0.05) * (top - bottom)).any():
             return False
+    start = max(_start_within(curve, low, high) for curve in curves)
+    if min((curve.x >= start).sum() for curve in curves) < 3:  # nothing to enlarge
+        return False
     inset = axes.inset_axes((x, y, width, height))
     _means(inset, curves)
-    within = [curve.x[(100 * curve.y.mean(axis=0) >= low).argmax()] for curve in curves]
-    inset.set(xlim=(min(within), right), ylim=(low, high))
+    inset.set(xlim=(start, right), ylim=(low, high))
     inset.tick_params(labelsize=7)
     inset.locator_params(nbins=3)
     inset.xaxis.set_major_formatter(_short_steps)
     axes.indicate_inset_zoom(inset, edgecolor="0.5")
     return True
+
+
+def _start_within(curve: Curve, low: float, high: float) -> float:
+    """Returns from where on the curve, which ends within the limits in %, does not leave them."""
+    mean = 100 * curve.y.mean(axis=0)
+    (outside,) = np.nonzero((mean < low) | (mean > high))
+    return curve.x[outside[-1] + 1] if outside.size else curve.x[0]
 
 
 def _mark_divergence(axes: Axes, curves: Sequence[Curve]) -> None:

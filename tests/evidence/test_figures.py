@@ -88,10 +88,25 @@ def test_close_ends_are_enlarged_between_whole_per_cents():
     (inset,) = panel.child_axes
     assert inset.get_ylim() == (96, 98)
     first = [curve.x[(100 * curve.y[0] >= 96).argmax()] for curve in curves]
-    assert inset.get_xlim() == (min(first), 2000)
+    assert inset.get_xlim() == (max(first), 2000)
     for line, curve in zip(inset.lines, curves, strict=True):
         np.testing.assert_allclose(points(line), np.stack([curve.x, 100 * curve.y[0]], axis=1))
     assert panel.get_legend()._loc == 4  # below it, at the lower right
+
+
+def test_an_enlargement_begins_where_curves_stay_within():
+    """Red if it begins where they first come to it: one that leaves it again was cut to stumps."""
+    one, other = saturating(0.969, 0.973)
+    back = one.y.copy()
+    back[:, one.x == 1500] -= 0.05
+    panel = axes()
+    learning_curves(panel, [one._replace(y=back), other], lowest=0.7)
+    (inset,) = panel.child_axes
+    assert inset.get_xlim() == (1520, 2000)
+    back[:, -3] -= 0.05
+    panel = axes()
+    learning_curves(panel, [one._replace(y=back), other], lowest=0.7)
+    assert not panel.child_axes
 
 
 def rising(*ends):
