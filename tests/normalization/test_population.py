@@ -1,5 +1,6 @@
 """Population statistics (Algorithm 2) against NumPy, for functions and for Linen models."""
 
+import contextlib
 from functools import partial
 
 import flax.linen as nn
@@ -274,7 +275,10 @@ def test_batches_shared_by_devices(estimator):
         assert_close(jax.jit(shared)(placed)[key], expected[key], tolerances.PARALLEL, key)
     explicit = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Explicit,) * 2)
     divided = jax.device_put(x, NamedSharding(explicit, P(None, "data", "model")))
-    found = population(lambda batch: bnjax.batch_moments(batch, (0,)), divided)  # without `jit`
+    # JAX 0.7 makes no zeros of a mesh that is not in sight; 0.8 and 0.9 have not been asked.
+    old = jax.__version_info__[:2] < (0, 10)
+    with jax.set_mesh(explicit) if old else contextlib.nullcontext():  # without `jit`
+        found = population(lambda batch: bnjax.batch_moments(batch, (0,)), divided)
     for key in ("mean", "var"):
         assert jax.typeof(found[key]).sharding.spec == P("model")
         assert_close(found[key], expected[key], tolerances.PARALLEL, key)
