@@ -77,9 +77,9 @@ def covariance_and_centred(
         centred = jnp.where(usable & (size > 0), centred, 0)  # of nothing there is no matrix
     used = centred if keep is None else jnp.where(keep, centred, 0)
     blocks = used.reshape(-1, groups, rows.shape[1] // groups)
-    sums = used.sum(0), _sum_of_products(blocks)
+    sums = [used.sum(0), _sum_of_products(blocks)]
     if axis_name is not None:
-        sums = tuple(sum_over_devices(each, axis_name, axis_index_groups) for each in sums)
+        sums = [sum_over_devices(each, axis_name, axis_index_groups) for each in sums]
     rest, second = (total / jnp.maximum(size, 1) for total in sums)
 
     # What rounding left of the mean: small, but W may magnify it by 1/sqrt(epsilon).
