@@ -20,6 +20,7 @@ import numpy as np
 
 from bnjax.linen import check_linen, moments_and_frozen
 from bnjax.normalization.complex_numbers import as_complex
+from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.population import (
     Estimator,
@@ -243,7 +244,8 @@ def _replace(old: Mapping[str, Any], new: Any) -> dict[str, Any]:
     def replaced(before: jax.Array, value: jax.Array) -> jax.Array:
         if jnp.iscomplexobj(value):  # the mean of a layer that has not trained is real
             before = as_complex(before)
-        return jnp.where(seen, value.astype(before.dtype), before)
+        given = divided_like(value.astype(before.dtype), before)
+        return jnp.where(divided_like(seen, before), given, before)
 
     values = {"mean": replaced(initial["mean"], new.mean), "var": replaced(initial["var"], new.var)}
     return {**old, **values}

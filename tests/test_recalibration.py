@@ -250,6 +250,19 @@ def test_one_layer_alone_is_a_model_too():
         assert_close(new["batch_stats"][key], value, PARALLEL, key)
 
 
+def test_features_that_an_explicit_mesh_divides():
+    """The new statistics lie as the old ones. Red, JAX's ShardingTypeError, for mixing both."""
+    layer = BatchNorm(False)
+    batches = batches_of(8, 8)
+    mesh = jax.make_mesh((5,), ("model",), (AxisType.Explicit,))
+    variables = jax.device_put(layer.init(jax.random.key(0), batches[0]), NamedSharding(mesh, P()))
+    placed = [jax.device_put(x, NamedSharding(mesh, P(None, "model"))) for x in batches]
+    new = recalibrate(layer, variables, placed, estimator="pooled")["batch_stats"]
+    for key, value in expected_stats(batches, "pooled", "unbiased").items():
+        assert new[key].sharding.is_fully_replicated
+        assert_close(new[key], value, PARALLEL, key)
+
+
 @pytest.mark.parametrize("estimator", ["batchwise", "weighted", "pooled"])
 def test_complex_numbers(estimator):
     """From `init`, whose mean is real: red if it cuts the new one, or for x^2 in place of |x|^2."""

@@ -11,7 +11,7 @@ from jax import lax
 from bnjax.normalization.meshes import explicit_parts, shards_in_sight, undivided
 from bnjax.normalization.moments import Moments, batch_size, pool
 from bnjax.normalization.settings import Settings
-from bnjax.normalization.versions import varying_axes
+from bnjax.normalization.versions import typed_axes, varying_axes
 
 Normalize = Callable[[jax.Array, jax.Array | None], tuple[jax.Array, Moments]]
 
@@ -124,7 +124,9 @@ def _check_values(
 
 def _check_mapped_axes(x: jax.Array, groups: Groups) -> None:
     """Raises ValueError where JAX's types of what varies know no sum over such devices."""
-    if not varying_axes(x):
+    names = groups.axis_name or groups.pooled_over or ()
+    named = {names} if isinstance(names, str) else set(names)
+    if not varying_axes(x) | typed_axes(named):
         return
     if groups.axis_index_groups is not None:
         raise ValueError(
@@ -132,9 +134,7 @@ def _check_mapped_axes(x: jax.Array, groups: Groups) -> None:
             "axis_index_groups, or batch=k of several devices) are unknown to shard_map with "
             "check_vma=True: use check_vma=False or pmap."
         )
-    names = groups.axis_name or groups.pooled_over or ()
-    of_vmap = {names} if isinstance(names, str) else set(names)
-    of_vmap -= set(jax.sharding.get_abstract_mesh().manual_axes)
+    of_vmap = named - set(jax.sharding.get_abstract_mesh().manual_axes)
     if of_vmap:
         raise ValueError(
             f"axis_name={names!r} has {sorted(of_vmap)} from vmap, which shard_map with "

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from bnjax.normalization.axes import sorted_axes
 from bnjax.normalization.fast.sums import first_rows, pair_of_sums, slices_of
-from bnjax.normalization.versions import gather_invariant, varying_axes
+from bnjax.normalization.versions import as_varying, gather_invariant, typed_axes, varying_axes
 
 
 class Moments(NamedTuple):
@@ -134,11 +134,12 @@ def pool(groups: Moments, axis_name: str | Sequence[str] | None = None) -> Momen
     """
     masked = groups.size.ndim > 1
     size = groups.size.reshape(groups.size.shape + (1,) * (groups.mean.ndim - groups.size.ndim))
+    size += jnp.zeros_like(groups.mean)  # divided over an explicit mesh as the means are
     nonempty = (size > 0).astype(size.dtype)
     rows = (size * groups.mean, size * groups.var, size, nonempty)
-    packed = jnp.stack([jnp.broadcast_to(row.sum(0), groups.mean.shape[1:]) for row in rows])
+    packed = jnp.stack([row.sum(0) for row in rows])
     if axis_name is not None:
-        packed = lax.psum(packed, axis_name)
+        packed = sum_over_devices(packed, axis_name)
     mean, var, total, number = packed
     divisor = jnp.maximum(total, 1)
     mean_size = total / jnp.maximum(number, 1) if masked else groups.size.mean()
@@ -222,19 +223,35 @@ def from_all_devices(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> jax.Array:
     """Returns the arrays of all devices that share a batch, on a leading axis."""
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    names = _names(axis_name)
     steps = [names]
     if axis_index_groups is None and len(names) > 1:  # `vmap` gathers over one axis at a time
         manual = jax.sharding.get_abstract_mesh().manual_axes
         together = tuple(name for name in names if name in manual)
         steps = [(name,) for name in names if name not in manual] + [together] * bool(together)
     shape = values.shape
+    values = as_varying(values, typed_axes(names))  # equal ones count, too: each is a device's
     for step in steps:
         if axis_index_groups is None and varying_axes(values):
             values = gather_invariant(values, step)  # every device has them all: the types say so
         else:
             values = lax.all_gather(values, step, axis_index_groups=axis_index_groups)
     return values.reshape(-1, *shape)
+
+
+def sum_over_devices(
+    values: jax.Array,
+    axis_name: str | Sequence[str],
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> jax.Array:
+    """Returns the sums over all devices that share a batch."""
+    names = _names(axis_name)
+    values = as_varying(values, typed_axes(names))  # `psum` takes no axis that is not typed alike
+    return lax.psum(values, names, axis_index_groups=axis_index_groups)
+
+
+def _names(axis_name: str | Sequence[str]) -> tuple[str, ...]:
+    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
 
 def unbiased(var: jax.Array, size: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from jax import lax
 
 from bnjax.normalization.arguments import Stats
 from bnjax.normalization.batch_norm import update_stats
+from bnjax.normalization.meshes import explicit_parts
 from bnjax.normalization.moments import Moments, from_all_devices, merge, pool, unbiased
 from bnjax.normalization.settings import RunningVar, check_choice
 
@@ -50,7 +51,8 @@ def population_stats(
         batch_moments: pure function from one batch to a tree whose nodes are `Moments`, one for
             each normalization layer, for example `bnjax.linen.model_moments` of a model.
         batches: tree of arrays `[batches, ...]`; scanned, so memory holds one batch's activations.
-            Under `jit` the examples of each batch may be sharded; nothing else is needed then.
+            Under `jit`, and on explicit meshes, the examples of each batch may be sharded; nothing
+            else is needed then.
         running_var: as in `normalize_batch`.
         estimator: `"batchwise"`, `"weighted"` or `"pooled"`.
         axis_name: mapped axes (`pmap`, `shard_map`, `vmap`) over whose devices the batches are
@@ -62,7 +64,8 @@ def population_stats(
         evaluate with.
 
     Raises:
-        ValueError: if there is no batch, or the function returns no `Moments`; for a bad choice.
+        ValueError: if there is no batch, the function returns no `Moments`, or an explicit mesh
+            divides the leading axis; for a bad choice.
 
     Example:
         >>> from bnjax import batch_moments
@@ -80,13 +83,23 @@ def population_stats(
         raise ValueError(
             f"batches must share a leading axis of one or more batches, got lengths {lengths}."
         )
-    first = jax.tree.map(lambda leaf: leaf[0], batches)
-    start = start_estimate(jax.eval_shape(batch_moments, first), estimator)
+    if any(explicit_parts(leaf, 0) > 1 for leaf in jax.tree.leaves(batches)):
+        raise ValueError(
+            "batches are divided over devices along their leading axis, which is scanned: divide "
+            "each batch's examples, P(None, 'data'), or give each device batches of its own, by "
+            "shard_map and axis_name."
+        )
+
+    def start_from(batches: Tree) -> Tree:
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        return start_estimate(jax.eval_shape(batch_moments, first), estimator)
 
     def visit(estimate: Tree, batch: Tree) -> tuple[Tree, None]:
         moments = batch_moments(batch)
         return add_batch(estimate, moments, estimator=estimator, running_var=running_var), None
 
+    # By `jit`, for batches on an explicit mesh: its zeros lie there, although they need no batch.
+    start = jax.jit(start_from, keep_unused=True)(batches)
     estimate, _ = lax.scan(visit, start, batches)
     population = finish_estimate(
         estimate, estimator=estimator, running_var=running_var, axis_name=axis_name
@@ -150,9 +163,9 @@ def add_batch(
         mean, var, size = jax.tree.map(lax.stop_gradient, new)
         if estimator == "weighted" and running_var == "unbiased":
             var = unbiased(var, size)
+        size += jnp.zeros_like(mean)  # of each feature, divided over an explicit mesh as they are
         pairs = ((old["mean"], mean), (old["var"], var), (old["count"], size))
-        parts = (jnp.stack([a, jnp.broadcast_to(b, a.shape)]) for a, b in pairs)
-        mean, var, count = _combine(Moments(*parts), estimator)
+        mean, var, count = _combine(Moments(*map(jnp.stack, pairs)), estimator)
         return {"mean": mean, "var": var, "count": count}
 
     return jax.tree.map(add, moments, estimate, is_leaf=_is_moments)

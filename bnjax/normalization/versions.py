@@ -15,6 +15,11 @@ def varying_axes(value: jax.Array) -> frozenset[str]:
     return kind.manual_axis_type.varying if _JAX >= (0, 10) else kind.vma
 
 
+def typed_axes(names: Collection[str]) -> frozenset[str]:
+    """Returns those of the mapped axes that `shard_map` has types for: none without check_vma."""
+    return frozenset[str]().union(*(varying_axes(lax.axis_index(name)) for name in names))
+
+
 def as_varying(value: jax.Array, names: Collection[str]) -> jax.Array:
     """Returns the value, typed as varying over these mesh axes besides its own."""
     missing = tuple(sorted(set(names) - varying_axes(value)))

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bnjax.normalization.arguments import check_array, check_real, split_axes
 from bnjax.normalization.groups import check_axis_index_groups
-from bnjax.normalization.moments import batch_moments, batch_size, precision
+from bnjax.normalization.meshes import explicit_parts, undivided
+from bnjax.normalization.moments import batch_moments, batch_size, precision, sum_over_devices
 
 # Accelerators round the factors of a product to bfloat16 or so, unless told not to.
 einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -60,7 +62,7 @@ def covariance_and_centred(
 ) -> tuple[Covariance, jax.Array]:
     """Returns the covariance, and x - mean as `[vectors, groups, c]`."""
     keep = _row_mask(mask, x, axis)
-    rows = rows_of(x, axis).astype(precision(x.dtype))
+    rows = rows_of(x, axis, groups).astype(precision(x.dtype))
     counted = None if keep is None else jnp.broadcast_to(keep, rows.shape)
     if keep is not None:  # first of all: a masked NaN would poison every gradient
         usable = keep | jnp.isfinite(rows)
@@ -75,10 +77,9 @@ def covariance_and_centred(
         centred = jnp.where(usable & (size > 0), centred, 0)  # of nothing there is no matrix
     used = centred if keep is None else jnp.where(keep, centred, 0)
     blocks = used.reshape(-1, groups, rows.shape[1] // groups)
-    sums = used.sum(0), einsum("ngi,ngj->gij", blocks, blocks)
+    sums = [used.sum(0), _sum_of_products(blocks)]
     if axis_name is not None:
-        names = axis_name if isinstance(axis_name, str) else tuple(axis_name)
-        sums = lax.psum(sums, names, axis_index_groups=axis_index_groups)
+        sums = [sum_over_devices(each, axis_name, axis_index_groups) for each in sums]
     rest, second = (total / jnp.maximum(size, 1) for total in sums)
 
     # What rounding left of the mean: small, but W may magnify it by 1/sqrt(epsilon).
@@ -88,9 +89,25 @@ def covariance_and_centred(
     return Covariance(mean + rest, cov, size), centred
 
 
-def rows_of(x: jax.Array, axis: int) -> jax.Array:
-    """Returns `x` as `[vectors, features]`."""
-    return jnp.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+def _sum_of_products(blocks: jax.Array) -> jax.Array:
+    """Returns the sums over vectors `[vectors, groups, c]` of their outer products."""
+    sharding = jax.typeof(blocks).sharding
+    of_groups = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[1], None, None))
+    return einsum("ngi,ngj->gij", blocks, blocks, out_sharding=of_groups)
+
+
+def rows_of(x: jax.Array, axis: int, groups: int = 1) -> jax.Array:
+    """Returns `x` as `[vectors, features]`.
+
+    An explicit mesh may divide the examples, and the features between groups; what else it divides
+    becomes whole.
+    """
+    x = jnp.moveaxis(x, axis, -1)
+    for a in range(1, x.ndim):
+        parts = explicit_parts(x, a)
+        if parts > 1 and (a < x.ndim - 1 or groups % parts):
+            x = undivided(x, a)
+    return x.reshape(-1, x.shape[-1])
 
 
 def feature_count(x: jax.Array, axis: int) -> int:

@@ -38,6 +38,7 @@ from bnjax.normalization.arguments import (
     check_floating,
 )
 from bnjax.normalization.batch_norm import move_stats
+from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments, precision
 from bnjax.normalization.settings import (
     RunningVar,
@@ -238,7 +239,7 @@ def whiten_population(
     x = widened(x, dtype)
     mean, cov = (stats[key].astype(precision(x.dtype)) for key in ("mean", "cov"))
     matrix = whitening_matrix(cov, method=method, epsilon=epsilon)
-    centred = rows_of(x, axis).astype(mean.dtype) - mean[None]
+    centred = rows_of(x, axis, groups).astype(mean.dtype) - mean[None]
     y = _affine(centred.reshape(-1, groups, features // groups), matrix, params)
     return _from_rows(y, x, axis).astype(dtype)
 
@@ -254,7 +255,8 @@ def _affine(centred: jax.Array, matrix: jax.Array, params: Params) -> jax.Array:
 
 
 def _from_rows(rows: jax.Array, x: jax.Array, axis: int) -> jax.Array:
-    return jnp.moveaxis(rows.reshape(jnp.moveaxis(x, axis, -1).shape), -1, axis)
+    y = jnp.moveaxis(rows.reshape(jnp.moveaxis(x, axis, -1).shape), -1, axis)
+    return divided_like(y, x)
 
 
 def _check_stats(stats: Stats, features: int) -> int:

@@ -25,7 +25,8 @@ from eight_devices import (
 )
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tolerances import PARALLEL, assert_close
+from marks import slow
+from tolerances import PARALLEL, assert_close, assert_trees_close
 
 import bnjax
 
@@ -91,6 +92,45 @@ def test_one_batch_for_each_group_of_devices(how, impl):
         own = case._replace(x=case.x[group], mask=case.mask[group], weights=case.weights[group])
         own_stats = {key: value[group] for key, value in stats.items()}
         assert_one_batch(own, y[group], dx[group], None, own_stats)
+
+
+@pytest.mark.parametrize(
+    ("spec", "impl"),
+    [(P(), "fused"), (P("data"), "fused"), (P(), "autodiff"), slow(P("data"), "autodiff")],
+)
+def test_devices_that_hold_equal_examples(spec, impl):
+    """Each counts, in the unbiased variance. Red where types deny that the results are equal."""
+    case = make(masked=True)
+    rows = [rows_of(a) for a in (case.x, case.weights, case.mask)]
+    shared = partial(layer, axis_name=("data", "model"), impl=impl)
+    each = jax.shard_map(
+        shared,
+        mesh=mesh(4, 2),
+        in_specs=(spec, spec, spec, P(), P()),
+        out_specs=(spec, P(), spec, P()),
+    )
+    y, stats, dx, dparams = jax.jit(each)(*rows, case.params, case.stats)
+    assert_one_batch(case, y, dx, dparams)
+    times = {P(): 8, P("data"): 2}[spec]
+    x, mask = (np.tile(a, (times, 1)) for a in (rows[0], rows[2]))
+    batch = reference.forward(x, None, None, mask=mask)
+    for key, value in ("mean", batch.mean), ("var", reference.running_variance(batch, "unbiased")):
+        assert_close(stats[key], reference.ema([value], case.stats[key], DECAY), PARALLEL, key)
+
+
+def test_groups_on_devices_that_hold_equal_examples():
+    """Groups of two, within each device; a column of the mesh has the groups of the whole batch."""
+    case = make(masked=False)
+    given = (rows_of(case.x), rows_of(case.weights), None, case.params, case.stats)
+    expected = jax.jit(partial(layer, batch=2))(*given)
+    rows = P("data")
+    each = jax.shard_map(
+        partial(layer, batch=2, axis_name=("data", "model")),
+        mesh=mesh(4, 2),
+        in_specs=(rows, rows, P(), P(), P()),
+        out_specs=(rows, P(), rows, P()),
+    )
+    assert_trees_close(jax.jit(each)(*given), jax.tree.map(np.float64, expected), PARALLEL)
 
 
 def test_parameters_gradients_of_groups_sum_to_the_whole():

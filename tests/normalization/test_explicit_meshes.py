@@ -83,6 +83,8 @@ def test_groups_of_k_are_the_same_on_any_mesh(types, batch, settings, masked):
         ((EXPLICIT, AUTO), P("data"), 8, SMALL),
         *itertools.product([BOTH], [P(None, "data"), P(None, None, "model")], [5, "all"], [SMALL]),
         (BOTH, P(None, "data", "model"), "all", LARGE),
+        (BOTH, P("data", None, None, "model"), 4, SMALL),
+        *(slow(BOTH, P(None, None, None, "model"), batch, SMALL) for batch in (4, 7)),
         *(
             slow(BOTH, spec, batch, LARGE)
             for spec, batch in [
@@ -94,9 +96,10 @@ def test_groups_of_k_are_the_same_on_any_mesh(types, batch, settings, masked):
     ],
 )
 def test_images_on_a_mesh_of_two_axes(types, spec, batch, shape):
-    """Over examples, rows or columns: what comes back lies as it came.
+    """Over examples, rows, columns or features: what comes back lies as it came.
 
-    The large ones are summed in slices. Red where an axis is sliced that devices divide.
+    The large ones are summed in slices. Red where an axis is sliced that devices divide, and where
+    the groups' sizes lie otherwise than their means.
     """
     divided, whole = case(shape)
     expected = jax.jit(lambda *a: layer(*a, batch=batch))(*divided, *whole)

@@ -234,6 +234,13 @@ def step(x, keep, weights, scale, masked, **settings):
     return y, dx, new
 
 
+EXPLICIT = {  # [vectors, features] on a mesh of two devices by three; groups have three features
+    "vectors and features": P("data", "model"),
+    "groups": P(None, "data"),
+    "vectors": P("model"),
+}
+
+
 def vmap(f, **settings):
     return jax.jit(jax.vmap(f, **settings))
 
@@ -246,9 +253,12 @@ def vmap(f, **settings):
         slow("shard_map", True),
         slow("pmap", True),
         slow("vmap", True),
+        ("vectors and features", True),
+        ("groups", False),
+        slow("vectors", True),
     ],
 )
-def test_eight_devices_are_one(how, masked):
+def test_devices_are_one(how, masked):
     """Red for a covariance of one device's vectors, or a mean of devices' means."""
     x, keep, weights = rows(masked)
     scale = jnp.linspace(0.5, 2, FEATURES)
@@ -259,6 +269,15 @@ def test_eight_devices_are_one(how, masked):
         split = [jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (x, keep, weights)]
         y, dx, stats = jax.jit(partial(step, masked=masked))(*split, scale)
         assert len(y.sharding.device_set) == DEVICES
+    elif how in EXPLICIT:
+        explicit = (jax.sharding.AxisType.Explicit,) * 2
+        whole = NamedSharding(jax.make_mesh((2, 3), ("data", "model"), explicit), P())
+        place = whole.update(spec=EXPLICIT[how])
+        flags = whole.update(spec=P(*EXPLICIT[how][:1]))
+        split = jax.device_put((x, keep, weights, scale), (place, flags, place, whole))
+        with jax.set_mesh(whole.mesh):
+            y, dx, stats = jax.jit(partial(step, masked=masked))(*split)
+        assert y.sharding == dx.sharding == place
     elif how == "shard_map":
         specs = (P("data"), P("data"), P("data"), P())
         each = jax.shard_map(
@@ -280,17 +299,31 @@ def test_eight_devices_are_one(how, masked):
         assert_close(stats[key], np.float64(one[2][key]), close, key)
 
 
-def test_a_batch_over_several_mesh_axes():
+@pytest.mark.parametrize("spec", [P(("a", "b")), P("a"), slow(P())])
+def test_a_batch_over_several_mesh_axes(spec):
+    """Where devices have equal vectors, each counts, and results are typed as equal."""
     x, _, _ = rows(masked=False)
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    spec = P(("a", "b"))
 
     def whiten(x):
-        return whitening_transform(x, {}, axis_name=["a", "b"])[0]
+        return whitening_transform(x, {}, axis_name=["a", "b"])
 
-    y = jax.jit(jax.shard_map(whiten, mesh=mesh, in_specs=spec, out_specs=spec))(x)
+    y, batch = jax.jit(jax.shard_map(whiten, mesh=mesh, in_specs=spec, out_specs=(spec, P())))(x)
     expected, _ = jax.jit(lambda x: whitening_transform(x, {}))(x)
     assert_close(y, np.float64(expected), {"rtol": 1e-4, "atol": 1e-4})
+    assert batch.size == len(x) * {P(("a", "b")): 1, P("a"): 4, P(): 8}[spec]
+
+
+@pytest.mark.parametrize("spec", [P("a"), P(None, "a", "b"), P("a", None, None, "b")])
+@pytest.mark.parametrize("whiten", [whiten_batch, whiten_population])
+def test_images_on_an_explicit_mesh(whiten, spec):
+    """What comes back lies as it came. Red where rows or columns cannot become vectors."""
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    x = jax.device_put(jnp.ones((4, 2, 4, 4)), NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        results = jax.eval_shape(lambda x: whiten(x, {}, init_whitening_stats(4)), x)
+    y = jax.tree.leaves(results)[0]
+    assert y.sharding.spec == jax.typeof(x).sharding.spec
 
 
 @pytest.mark.slow

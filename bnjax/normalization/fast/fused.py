@@ -19,7 +19,7 @@ from jax import lax
 from bnjax.normalization.fast.borders import fusion_border
 from bnjax.normalization.fast.sums import pair_of_sums
 from bnjax.normalization.meshes import divided_like
-from bnjax.normalization.moments import Moments
+from bnjax.normalization.moments import Moments, sum_over_devices
 from bnjax.normalization.transform import Transform, definition
 from bnjax.normalization.versions import as_varying, varying_axes
 
@@ -245,7 +245,7 @@ def _after_the_sums(
 def _sum_over_devices(values: jax.Array, transform: Transform) -> jax.Array:
     """Returns the sums over the devices that share the group."""
     names, index_groups = transform.groups.axis_name, transform.groups.axis_index_groups
-    return values if names is None else lax.psum(values, names, axis_index_groups=index_groups)
+    return values if names is None else sum_over_devices(values, names, index_groups)
 
 
 def _like_primal(gradient: jax.Array, primal: jax.Array) -> jax.Array:
