@@ -17,6 +17,7 @@ from eight_devices import (
     FEATURES,
     JITTED,
     MAPPED,
+    ROWS,
     layer,
     make,
     mesh,
@@ -278,6 +279,54 @@ def test_an_input_that_is_shared_by_devices_of_different_parameters():
     mapped = jax.shard_map(each, mesh=mesh(4, 2), in_specs=specs, out_specs=rows)
     expected = reference.backward(weights, x, scales.sum(0), epsilon=EPSILON).dx
     assert_close(jax.jit(mapped)(x, scales, weights), expected, PARALLEL)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("how", MAPPED)
+def test_a_scale_of_each_device(how, masked):
+    """Red if the sums over devices are scaled after them: by a device's own, not by each one's."""
+    case = make(masked)
+    scales = jnp.asarray(np.random.default_rng(6).uniform(0.5, 2, (DEVICES, FEATURES)), jnp.float32)
+
+    def each(x, weights, mask, scale):
+        stats = layer(x, weights, mask, {"scale": scale}, case.stats, axis_name="data")
+        return stats[2], stats[3]["scale"]
+
+    def of_blocks(*blocks):
+        own = jax.tree.map(lambda block: block[0], blocks)
+        return jax.tree.map(lambda result: result[None], each(*own))
+
+    if how == "vmap":
+        mapped = jax.jit(jax.vmap(each, axis_name="data"))
+    elif how == "pmap":
+        mapped = jax.pmap(each, axis_name="data")
+    else:
+        specs = {"in_specs": P("data"), "out_specs": P("data"), "check_vma": how != "shard_map"}
+        mapped = jax.jit(jax.shard_map(of_blocks, mesh=mesh(DEVICES), **specs))
+    dx, dscale = mapped(case.x, case.weights, case.mask, scales)
+
+    x, mask, weights = rows_of(case.x), rows_of(case.mask), np.float64(rows_of(case.weights))
+    one, zero = np.ones(FEATURES), np.zeros(FEATURES)
+    scaled = weights * np.float64(scales).repeat(ROWS, axis=0)
+    expected = reference.backward(scaled, x, one, epsilon=EPSILON, mask=mask)
+    assert_close(rows_of(dx), expected.dx, PARALLEL, "dx")
+    xhat = reference.forward(x, one, zero, epsilon=EPSILON, mask=mask).y
+    own = (weights * xhat).reshape(DEVICES, ROWS, FEATURES).sum(1)
+    assert_close(dscale, own, PARALLEL, "dscale")
+
+
+def test_a_gradient_outside_of_vmap_names_what_helps():
+    """There JAX runs a custom rule without the axis."""
+    x = make(masked=False).x
+
+    def loss(x, impl):
+        one = partial(bnjax.batch_transform, params={}, axis_name="data", impl=impl)
+        return jnp.sum(jax.vmap(one, axis_name="data")(x)[0] ** 3)
+
+    with pytest.raises(NameError) as raised:
+        jax.grad(loss)(x, "fused")
+    assert "impl='autodiff'" in raised.value.__notes__[0]
+    assert np.isfinite(jax.grad(loss)(x, "autodiff")).all()
 
 
 def test_second_derivatives_through_a_shared_batch():

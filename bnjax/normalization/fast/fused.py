@@ -10,7 +10,7 @@ what `shard_map`'s types need.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from bnjax.normalization.fast.sums import pair_of_sums
 from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments, sum_over_devices
 from bnjax.normalization.transform import Transform, definition
-from bnjax.normalization.versions import as_varying, varying_axes
+from bnjax.normalization.versions import as_varying, typed_axes, varying_axes
 
 
 def normalize_fused(
@@ -89,12 +89,19 @@ def _backward(
 
     Statistics carry no gradient: the moments' cotangents are dropped.
     """
-    gradients = lax.platform_dependent(
-        saved,
-        cotangents[0],
-        cpu=partial(_gradients_on_cpu, transform=transform, on_cpu=True),
-        default=partial(_gradients, transform=transform),
-    )
+    try:
+        gradients = lax.platform_dependent(
+            saved,
+            cotangents[0],
+            cpu=partial(_gradients_on_cpu, transform=transform, on_cpu=True),
+            default=partial(_gradients, transform=transform),
+        )
+    except NameError as error:  # JAX runs this rule without the axis where `grad` is outside `vmap`
+        error.add_note(
+            "Of a batch that vmap's axis_name holds, take the gradient inside of vmap, or give "
+            "batch normalization impl='autodiff'."
+        )
+        raise
     return *gradients, None
 
 
@@ -128,9 +135,15 @@ def _gradients(
     centred = _centre(features.minus_mean, *saved.masked_x, axes=axes)
     dz_of_x = _where_x_matters(dz, saved)
     local = _rows(sums, dz_of_x, saved, axes)
-    shared = _sum_over_devices(local, transform)
-    dx = dz_of_x - _through_moments(centred, shared, saved, axes)
-    dx *= jnp.expand_dims(features.factor, axes)
+    factor = jnp.expand_dims(features.factor, axes)
+    if _may_scale_apart(saved.scale, transform):  # each device scales what reaches the others' x
+        shared = None
+        scaled = _sum_over_devices(local * saved.scale.astype(local.dtype)[None], transform)
+        through = _through_moments(centred, scaled, saved, axes)
+        dx = dz_of_x * factor - through * jnp.expand_dims(saved.rstd, axes)
+    else:
+        shared = _sum_over_devices(local, transform)
+        dx = (dz_of_x - _through_moments(centred, shared, saved, axes)) * factor
     return (
         _like_primal(dx, saved.x),
         _like_parameter(1, local, shared, saved.scale, transform),
@@ -242,6 +255,21 @@ def _after_the_sums(
 # parameter.
 
 
+def _of_group(transform: Transform) -> set[str]:
+    """Returns the mapped axes whose devices share the group."""
+    names = transform.groups.axis_name or ()
+    return {names} if isinstance(names, str) else set(names)
+
+
+def _may_scale_apart(scale: jax.Array | None, transform: Transform) -> TypeGuard[jax.Array]:
+    """Returns whether devices that share the group may each have a scale of their own.
+
+    Types alone say that they have not.
+    """
+    names = _of_group(transform)
+    return scale is not None and not names <= typed_axes(names) - varying_axes(scale)
+
+
 def _sum_over_devices(values: jax.Array, transform: Transform) -> jax.Array:
     """Returns the sums over the devices that share the group."""
     names, index_groups = transform.groups.axis_name, transform.groups.axis_index_groups
@@ -257,21 +285,20 @@ def _like_primal(gradient: jax.Array, primal: jax.Array) -> jax.Array:
 def _like_parameter(
     row: int,
     local: jax.Array,
-    shared: jax.Array,
+    shared: jax.Array | None,
     parameter: jax.Array | None,
     transform: Transform,
 ) -> jax.Array | None:
     """Returns a row of the sums as the gradient of a parameter, if there is one.
 
     Where the sum that the type asks for includes the one over the group's devices, that one is
-    taken as it is: no further collective.
+    taken as it is, if it is at hand: no further collective.
     """
     if parameter is None:
         return None
     missing = varying_axes(local) - varying_axes(parameter)
-    names = transform.groups.axis_name or ()
-    of_group = {names} if isinstance(names, str) else set(names)
-    if transform.groups.axis_index_groups is None and missing >= of_group:
+    of_group = _of_group(transform)
+    if shared is not None and transform.groups.axis_index_groups is None and missing >= of_group:
         total = _sum_over(missing - of_group, shared[row])
     else:
         total = _sum_over(missing, local[row])
