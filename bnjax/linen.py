@@ -14,6 +14,8 @@ from flax.typing import Dtype
 
 from bnjax.normalization.arguments import split_axes
 from bnjax.normalization.batch_norm import init_stats
+from bnjax.normalization.errors import in_layer
+from bnjax.normalization.meshes import is_mapped
 from bnjax.normalization.moments import Moments, batch_size
 from bnjax.normalization.renormalization import Limits
 from bnjax.normalization.settings import OwnFields, settings_of
@@ -118,6 +120,7 @@ class BatchNorm(nn.Module, OwnFields):
 
         Raises:
             ValueError: as `bnjax.normalize_batch`, with this layer's path.
+            NameError: an axis of `axis_name` is not mapped, and the batch is to normalize.
         """
         return self._call(x, use_running_average, mask, update_statistics)
 
@@ -126,9 +129,9 @@ class BatchNorm(nn.Module, OwnFields):
         """Returns what `_normalize` does; its errors get the layer's path."""
         try:
             return self._normalize(*args)
-        except ValueError as error:
+        except (ValueError, NameError) as error:
             path = "/".join(self.scope.path) if self.scope else ""
-            raise ValueError(f"{type(self).__name__} at {path or '(top)'}: {error}") from error
+            raise in_layer(error, f"{type(self).__name__} at {path or '(top)'}") from error
 
     @nn.nowrap
     def _normalize(
@@ -378,13 +381,7 @@ def _mapped(layer: BatchNorm) -> Any:
     """Returns the axes of the layer's `axis_name` that are mapped here."""
     axis_name: Any = layer.axis_name  # one or several
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    mapped = []
-    for name in names:
-        try:
-            jax.lax.axis_index(name)
-        except NameError:
-            continue
-        mapped.append(name)
+    mapped = tuple(filter(is_mapped, names))
     if len(mapped) == len(names):
         return layer.axis_name
     if layer.axis_index_groups is not None:
@@ -392,7 +389,7 @@ def _mapped(layer: BatchNorm) -> Any:
             f"BatchNorm at {'/'.join(layer.path) or '(top)'}: axis_index_groups are of the devices "
             f"along {layer.axis_name!r}, which nothing maps here: call under shard_map or pmap."
         )
-    return tuple(mapped) or None
+    return mapped or None
 
 
 def _moments_in(tree: Any) -> Any:
