@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bnjax.dataflow import Call, Dataflow, Path, Site, is_call, split_arrays, trace
-from bnjax.linen import BatchNorm, BatchRenorm, check_linen
+from bnjax.linen import BatchNorm, BatchRenorm, check_linen, check_variables, naming_dicts
 from bnjax.normalization import folding
 from bnjax.normalization.axes import sorted_axes
 
@@ -90,8 +90,9 @@ def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
         The folded model, and what became of each normalization.
 
     Raises:
-        TypeError: if `model` is no Linen module.
-        ValueError: if a normalization is in training mode.
+        TypeError: if `model` is no Linen module, `variables` no dict, or one of `args` a dict that
+            the model cannot take.
+        ValueError: if a normalization is in training mode, or `variables` are `params` alone.
 
     Example:
         >>> from bnjax.linen import BatchNorm
@@ -104,8 +105,11 @@ def fold_model(model: nn.Module, variables: Variables, *args: Any, **kwargs: Any
         {'params': {'layers_0': {'bias': (3,), 'kernel': (2, 3)}}}
     """
     check_linen(model)
+    check_variables(variables)
     flat = flatten_dict(nn.meta.unbox(variables))
-    folds, kept = _plan(trace(model, flat, args, kwargs, _is_layer))
+    with naming_dicts(model, args):
+        flow = trace(model, flat, args, kwargs, _is_layer)
+    folds, kept = _plan(flow)
     for collection, *path, key in flat:
         if (collection, key) == ("batch_stats", "mean") and tuple(path) not in folds | kept:
             kept[tuple(path)] = "these arguments do not call it, or not as a plain BatchNorm"

@@ -3,7 +3,8 @@
 And batch renormalization, by a change of name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,6 +15,8 @@ from flax.typing import Dtype
 
 from bnjax.normalization.arguments import split_axes
 from bnjax.normalization.batch_norm import init_stats
+from bnjax.normalization.errors import in_layer
+from bnjax.normalization.meshes import is_mapped
 from bnjax.normalization.moments import Moments, batch_size
 from bnjax.normalization.renormalization import Limits
 from bnjax.normalization.settings import OwnFields, settings_of
@@ -118,6 +121,7 @@ class BatchNorm(nn.Module, OwnFields):
 
         Raises:
             ValueError: as `bnjax.normalize_batch`, with this layer's path.
+            NameError: an axis of `axis_name` is not mapped, and the batch is to normalize.
         """
         return self._call(x, use_running_average, mask, update_statistics)
 
@@ -126,9 +130,9 @@ class BatchNorm(nn.Module, OwnFields):
         """Returns what `_normalize` does; its errors get the layer's path."""
         try:
             return self._normalize(*args)
-        except ValueError as error:
+        except (ValueError, NameError) as error:
             path = "/".join(self.scope.path) if self.scope else ""
-            raise ValueError(f"{type(self).__name__} at {path or '(top)'}: {error}") from error
+            raise in_layer(error, f"{type(self).__name__} at {path or '(top)'}") from error
 
     @nn.nowrap
     def _normalize(
@@ -278,9 +282,10 @@ def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
         `bnjax.population_stats` averages.
 
     Raises:
-        TypeError: `model` is no Linen module.
-        ValueError: a layer is called twice: its population is not that of either batch; or it has
-            `axis_index_groups` of axes that nothing maps.
+        TypeError: `model` is no Linen module, `variables` no dict, or one of `args` a dict that the
+            model cannot take.
+        ValueError: `variables` are `params` alone; or a layer is called twice: its population is
+            not that of either batch; or it has `axis_index_groups` of axes that nothing maps.
 
     Example:
         >>> layer, x = BatchNorm(use_running_average=False), jnp.arange(12.0).reshape(4, 3)
@@ -288,7 +293,9 @@ def model_moments(model: nn.Module, variables: Variables, *args: Any, **kwargs: 
         [4.5, 5.5, 6.5]
     """
     check_linen(model)
-    return moments_and_frozen(model, variables, *args, **kwargs)[0]
+    check_variables(variables)
+    with naming_dicts(model, args):
+        return moments_and_frozen(model, variables, *args, **kwargs)[0]
 
 
 def check_linen(model: Any) -> None:
@@ -301,6 +308,33 @@ def check_linen(model: Any) -> None:
         f"model must be a Linen module, an instance of flax.linen.Module, got {what}"
         f"{given.__module__}.{given.__qualname__}; bnjax has no counterpart for NNX."
     )
+
+
+def check_variables(variables: Any) -> None:
+    """Raises an error for what are no collections, such as `params` alone; there may be none."""
+    said = (
+        "variables must have collections, {'params': ..., 'batch_stats': ...}, as model.init "
+        "returns them"
+    )
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"{said}, got {type(variables).__name__}.")
+    if variables and not {"params", "batch_stats"} & variables.keys():
+        raise ValueError(f"{said}, got a dict of {', '.join(map(str, variables))}.")
+
+
+@contextmanager
+def naming_dicts(model: nn.Module, args: Sequence[Any]) -> Iterator[None]:
+    """Has the errors of a model that a dict reaches, in place of an array, say so."""
+    try:
+        yield
+    except (AttributeError, IndexError, TypeError) as error:  # of `x.ndim`, `x.shape[-1]`, `x + 1`
+        given = next((arg for arg in args if isinstance(arg, Mapping)), None)
+        if given is None or isinstance(error, jax.errors.JAXTypeError):
+            raise
+        raise TypeError(
+            f"a dict goes to {type(model).__name__} whole, as one argument, and fails there "
+            f"({error}): give arrays, for example batch[{next(iter(given), 'image')!r}]."
+        ) from error
 
 
 def moments_and_frozen(
@@ -378,13 +412,7 @@ def _mapped(layer: BatchNorm) -> Any:
     """Returns the axes of the layer's `axis_name` that are mapped here."""
     axis_name: Any = layer.axis_name  # one or several
     names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    mapped = []
-    for name in names:
-        try:
-            jax.lax.axis_index(name)
-        except NameError:
-            continue
-        mapped.append(name)
+    mapped = tuple(filter(is_mapped, names))
     if len(mapped) == len(names):
         return layer.axis_name
     if layer.axis_index_groups is not None:
@@ -392,7 +420,7 @@ def _mapped(layer: BatchNorm) -> Any:
             f"BatchNorm at {'/'.join(layer.path) or '(top)'}: axis_index_groups are of the devices "
             f"along {layer.axis_name!r}, which nothing maps here: call under shard_map or pmap."
         )
-    return tuple(mapped) or None
+    return mapped or None
 
 
 def _moments_in(tree: Any) -> Any:

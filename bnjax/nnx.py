@@ -4,6 +4,8 @@ And batch renormalization, by a change of name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from inspect import signature
 from types import MappingProxyType
 from typing import Any, Unpack
 
@@ -14,7 +16,9 @@ from flax.errors import TraceContextError
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype
 
+from bnjax.normalization.arguments import check_shape
 from bnjax.normalization.batch_norm import init_stats
+from bnjax.normalization.errors import in_layer
 from bnjax.normalization.renormalization import Limits, check_limits
 from bnjax.normalization.settings import OwnFields, OwnKeywords, settings_of
 from bnjax.normalization.switches import normalize
@@ -111,7 +115,10 @@ class BatchNorm(nnx.Module, OwnFields):
 
         Raises:
             ValueError: for a choice that does not exist.
+            TypeError: for a keyword that does not exist.
         """
+        _check_keywords(type(self), own)
+        check_shape(num_features, "num_features")
         OwnFields.__init__(self, **own)
         shape = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
         for key, value in init_stats(shape, averaging=self.averaging).items():
@@ -162,6 +169,7 @@ class BatchNorm(nnx.Module, OwnFields):
 
         Raises:
             ValueError: as `bnjax.normalize_batch`; or where nothing says what normalizes.
+            NameError: an axis of `axis_name` is not mapped, and the batch is to normalize.
             TraceContextError: if a transform took the layer from outside and it is to move its
                 statistics: `nnx.eval_shape(lambda layer, x: layer(x), layer, x)` works.
         """
@@ -172,8 +180,8 @@ class BatchNorm(nnx.Module, OwnFields):
         name = type(self).__name__
         try:
             return self._normalize(*args)
-        except ValueError as error:
-            raise ValueError(f"{name} of {self.num_features} features: {error}") from error
+        except (ValueError, NameError) as error:
+            raise in_layer(error, f"{name} of {self.num_features} features") from error
         except TraceContextError as error:
             error.add_note(
                 f"{name} cannot move its statistics here: make the model an argument of the "
@@ -248,6 +256,16 @@ class BatchNorm(nnx.Module, OwnFields):
         """Returns the arrays of those variables that exist."""
         found = {name: getattr(self, name, None) for name in names}
         return {name: variable[...] for name, variable in found.items() if variable is not None}
+
+
+def _check_keywords(layer: type, own: Mapping[str, Any]) -> None:
+    """Raises TypeError for a keyword that the layer lacks, with the one that may be meant."""
+    for name in own.keys() - OwnKeywords.__annotations__.keys():
+        known = [*signature(BatchNorm.__init__).parameters, *OwnKeywords.__annotations__]
+        meant = "".join(f": did you mean {word}?" for word in get_close_matches(name, known, 1))
+        raise TypeError(
+            f"{layer.__name__}.__init__() got an unexpected keyword argument {name!r}{meant or '.'}"
+        )
 
 
 class BatchRenorm(BatchNorm):

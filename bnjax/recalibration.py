@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax.linen import check_linen, moments_and_frozen
+from bnjax.linen import check_linen, check_variables, moments_and_frozen, naming_dicts
 from bnjax.normalization.complex_numbers import as_complex
 from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments
@@ -75,9 +75,10 @@ def recalibrate(
     Raises:
         ValueError: if there is no batch, if no layer is in training mode, if one is called twice,
             for layers of `batch_stats` that cannot be recalibrated (of another library, or not
-            called), or for a bad choice.
-        TypeError: if `model` is no Linen module, `batches` one batch alone, a tuple more than the
-            model takes, or if a setting cannot be hashed.
+            called), for `params` alone as `variables`, or for a bad choice.
+        TypeError: if `model` is no Linen module, `variables` no dict, `batches` one batch alone, a
+            tuple more than the model takes, a dict where it takes an array, or if a setting cannot
+            be hashed.
 
     Example:
         >>> from bnjax.linen import BatchNorm
@@ -89,6 +90,7 @@ def recalibrate(
         [5.5, 6.5, 7.5]
     """
     check_linen(model)
+    check_variables(variables)
     check_choices(estimator, running_var)
     _check_iterable(batches)
     static = _Static(model), tuple(sorted(settings.items()))
@@ -107,7 +109,8 @@ def recalibrate(
         _check_arguments(model, arguments, settings)
         # Otherwise batches would pile up before a slower device. The next one is loaded meanwhile.
         jax.block_until_ready(estimate)
-        moments, frozen = _moments(*static, variables, arguments, dict(rngs or {}), index)
+        with naming_dicts(model, arguments):
+            moments, frozen = _moments(*static, variables, arguments, dict(rngs or {}), index)
         if estimate is None:
             _check_layers(_paths(variables.get("batch_stats", {})), moments, frozen, settings)
             estimate = start_estimate(moments, estimator)

@@ -1,5 +1,8 @@
 """Errors of the Linen module: they name the layer, the value and the remedy."""
 
+import re
+from functools import partial
+
 import flax.errors
 import flax.linen as nn
 import jax
@@ -32,8 +35,10 @@ class Block(nn.Module):
 @pytest.mark.parametrize(
     ("settings", "shape", "message"),
     [
-        ({}, (1, 5), "one value per feature"),
-        ({"momentum": 1.0}, (16, 5), r"decay must be in \[0, 1\), got 1.0"),
+        ({}, (1, 5), "one value per feature.*statistics: use_running_average=True"),
+        ({"momentum": 1.0}, (16, 5), r"momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": "0.9"}, (16, 5), "momentum must be a number, got '0.9'"),
+        ({"averaging": "cumulative"}, (16, 5), r"needs .*'count'\]: initialize the layer with"),
         ({"epsilon": 0.0}, (16, 5), "epsilon must be > 0"),
         ({"impl": "fast"}, (16, 5), "impl must be one of"),
         ({"running_var": "sample"}, (16, 5), "running_var must be one of"),
@@ -44,6 +49,49 @@ def test_errors_name_the_layer(settings, shape, message):
     net = Net(tuple(settings.items()))
     with pytest.raises(ValueError, match=rf"BatchNorm at block/norm: .*{message}"):
         net.apply(variables, jnp.ones(shape), use_running_average=False, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "x"),
+    [
+        ({}, jnp.ones((1, 5))),
+        ({"momentum": 1.0}, jnp.ones((16, 5))),
+        ({"averaging": "cumulative"}, jnp.ones((16, 5))),
+        ({"axis": 1, "use_scale": False, "use_bias": False}, jnp.ones((2, 4, 5))),
+    ],
+)
+def test_errors_name_what_the_layer_has(settings, x):
+    """No argument and no function of the pure ones, which share the checks."""
+    variables = Net().init(KEY, jnp.ones((2, 5)), use_running_average=True)
+    with pytest.raises(ValueError, match="BatchNorm at block/norm: ") as caught:
+        Net(tuple(settings.items())).apply(
+            variables, x, use_running_average=False, mutable=["batch_stats"]
+        )
+    assert not re.search("decay|init_params|init_stats|normalize_population", str(caught.value))
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("axis_name", ["data", ("data", "model")])
+@pytest.mark.parametrize("batch", ["all", "device", 4])
+def test_an_axis_that_nothing_maps(transform, axis_name, batch):
+    """A NameError, as in Flax; initialization and inference need no axis."""
+    x = jnp.ones((8, 5))
+    net = Net((("axis_name", axis_name), ("batch", batch)))
+    variables = net.init(KEY, x, use_running_average=False)
+    net.apply(variables, x, use_running_average=True)
+    train = transform(partial(net.apply, use_running_average=False, mutable=["batch_stats"]))
+    said = r"BatchNorm at block/norm: axis_name='data' is not mapped here: .*under jit.*None"
+    with pytest.raises(NameError, match=said):
+        train(variables, x)
+
+
+def test_of_several_axes_the_one_that_nothing_maps_is_named():
+    x = jnp.ones((2, 4, 5))
+    net = Net((("axis_name", ("data", "model")),))
+    variables = net.init(KEY, x[0], use_running_average=False)
+    train = partial(net.apply, variables, use_running_average=False, mutable=["batch_stats"])
+    with pytest.raises(NameError, match="axis_name='model' is not mapped here"):
+        jax.vmap(train, axis_name="data")(x)
 
 
 def test_errors_at_initialization_name_the_layer():

@@ -23,7 +23,7 @@ from tolerances import assert_close, assert_trees_close, assert_trees_equal
 
 import bnjax
 from bnjax import linen
-from bnjax.nnx import BatchNorm
+from bnjax.nnx import BatchNorm, BatchRenorm
 from bnjax.normalization.settings import OwnFields, OwnKeywords
 
 METADATA = {"bias_metadata": {"tag": "b"}, "scale_metadata": {"tag": "s"}}
@@ -305,8 +305,9 @@ def test_statistics_can_move_while_they_normalize():
 @pytest.mark.parametrize(
     ("settings", "shape", "message"),
     [
-        ({}, (1, 5), "one value per feature"),
-        ({}, (16, 4), r"shape \(5,\), but x has features of shape \(4,\)"),
+        ({}, (1, 5), r"one value per feature.*statistics: use_running_average=True.*eval\(\)"),
+        ({}, (16, 4), r"shape \(5,\), but x has features of shape \(4,\): .*num_features"),
+        ({}, (4, 5, 3, 2), r"features of shape \(2,\): set axis \(for NCHW, axis=1\)"),
         ({"axis": 7}, (16, 5), "axis=7 does not name"),
         ({"epsilon": 0.0}, (16, 5), "epsilon must be > 0"),
         ({"dtype": jnp.int32}, (16, 5), "dtype must be floating, got int32"),
@@ -318,15 +319,33 @@ def test_errors_name_the_layer(settings, shape, message):
         layer(jnp.ones(shape))
 
 
-def test_an_unknown_keyword_is_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'gamma'"):
-        BatchNorm(5, rngs=nnx.Rngs(0), gamma=1)
+def test_an_axis_that_nothing_maps():
+    layer, x = BatchNorm(5, axis_name="data", rngs=nnx.Rngs(0)), jnp.ones((4, 5))
+    layer(x, use_running_average=True)
+    for call in (layer, nnx.jit(lambda layer, x: layer(x))):
+        arguments = (x,) if call is layer else (layer, x)
+        with pytest.raises(NameError, match="BatchNorm of 5 features: axis_name='data' is not map"):
+            call(*arguments)
+
+
+@pytest.mark.parametrize("layer", [BatchNorm, BatchRenorm])
+@pytest.mark.parametrize(
+    ("keyword", "hint"),
+    [("gamma", r"\.$"), ("eps", ": did you mean epsilon"), ("runing_var", ": .* running_var")],
+)
+def test_an_unknown_keyword_is_refused(layer, keyword, hint):
+    said = rf"^{layer.__name__}\.__init__\(\) got an unexpected keyword argument '{keyword}'{hint}"
+    with pytest.raises(TypeError, match=said):
+        layer(5, rngs=nnx.Rngs(0), **{keyword: 1})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"momentum": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
+        ({"momentum": 1.0}, r"^momentum must be in \[0, 1\), got 1.0(?!.*decay)"),
+        ({"momentum": "0.9"}, "^momentum must be a number, got '0.9'"),
+        ({"num_features": 5.0}, "^num_features must be an integer or several, got 5.0"),
+        ({"num_features": -1}, "^num_features must not be negative, got -1"),
         ({"averaging": "mean"}, "averaging must be one of"),
         ({"running_var": "sample"}, "running_var must be one of"),
         ({"impl": "fast"}, "impl must be one of"),
@@ -336,7 +355,7 @@ def test_an_unknown_keyword_is_refused():
 )
 def test_the_constructor_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
-        BatchNorm(5, rngs=nnx.Rngs(0), **settings)
+        BatchNorm(**{"num_features": 5, "rngs": nnx.Rngs(0)} | settings)
 
 
 def test_integers_and_masks_of_another_kind_are_refused(promotion):

@@ -314,6 +314,61 @@ def test_labels_are_refused_by_name():
         recalibrate(layer, variables, [(x, jnp.ones(8))], use_running_average=False)
 
 
+BOTH = {"image": np.ones((8, 5), np.float32), "label": np.ones(8)}
+
+
+class TakesADict(nn.Module):
+    """A batch may be a dict, whose errors are then the model's own."""
+
+    @nn.compact
+    def __call__(self, batch):
+        return BatchNorm(False)(batch["image"])
+
+
+@pytest.mark.filterwarnings("ignore:shape requires ndarray")  # Flax asks for that of a dict
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, variables: recalibrate(model, variables, [BOTH], train=True),
+        lambda model, variables: recalibrate(model, variables, [(BOTH, None)], train=True),
+        lambda model, variables: model_moments(model, variables, BOTH, train=True),
+        lambda model, variables: fold_model(model, variables, BOTH, train=False),
+    ],
+)
+def test_a_dict_is_one_argument(use):
+    said = r"a dict goes to TwoLayers whole, .*, and fails there \(.*\): .*batch\['image'\]"
+    with pytest.raises(TypeError, match=said):
+        use(*make())
+
+
+def test_a_model_may_take_a_dict():
+    variables = TakesADict().init(jax.random.key(0), BOTH)
+    new = recalibrate(TakesADict(), variables, [BOTH])["batch_stats"]["BatchNorm_0"]
+    assert_close(new["mean"], BOTH["image"].mean(0), PARALLEL)
+    with pytest.raises(KeyError, match="image"):
+        recalibrate(TakesADict(), variables, [{"label": BOTH["label"]}])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, variables: recalibrate(model, variables, batches_of(8), train=True),
+        lambda model, variables: model_moments(model, variables, jnp.ones((8, 5)), train=True),
+        lambda model, variables: fold_model(model, variables, jnp.ones((8, 5)), train=False),
+    ],
+)
+def test_variables_are_collections(use):
+    """Not `params` alone, whose layers would be taken for collections; there may be none."""
+    model, variables = make()
+    said = r"variables must have .*'params': \.\.\., 'batch_stats': .*dense_first"
+    with pytest.raises(ValueError, match=said):
+        use(model, variables["params"])
+    with pytest.raises(TypeError, match=r"variables must have .*, got list"):
+        use(model, [variables])
+    layer = BatchNorm(False, use_scale=False, use_bias=False)
+    assert model_moments(layer, {}, batches_of(8)[0]).mean.shape == (5,)
+
+
 class Encoder(nn.Module):
     """A method that takes two arrays, where the call takes one."""
 

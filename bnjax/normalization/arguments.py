@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.normalization.axes import integers, sorted_axes
+from bnjax.normalization.errors import Refusal
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.settings import Settings, check_dtype, check_epsilon
 
@@ -97,14 +98,14 @@ def check_no_imaginary_part(name: str, value: Any) -> None:
         )
 
 
-def check_shape(shape: int | Sequence[int]) -> None:
+def check_shape(shape: int | Sequence[int], name: str = "shape") -> None:
     """Raises ValueError unless it is a number of features, or their shape."""
     try:
         sizes = integers(shape)
     except TypeError as error:
-        raise ValueError(f"shape must be an integer or several, got {shape!r}.") from error
+        raise ValueError(f"{name} must be an integer or several, got {shape!r}.") from error
     if any(size < 0 for size in sizes):
-        raise ValueError(f"shape must not be negative, got {shape!r}.")
+        raise ValueError(f"{name} must not be negative, got {shape!r}.")
 
 
 def check_stats(stats: Stats, features: tuple[int, ...], *, real: bool) -> None:
@@ -166,18 +167,23 @@ def check_features(
         if real:
             check_no_imaginary_part(f"{name}[{key!r}]", tree[key])
         if jnp.shape(tree[key]) != features:
-            raise ValueError(
+            raise Refusal(
                 f"{name}[{key!r}] has shape {jnp.shape(tree[key])}, but x has features of "
-                f"shape {features}: make it with init_{name}({features}), or set `axis`."
+                f"shape {features}:",
+                f"make it with init_{name}({features}), or set `axis`.",
+                in_layers="set axis (for NCHW, axis=1), or initialize the layer for such features "
+                "(in NNX, by num_features).",
             )
 
 
 def check_count(stats: Stats, averaging: str) -> None:
     """Raises ValueError if averaging needs a count that is not there."""
     if averaging != "ema" and "count" not in stats:
-        raise ValueError(
-            f"averaging={averaging!r} needs stats['count']: "
-            f"make the statistics with init_stats(..., averaging={averaging!r})."
+        raise Refusal(
+            f"averaging={averaging!r} needs stats['count']:",
+            f"make the statistics with init_stats(..., averaging={averaging!r}).",
+            in_layers="initialize the layer with this averaging, or add the updates so far of "
+            "each feature.",
         )
 
 

@@ -155,6 +155,7 @@ def normalize_batch(
 
     Raises:
         ValueError: while tracing, for a bad argument, or a batch of one value per feature.
+        NameError: while tracing, for an axis of `axis_name` that nothing maps.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [2.0], [5.0]])

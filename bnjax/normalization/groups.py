@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax.normalization.meshes import explicit_parts, shards_in_sight, undivided
+from bnjax.normalization.errors import Refusal
+from bnjax.normalization.meshes import check_mapped, explicit_parts, shards_in_sight, undivided
 from bnjax.normalization.moments import Moments, batch_size, pool
 from bnjax.normalization.settings import Settings
 from bnjax.normalization.versions import typed_axes, varying_axes
@@ -41,6 +42,7 @@ def choose_groups(x: jax.Array, axes: tuple[int, ...], settings: Settings) -> Gr
         ValueError: for an unknown choice, one that would depend on the number of devices or that
             `shard_map` does not know, or a group of less than two values per feature; or if no
             axis holds the examples.
+        NameError: as `check_mapped`.
     """
     if not axes:
         raise ValueError(
@@ -58,11 +60,12 @@ def _groups(examples: int, settings: Settings) -> Groups:
     check_axis_index_groups(given, name)
     index_groups = None if given is None else tuple(map(tuple, given))
     axis_name = name if name is None or isinstance(name, str) else tuple(name)
+    if batch != "all" and index_groups is not None:
+        raise ValueError(f"batch={batch!r} and axis_index_groups both choose the batch: give one.")
+    check_mapped(name)
     if batch == "all":
         shards = shards_in_sight(examples) if axis_name is None else 1
         return Groups(None, axis_name, index_groups, None, shards)
-    if index_groups is not None:
-        raise ValueError(f"batch={batch!r} and axis_index_groups both choose the batch: give one.")
     if batch == "device":
         if axis_name is None:
             raise ValueError(
@@ -115,10 +118,12 @@ def _check_values(
             "out empty batches."
         )
     if values < 2:
-        raise ValueError(
+        raise Refusal(
             f"x of shape {x.shape} with feature axis {axis} leaves one value per feature{where}: "
             "its variance is zero and the output would be `bias`, whatever x. Train on a larger "
-            "batch, or use normalize_population."
+            "batch, or",
+            "use normalize_population.",
+            in_layers="normalize by the statistics: use_running_average=True (in NNX, by eval()).",
         )
 
 

@@ -1,8 +1,13 @@
-"""The mesh of the examples: how many devices divide them, by `jit` or by an explicit type."""
+"""The mesh of the examples: how many devices divide them, by `jit` or by an explicit type.
+
+And which of its axes are mapped.
+"""
 
 import math
+from collections.abc import Sequence
 
 import jax
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -37,3 +42,22 @@ def divided_like(x: jax.Array, other: jax.Array) -> jax.Array:
     return (
         x if sharding.spec == spec else jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
     )
+
+
+def is_mapped(name: str) -> bool:
+    """Whether `shard_map`, `pmap` or `vmap` maps an axis of this name here."""
+    try:
+        lax.axis_size(name)
+    except NameError:
+        return False
+    return True
+
+
+def check_mapped(axis_name: str | Sequence[str] | None) -> None:
+    """Raises NameError, as JAX does, for an axis that nothing maps here."""
+    for name in (axis_name,) if isinstance(axis_name, str) else axis_name or ():
+        if not is_mapped(name):
+            raise NameError(
+                f"axis_name={name!r} is not mapped here: call under shard_map, pmap or vmap with "
+                "this axis; under jit alone, where the batch is whole on any devices, give None."
+            )

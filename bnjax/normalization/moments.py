@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from bnjax.normalization.axes import sorted_axes
 from bnjax.normalization.fast.sums import first_rows, pair_of_sums, slices_of
+from bnjax.normalization.meshes import check_mapped
 from bnjax.normalization.versions import as_varying, gather_invariant, typed_axes, varying_axes
 
 
@@ -223,6 +224,7 @@ def from_all_devices(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> jax.Array:
     """Returns the arrays of all devices that share a batch, on a leading axis."""
+    check_mapped(axis_name)
     names = _names(axis_name)
     steps = [names]
     if axis_index_groups is None and len(names) > 1:  # `vmap` gathers over one axis at a time

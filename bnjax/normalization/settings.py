@@ -89,16 +89,17 @@ def settings_of(layer: Any, **changes: Any) -> Settings:
     """Returns the settings of a layer with Flax's attributes, whose `momentum` is `decay`."""
     flax = {"decay": "momentum"}
     names = [field.name for field in fields(Settings)]
+    check_decay(layer.momentum, "momentum")
     return Settings(**{name: getattr(layer, flax.get(name, name)) for name in names} | changes)
 
 
-def check_decay(decay: float | jax.Array) -> None:
+def check_decay(decay: float | jax.Array, name: str = "decay") -> None:
     """Raises ValueError unless it is in [0, 1); of a traced one the shape and type are known."""
-    known = known_number("decay", decay)
+    known = known_number(name, decay)
     if known is not None and not 0 <= known < 1:
         raise ValueError(
-            f"decay must be in [0, 1), got {decay}: it is the fraction kept; "
-            "torch's momentum m is decay = 1 - m."
+            f"{name} must be in [0, 1), got {decay}: it is the fraction kept; "
+            "for torch's momentum m, give 1 - m."
         )
 
 

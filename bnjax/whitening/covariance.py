@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bnjax.normalization.arguments import check_array, check_real, split_axes
 from bnjax.normalization.groups import check_axis_index_groups
-from bnjax.normalization.meshes import explicit_parts, undivided
+from bnjax.normalization.meshes import check_mapped, explicit_parts, undivided
 from bnjax.normalization.moments import batch_moments, batch_size, precision, sum_over_devices
 
 # Accelerators round the factors of a product to bfloat16 or so, unless told not to.
@@ -130,6 +130,7 @@ def batch_vectors(
 ) -> int:
     """Returns the number of vectors in the batch; raises ValueError if it is less than two."""
     check_axis_index_groups(axis_index_groups, axis_name)
+    check_mapped(axis_name)
     vectors = batch_size(x.shape, split_axes(x, axis)[0], axis_name, axis_index_groups)
     if vectors < 2:
         raise ValueError(

@@ -274,7 +274,7 @@ def test_groups_of_different_sizes():
 
 def test_an_axis_name_that_is_not_bound():
     """Ignoring it would silently normalize each device's batch by itself."""
-    with pytest.raises(NameError, match="unbound axis name: data"):
+    with pytest.raises(NameError, match="axis_name='data' is not mapped here: "):
         train(axis_name="data")
 
 
