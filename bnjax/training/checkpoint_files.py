@@ -14,6 +14,7 @@ from bnjax.training.manifests import (
     DamageError,
     Leaf,
     PyTree,
+    as_array,
     check_files,
     check_same_leaves,
     file_digests,
@@ -30,7 +31,7 @@ from bnjax.training.stored_arrays import as_written, read_arrays, write_arrays
 def host_copies(state: PyTree) -> list[np.ndarray]:
     """Returns each leaf as a NumPy array that shares no memory with it; keys as their data."""
     # On CPU device_get returns views of the device buffers, which donation would overwrite.
-    leaves = jax.device_get([to_array(leaf) for leaf in jax.tree.leaves(state)])
+    leaves = jax.device_get([to_array(as_array(leaf)) for leaf in jax.tree.leaves(state)])
     arrays = [np.array(leaf, order="C") for leaf in leaves]
     if not any(array.size for array in arrays):
         raise ValueError("state has no values to save; give a pytree with at least one array")

@@ -140,12 +140,12 @@ class Checkpoints:
         Args:
             step: Step number, at least 0.
             state: Pytree of JAX arrays, NumPy arrays or typed PRNG keys, of any numeric or bool
-                dtype but longdouble.
+                dtype but longdouble. Python integers are saved as the int32 of JAX.
 
         Raises:
             CheckpointError: The save before this one failed; or `step` is not after the newest
                 step; or the disk is too full; or the object is closed.
-            TypeError: A leaf is not an array.
+            TypeError: A leaf is not an array; a Python float is none, as float32 would change it.
             ValueError: `step` is negative, or `state` has no values.
         """
         self._wait()
@@ -195,7 +195,7 @@ class Checkpoints:
         Damaged checkpoints are passed over with a warning and left as they are.
 
         Args:
-            target: Pytree with the structure, shapes and dtypes to read, of arrays or
+            target: Pytree with the structure, shapes and dtypes to read, of what `save` takes or
                 `jax.ShapeDtypeStruct`. Its shardings do not matter: the caller places the result.
 
         Returns:

@@ -31,17 +31,28 @@ class DamageError(Exception):
     """A checkpoint does not hold what was written; the message says what is wrong."""
 
 
+def as_array(leaf: Any) -> Any:
+    """Returns a Python integer as the array that JAX makes of it, as of Flax's `TrainState.step`.
+
+    Other leaves are returned as they are, floats among them: float32 has other values.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(np.int64)
+    limits = np.iinfo(dtype)
+    fits = type(leaf) is int and limits.min <= leaf <= limits.max
+    return np.array(leaf, dtype) if fits else leaf
+
+
 def describe(name: str, tree: PyTree, *abstract: Any) -> list[dict[str, Any]]:
     """Returns path, shape and dtype of every leaf.
 
     Raises:
-        TypeError: a leaf is not an array, nor of the `abstract` types, of a native numeric dtype
-            other than longdouble.
+        TypeError: a leaf is not an array, an integer that fits one, nor of the `abstract` types,
+            of a native numeric dtype other than longdouble.
     """
     leaves = []
     allowed = (jax.Array, np.ndarray, np.generic, *abstract)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        where = jax.tree_util.keystr(path)
+        where, leaf = jax.tree_util.keystr(path), as_array(leaf)
         if not isinstance(leaf, allowed):
             raise TypeError(
                 f"{name}{where} must be an array, got {leaf!r} of type {type(leaf).__name__}; "

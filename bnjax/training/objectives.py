@@ -44,7 +44,8 @@ def classification_metrics(
 
     Args:
         logits: `[n, classes]`.
-        labels: int `[n]`, in `range(classes)`; check them once on the host with `check_labels`.
+        labels: int `[n]`, in `range(classes)`; of others the loss is NaN, or that of another class.
+            Check them once on the host with `check_labels`.
         mask: bool `[n]`; what is False does not count, its gradient is zero, NaN included.
 
     Returns:

@@ -46,12 +46,12 @@ def make_train_step(
     """Makes a step on one batch `(images, labels)`: the mean objective's gradient, one update.
 
     Args:
-        apply: the network in training.
+        apply: the network in training: `partial(apply_train, model)`, not `model.apply`.
         tx: the optimizer.
         objective: the loss to minimize.
         axis_name: mapped axes of devices that hold a share of the batch. Gradient and metrics are
             then summed over them, and the gradient is divided by the count of all, so that all
-            devices return the same. Layers that share moments must be given the axes themselves.
+            devices return the same. Layers must be given the axes themselves.
 
     Example:
         >>> from functools import partial

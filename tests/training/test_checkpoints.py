@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from made_checkpoints import CONFIG, make_state, steps_on_disk
@@ -86,6 +87,19 @@ def test_optax_state_returns_as_its_named_tuples(run):
     assert_bitwise(restored.state, make_state(2))
     assert isinstance(restored.state.opt_state[0], optax.EmptyState)
     assert isinstance(restored.state.opt_state[1][0], optax.ScaleByAdamState)
+
+
+def test_flaxs_train_state_is_saved_before_its_first_step(tmp_path):
+    """Its step is a Python integer then, an int32 afterwards: either is the other's target."""
+    params = {"w": jnp.ones(3)}
+    fresh = TrainState.create(apply_fn=None, params=params, tx=optax.sgd(0.1))
+    later = fresh.apply_gradients(grads=params)
+    with Checkpoints(tmp_path, config=CONFIG) as checkpoints:
+        checkpoints.save(0, fresh)
+        assert_bitwise(checkpoints.restore(later).state, fresh.replace(step=np.array(0, np.int32)))
+        checkpoints.save(1, later.replace(step=jnp.int32(1)))
+        restored = checkpoints.restore(fresh).state
+    assert_bitwise(restored, later.replace(step=np.array(1, np.int32)))
 
 
 def test_leaves_are_matched_by_path_not_by_position(tmp_path):
@@ -397,7 +411,8 @@ def test_bad_arguments_are_named(tmp_path, arguments, error, message):
     [
         (-1, {"a": np.ones(1)}, ValueError, "step must be at least 0, got -1"),
         (0.5, {"a": np.ones(1)}, TypeError, "step must be an integer"),
-        (0, {"a": {"b": 3}}, TypeError, r"state\['a'\]\['b'\] must be an array, got 3"),
+        (0, {"a": {"b": 0.5}}, TypeError, r"state\['a'\]\['b'\] must be an array, got 0.5"),
+        (0, {"a": 2**31}, TypeError, r"state\['a'\] must be an array, got 2147483648"),
         (0, {"a": np.array(["x"])}, TypeError, r"state\['a'\] must have a native numeric"),
         (0, {"a": np.ones(1, ">f4")}, TypeError, "must have a native numeric"),
         (0, {"a": np.ones(1, "longdouble")}, TypeError, "a native numeric .*longdouble"),

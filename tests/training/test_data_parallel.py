@@ -1,6 +1,7 @@
 """One run on one device and on eight, by jit, shard_map and pmap: the same steps in float64."""
 
 import itertools
+import re
 from functools import lru_cache
 
 import jax
@@ -230,6 +231,64 @@ def test_what_is_fetched_outlives_donation():
     assert fetched["weight"].tolist() == [1] * 4
 
 
+APART = [("shard_map", "step"), ("pmap", "layers")]
+
+
+@pytest.mark.parametrize(
+    ("how", "alone"),
+    [
+        each if each in APART else slow(*each)
+        for each in itertools.product(["shard_map", "pmap"], ["step", "layers"])
+    ],
+)
+def test_devices_that_train_apart_are_refused(how, alone):
+    """Without `axis_name` they did in silence, and `fetch` returned one device's state."""
+    parallel = over(how)
+    step_axis, layer_axis = (None, "data") if alone == "step" else ("data", None)
+    apply = make_apply(make_model(layer_axis))
+    step = parallel.compile_train(make_train_step(apply, sgd(RATE), axis_name=step_axis))
+    batch = parallel.split(batch_of(make_batches(), 0))
+    first = "params['dense1']['kernel']" if alone == "step" else "batch_stats['norm1']['mean']"
+    named = re.escape(f"state.{first}, ") + ".* more .*axis_name='data'.* make_train_step.* layers"
+    with pytest.raises(ValueError, match=named):
+        step(parallel.replicate(make_state()), batch)
+
+
+@pytest.mark.parametrize("how", ["shard_map", "pmap"])
+def test_a_copy_that_differs_is_named(how):
+    """On the last device alone; keys among them, and the metrics. Three leaves go in, one is split.
+
+    JAX's 0.10.2 pmap took the three leaves for the three arguments, and split another one.
+    """
+    parallel = over(how)
+
+    def step(state, batch):
+        last = jax.lax.axis_index("data") // 7
+        weight, key = state
+        return (weight + 1, jax.random.fold_in(key, last)), {
+            "examples": jnp.int32(batch.size) + last,
+            "loss": batch.sum(),
+        }
+
+    step = parallel.compile_train(step)
+    state = parallel.replicate((np.ones(2, np.float32), jax.random.key(3)))
+    with pytest.raises(ValueError, match=r"^state\[1\], metrics\['examples'\] differ"):
+        step(state, parallel.split(np.ones(8, np.float32)))
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_state_that_was_given_up_is_refused(how):
+    """JAX speaks of buffers; its 0.10.2 ended the process under shard_map."""
+    parallel = over(how)
+    step = parallel.compile_train(lambda state, batch: (state + 1, state))
+    batch = parallel.split(np.ones(8))
+    state = parallel.replicate(np.float32(1))
+    new, _ = step(state, batch)
+    with pytest.raises(ValueError, match=r"state was given up .* returned"):
+        step(state, batch)
+    assert parallel.fetch(step(new, batch)[0]) == 3
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_shardings_are_those_of_the_arrays(axis):
     """Red where the other axis is split, or a copy is: for devices that hold no arrays."""
@@ -338,6 +397,10 @@ def test_what_is_mapped_lies_as_the_batch(how, axis):
         (lambda: over("pmap").split(np.zeros((12, 2))), r"shape \(12, 2\), whose axis 0"),
         (lambda: over("jit").split(np.zeros((12, 3)), axis=1), r"\(12, 3\), whose axis 1"),
         (lambda: over("jit").split(np.zeros(()), axis=0), r"\(\), whose axis 0"),
+        (
+            lambda: over("jit").split({"image": np.zeros((64, 2)), "label": np.zeros(32)}),
+            r"batch\['image'\] has 64 examples .* batch\['label'\] 32",
+        ),
     ],
 )
 def test_bad_input(act, message):

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax.training.keys import from_array, is_key, key_impl, to_array
+from bnjax.training.parallel.copies import check_kept, check_same
 
 Tree = Any
 How = Literal["jit", "shard_map", "pmap"]
@@ -102,18 +103,14 @@ class DataParallel:
             Arrays over the devices of all hosts; under `"pmap"` with an axis of devices.
 
         Raises:
-            ValueError: if a leaf's examples cannot be split evenly.
+            ValueError: if a leaf's examples cannot be split evenly, or are more than another's.
         """
         sharding = NamedSharding(self._mesh, self._spec(axis))
         local = len(self._mesh.local_devices)
+        _check_examples(batch, axis, local)
 
         def put(leaf: Any) -> jax.Array:
             leaf = np.asarray(leaf)
-            if leaf.ndim <= axis or leaf.shape[axis] % local or not leaf.shape[axis]:
-                raise ValueError(
-                    f"batch has an array of shape {leaf.shape}, whose axis {axis} cannot be split "
-                    f"evenly over {local} devices."
-                )
             if self.how == "pmap":  # an axis of devices before that of their examples
                 leaf = leaf.reshape(*leaf.shape[:axis], local, -1, *leaf.shape[axis + 1 :])
             whole = leaf.shape[axis] * self.device_count // local  # of all hosts
@@ -144,6 +141,10 @@ class DataParallel:
 
     def compile_train(self, step: Callable[..., tuple[Tree, Tree]], *, axis: int = 0) -> "Compiled":
         """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are given up.
+
+        So are one's own device arrays, which `replicate` would have copied. What it returns raises
+        ValueError for a state that was given up before; and at its first call, under `shard_map`
+        and `pmap`, if the results differ between devices.
 
         Args:
             step: both results must be the same on all devices, as those of
@@ -201,23 +202,28 @@ class Compiled:
         split: bool = False,
     ) -> None:
         self._mesh, self._how, self._axis = parallel._mesh, parallel.how, axis
+        self._donates = donate
+        # A compiler that sees the whole batch makes one state; devices may each make their own.
+        self._unproved = donate and self._how != "jit"
         whole, rows = P(), parallel._spec(axis)
         given = (0,) if donate else ()
 
-        def on_device(replicated: Tree, batch: Tree, shared: tuple[Tree, ...]) -> Tree:
+        def on_device(replicated: Tree, inputs: tuple[Tree, tuple[Tree, ...]]) -> Tree:
+            batch, shared = inputs
             return function(replicated, batch, *shared)
 
         if self._how == "pmap":
             self._compiled: Any = jax.pmap(
                 on_device,
                 axis_name=_AXIS,
-                in_axes=(None, axis, None),
+                # A pair: JAX 0.10 takes axes of three arguments for those of three leaves.
+                in_axes=(None, (axis, None)),
                 out_axes=axis if split else None,
                 devices=list(self._mesh.devices),
                 donate_argnums=given,
             )
             return
-        specs, result = (whole, rows, whole), rows if split else whole
+        specs, result = (whole, (rows, whole)), rows if split else whole
         if self._how == "shard_map":
             # Without types of varying axes: they would sum each parameter's gradient by itself.
             on_device = jax.shard_map(
@@ -225,17 +231,26 @@ class Compiled:
             )
         self._compiled = jax.jit(
             on_device,
-            in_shardings=tuple(NamedSharding(self._mesh, spec) for spec in specs),
+            in_shardings=jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs),
             out_shardings=NamedSharding(self._mesh, result),
             donate_argnums=given,
         )
 
     def __call__(self, replicated: Tree, batch: Tree, *shared: Tree) -> Tree:
         """Runs it on results of `replicate`, or of an earlier call, and of `split`."""
+        if self._donates:
+            check_kept(replicated)
+        result = self._run(replicated, batch, shared)
+        if self._unproved:  # the first call: a program that exchanges too little does so at once
+            check_same(result, _AXIS)
+            self._unproved = False
+        return result
+
+    def _run(self, replicated: Tree, batch: Tree, shared: tuple[Tree, ...]) -> Tree:
         if self._how != "jit":
-            return self._compiled(replicated, batch, shared)
+            return self._compiled(replicated, (batch, shared))
         with jax.set_mesh(self._mesh):  # layers divide their sums by it, see bnjax.normalize_batch
-            return self._compiled(replicated, batch, shared)
+            return self._compiled(replicated, (batch, shared))
 
     def lower(self, replicated: Tree, batch: Tree, *shared: Tree) -> jax.stages.Lowered:
         """Lowers it, without data or devices.
@@ -248,12 +263,30 @@ class Compiled:
         if self._how == "pmap":
             batch = jax.tree.map(self._with_devices, batch)
         if self._how != "jit":
-            return self._compiled.lower(replicated, batch, shared)
+            return self._compiled.lower(replicated, (batch, shared))
         with jax.set_mesh(self._mesh):
-            return self._compiled.lower(replicated, batch, shared)
+            return self._compiled.lower(replicated, (batch, shared))
 
     def _with_devices(self, leaf: Any) -> jax.ShapeDtypeStruct:
         axis, devices = self._axis, self._mesh.size
         own = leaf.shape[axis] // devices
         shape = (*leaf.shape[:axis], devices, own, *leaf.shape[axis + 1 :])
         return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+
+def _check_examples(batch: Tree, axis: int, devices: int) -> None:
+    """Raises ValueError unless all leaves have equally many examples, and so has each device."""
+    count, first = 0, ""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        name, shape = f"batch{jax.tree_util.keystr(path)}", np.shape(leaf)
+        if len(shape) <= axis or not shape[axis] or shape[axis] % devices:
+            raise ValueError(
+                f"{name} has shape {shape}, whose axis {axis} cannot be split evenly over "
+                f"{devices} devices."
+            )
+        count, first = count or shape[axis], first or name
+        if shape[axis] != count:
+            raise ValueError(
+                f"{first} has {count} examples along axis {axis}, {name} {shape[axis]}: an example "
+                "must have one row in each."
+            )

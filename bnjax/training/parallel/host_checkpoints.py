@@ -9,6 +9,7 @@ import numpy as np
 
 from bnjax.training.checkpoints import CheckpointError, Checkpoints, Restored
 from bnjax.training.keys import array_form, from_array, key_impl, to_array
+from bnjax.training.manifests import as_array
 from bnjax.training.parallel.hosts import (
     HostsError,
     all_succeed,
@@ -67,7 +68,7 @@ class HostCheckpoints:
             return None
         step, impls = found
         if read is None:  # another process, whose values do not matter
-            forms = jax.tree.map(array_form, target)
+            forms = jax.tree.map(lambda leaf: array_form(as_array(leaf)), target)
             arrays = jax.tree.map(lambda form: np.zeros(form.shape, form.dtype), forms)
         else:
             arrays = jax.tree.map(lambda leaf: np.asarray(to_array(leaf)), read.state)
