@@ -139,7 +139,7 @@ def normalize_batch(
             `axis_name` alone. Groups move the statistics once, by their mean moments.
         mask: bool, of the rank of `x`, sizes equal or one. What is False is normalized, but does
             not count; NaN and infinity there give `bias`. Features that are masked as a whole
-            give it, too, and keep their statistics; see `update_stats` for those of one value.
+            give it, too, and keep their statistics.
         axis_name: mapped axes (`pmap`, `shard_map`, `vmap`) whose devices share the batch.
         axis_index_groups: groups of devices along `axis_name`, each a batch of its own; JAX knows
             them in `pmap` and in `shard_map(check_vma=False)`.
@@ -302,13 +302,10 @@ def update_stats(
     The weight of the new batch is 1 - decay for `"ema"`; 1/t at update t for `"cumulative"`; and
     (1 - decay)/(1 - decay^t) for `"ema_debiased"`, which equals the zero-initialized average
     divided by 1 - decay^t. The last two are one at the first update. Features without a value
-    (size zero) keep their statistics; so do those of one value where `running_var` is `"unbiased"`,
-    for of that variance there is no estimate: it would be 0/0. What is narrower than float32 comes
-    back as float32.
+    (count zero) keep their statistics. What is narrower than float32 comes back as float32.
 
     Raises:
-        ValueError: for a bad `decay` or choice, complex numbers, or if `stats` lacks the count that
-            is needed.
+        ValueError: for a bad `decay` or choice, or if `stats` lacks the count that is needed.
 
     Example:
         >>> moments = Moments(mean=jnp.array([4.0]), var=jnp.array([9.0]), size=jnp.array(8))
@@ -326,18 +323,17 @@ def update_stats(
 def move_stats(stats: Stats, moments: Moments, settings: Settings) -> Stats:
     """Returns what `update_stats` does, of statistics and moments that have been checked."""
     mean, var, size = jax.tree.map(lax.stop_gradient, moments)
-    estimated = size > 0
     if settings.running_var == "unbiased":
-        var, estimated = unbiased(var, size), size > 1
+        var = unbiased(var, size)
 
     new = dict(stats)
     weight: jax.Array | float = 1 - settings.decay
     if settings.averaging != "ema":
-        new["count"] = stats["count"] + estimated.astype(stats["count"].dtype)
+        new["count"] = stats["count"] + (size > 0).astype(stats["count"].dtype)
         updates = jnp.maximum(new["count"], 1).astype(mean.dtype)
         cumulative = settings.averaging == "cumulative"
         weight = 1 / updates if cumulative else _debiased_weight(settings.decay, updates)
-    weight = jnp.where(estimated, jnp.asarray(weight, mean.dtype), 0)
+    weight = jnp.where(size > 0, jnp.asarray(weight, mean.dtype), 0)
     for key, value in (("mean", mean), ("var", var)):
         old = stats[key].astype(value.dtype)
         moved = (1 - weight) * old + weight * value

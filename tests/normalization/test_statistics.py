@@ -166,23 +166,6 @@ def test_the_unbiased_variance_uses_each_features_own_count():
     assert_close(new["var"], expected, tolerances.variance())
 
 
-@pytest.mark.parametrize("averaging", AVERAGING)
-def test_one_value_has_no_unbiased_variance(averaging):
-    """Of 0/0 nothing is averaged: red if zero is. The biased variance is zero, as in Flax."""
-    x, mask = batches()[1], jnp.arange(7)[:, None] < jnp.array([[7, 1, 0]])
-    stats = bnjax.init_stats(3, averaging=averaging)
-    for running_var, moved in (("unbiased", 1), ("biased", 2)):
-        settings = {"averaging": averaging, "decay": DECAY, "running_var": running_var}
-        _, new = train(x, {}, stats, mask=mask, **settings)
-        _, whole = train(x, {}, stats, **settings)
-        for key, value in stats.items():
-            np.testing.assert_array_equal(new[key][moved:], value[moved:], key)
-            np.testing.assert_allclose(new[key][0], whole[key][0], rtol=1e-6, err_msg=key)
-    weight = 1 - DECAY if averaging == "ema" else 1
-    np.testing.assert_allclose(new["mean"][1], weight * x[0, 1], rtol=1e-6)
-    np.testing.assert_allclose(new["var"][1], 1 - weight, rtol=1e-6, atol=1e-7)
-
-
 def test_update_stats_is_what_normalize_batch_does():
     x = batches()[2]
     params, stats = bnjax.init_params(3), bnjax.init_stats(3, averaging="cumulative")
