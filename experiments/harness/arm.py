@@ -45,7 +45,7 @@ def label_of(arm: Arm, changed: Mapping[str, Any], arms: Sequence[Arm] = ()) -> 
     It is that of the one of `arms` which it then is; or its own, with the settings behind it.
     """
     settings = {**_as_recorded(arm), **changed}
-    for other in arms:
+    for other in arms if changed else ():
         if type(other) is type(arm) and _as_recorded(other) == settings:
             return other.label
     return ", ".join([arm.label, *(f"{name} {value}" for name, value in changed.items())])

@@ -112,7 +112,7 @@ def test_arms_without_a_seed_in_common_are_not_compared(tmp_path):
 def test_a_changed_arm_is_not_the_papers(tmp_path):
     write_run(tmp_path, "inception", 0, [10, 20, 30, 40, 40], changes={"learning_rate_factor": 5.0})
     *_, row = REPORT.arms_table(REPORT.summarize(tmp_path)).splitlines()
-    assert row.startswith("| Inception, learning_rate_factor 5.0 | 1 | 40 | 30 |")
+    assert row.startswith("| Inception, learning_rate_factor 5.0 | 1 | 40 | 40.00 |")
     assert row.endswith("|  |  |  |")
     write_run(tmp_path, "ensemble_4", 0, [10, 20, 30, 40, 40])
     assert REPORT.summarize(tmp_path)["arms"]["ensemble_4"]["changed"] == {}
