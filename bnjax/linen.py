@@ -16,7 +16,7 @@ from flax.typing import Dtype
 from bnjax.normalization.arguments import split_axes
 from bnjax.normalization.batch_norm import init_stats
 from bnjax.normalization.errors import in_layer
-from bnjax.normalization.meshes import is_mapped
+from bnjax.normalization.meshes import is_mapped, mapped_names
 from bnjax.normalization.moments import Moments, batch_size
 from bnjax.normalization.renormalization import Limits
 from bnjax.normalization.settings import OwnFields, settings_of
@@ -410,8 +410,7 @@ def _statistics(layer: nn.Module) -> tuple[int, ...]:
 
 def _mapped(layer: BatchNorm) -> Any:
     """Returns the axes of the layer's `axis_name` that are mapped here."""
-    axis_name: Any = layer.axis_name  # one or several
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    names = mapped_names(layer.axis_name)
     mapped = tuple(filter(is_mapped, names))
     if len(mapped) == len(names):
         return layer.axis_name

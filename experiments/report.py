@@ -12,7 +12,7 @@ import tyro
 
 from bnjax.command import command
 from bnjax.evidence.report import fill, same_picture
-from bnjax.paths import local_path, writable_folder
+from bnjax.paths import writable_folder
 from experiments.benchmarks.__main__ import BENCHMARKS
 from experiments.claims import claims_of, claims_table, findings
 from experiments.compiled import tables as compiled_tables
@@ -67,11 +67,11 @@ def write_page(folder: Path) -> Path:
         MissingExtraError: without the extra `page`.
         ValueError: the folder cannot be made or written.
     """
-    local_path("--html", folder)  # before the extra: a wrong name is no reason to install it
+    # Before the extra: a wrong folder is no reason to install it.
+    out = writable_folder("--html", folder) / "index.html"
     from experiments.results_page.groups import read_groups
     from experiments.results_page.page import page
 
-    out = writable_folder("--html", folder) / "index.html"
     groups = [
         group
         for experiment in _with_results()

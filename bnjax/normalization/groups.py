@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnjax.normalization.errors import Refusal
-from bnjax.normalization.meshes import check_mapped, explicit_parts, shards_in_sight, undivided
+from bnjax.normalization.meshes import (
+    check_mapped,
+    explicit_parts,
+    mapped_names,
+    shards_in_sight,
+    undivided,
+)
 from bnjax.normalization.moments import Moments, batch_size, pool
 from bnjax.normalization.settings import Settings
 from bnjax.normalization.versions import typed_axes, varying_axes
@@ -129,8 +135,8 @@ def _check_values(
 
 def _check_mapped_axes(x: jax.Array, groups: Groups) -> None:
     """Raises ValueError where JAX's types of what varies know no sum over such devices."""
-    names = groups.axis_name or groups.pooled_over or ()
-    named = {names} if isinstance(names, str) else set(names)
+    names = groups.axis_name or groups.pooled_over
+    named = set(mapped_names(names))
     if not varying_axes(x) | typed_axes(named):
         return
     if groups.axis_index_groups is not None:

@@ -44,6 +44,11 @@ def divided_like(x: jax.Array, other: jax.Array) -> jax.Array:
     )
 
 
+def mapped_names(axis_name: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the names of mapped axes, which may be given as one, several or none."""
+    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+
+
 def is_mapped(name: str) -> bool:
     """Whether `shard_map`, `pmap` or `vmap` maps an axis of this name here."""
     try:
@@ -55,7 +60,7 @@ def is_mapped(name: str) -> bool:
 
 def check_mapped(axis_name: str | Sequence[str] | None) -> None:
     """Raises NameError, as JAX does, for an axis that nothing maps here."""
-    for name in (axis_name,) if isinstance(axis_name, str) else axis_name or ():
+    for name in mapped_names(axis_name):
         if not is_mapped(name):
             raise NameError(
                 f"axis_name={name!r} is not mapped here: call under shard_map, pmap or vmap with "

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from bnjax.normalization.axes import sorted_axes
 from bnjax.normalization.fast.sums import first_rows, pair_of_sums, slices_of
-from bnjax.normalization.meshes import check_mapped
+from bnjax.normalization.meshes import check_mapped, mapped_names
 from bnjax.normalization.versions import as_varying, gather_invariant, typed_axes, varying_axes
 
 
@@ -225,7 +225,7 @@ def from_all_devices(
 ) -> jax.Array:
     """Returns the arrays of all devices that share a batch, on a leading axis."""
     check_mapped(axis_name)
-    names = _names(axis_name)
+    names = mapped_names(axis_name)
     steps = [names]
     if axis_index_groups is None and len(names) > 1:  # `vmap` gathers over one axis at a time
         manual = jax.sharding.get_abstract_mesh().manual_axes
@@ -247,13 +247,9 @@ def sum_over_devices(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> jax.Array:
     """Returns the sums over all devices that share a batch."""
-    names = _names(axis_name)
+    names = mapped_names(axis_name)
     values = as_varying(values, typed_axes(names))  # `psum` takes no axis that is not typed alike
     return lax.psum(values, names, axis_index_groups=axis_index_groups)
-
-
-def _names(axis_name: str | Sequence[str]) -> tuple[str, ...]:
-    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
 
 
 def unbiased(var: jax.Array, size: jax.Array) -> jax.Array:

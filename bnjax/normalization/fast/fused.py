@@ -18,7 +18,7 @@ from jax import lax
 
 from bnjax.normalization.fast.borders import fusion_border
 from bnjax.normalization.fast.sums import pair_of_sums
-from bnjax.normalization.meshes import divided_like
+from bnjax.normalization.meshes import divided_like, mapped_names
 from bnjax.normalization.moments import Moments, sum_over_devices
 from bnjax.normalization.transform import Transform, definition
 from bnjax.normalization.versions import as_varying, typed_axes, varying_axes
@@ -257,8 +257,7 @@ def _after_the_sums(
 
 def _of_group(transform: Transform) -> set[str]:
     """Returns the mapped axes whose devices share the group."""
-    names = transform.groups.axis_name or ()
-    return {names} if isinstance(names, str) else set(names)
+    return set(mapped_names(transform.groups.axis_name))
 
 
 def _may_scale_apart(scale: jax.Array | None, transform: Transform) -> TypeGuard[jax.Array]:
