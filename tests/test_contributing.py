@@ -92,6 +92,23 @@ def changed(text: str, diff: str) -> str:
     return text
 
 
+def followed() -> dict[str, str]:
+    """The text of every file that the recipes make or change, by its path."""
+    files: dict[str, str] = {}
+    for block in BLOCKS:
+        if not block.path:
+            continue
+        place = ROOT / block.path
+        if block.kind == "diff":
+            text = files.get(block.path) or place.read_text(encoding="utf-8")
+            files[block.path] = changed(text, block.code)
+            continue
+        new = not place.exists() and block.path not in files
+        assert new, f"{block.recipe}: {block.path} is there already"
+        files[block.path] = block.code
+    return files
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A copy of the repository, without results, in which all recipes were followed."""
@@ -100,16 +117,9 @@ def clone(tmp_path_factory):
     for name in ("bnjax", "experiments", "docs", "tests"):
         shutil.copytree(ROOT / name, clone / name, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", clone)
-    for block in BLOCKS:
-        if not block.path:
-            continue
-        file = clone / block.path
-        if block.kind == "diff":
-            file.write_text(changed(file.read_text(encoding="utf-8"), block.code), encoding="utf-8")
-            continue
-        assert not file.exists(), f"{block.recipe}: {block.path} is there already"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(block.code, encoding="utf-8")
+    for path, text in followed().items():
+        (clone / path).parent.mkdir(exist_ok=True)
+        (clone / path).write_text(text, encoding="utf-8")
     programs = [textwrap.indent(block.code, "    ") for block in BLOCKS if not block.path]
     tests = [f"def test_program_{i}():\n{code}" for i, code in enumerate(programs)]
     (clone / "tests" / "test_programs.py").write_text("\n\n".join(tests))
@@ -132,6 +142,13 @@ def test_each_recipe_costs_at_most_three_files():
         files = {block.path for block in BLOCKS if block.recipe == recipe} - {""}
         code = {path for path in files if not path.startswith("tests/")}
         assert len(code) <= MOST_FILES, recipe
+
+
+def test_every_change_still_fits():
+    """Red for a line of the repository that a recipe quotes and that has changed since."""
+    for path, text in followed().items():
+        if path.endswith(".py"):
+            compile(text, path, "exec")
 
 
 @pytest.mark.slow

@@ -237,7 +237,7 @@ def step(x, keep, weights, scale, masked, **settings):
 EXPLICIT = {  # [vectors, features] on a mesh of two devices by three; groups have three features
     "vectors and features": P("data", "model"),
     "groups": P(None, "data"),
-    "vectors": P("model"),
+    "vectors": P("data", None),
 }
 
 
