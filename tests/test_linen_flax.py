@@ -241,6 +241,7 @@ def test_complex_inputs_over_devices_and_groups():
     assert_complex_close(whole, jnp.concatenate(apart), near)
 
 
+@pytest.mark.slow
 def test_real_inputs_of_a_complex_layer(promotion):
     """Real numbers stay real where no complex number forms it, and none is cut."""
     x = inputs((6, 4, 5))
@@ -311,6 +312,7 @@ def test_narrow_statistics_move_at_float32(dtype, promotion):
     assert_close(stats["var"], var, tolerance)
 
 
+@pytest.mark.slow
 def test_loops_that_carry_narrow_statistics_are_refused(promotion):
     """Refused by Flax's layer as by ours: `lax.scan` carries one dtype. They are widened before."""
     xs = jnp.stack([inputs((6, 5))] * 2)
@@ -331,6 +333,7 @@ def test_loops_that_carry_narrow_statistics_are_refused(promotion):
         scan.apply(variables, (), xs, mutable=["batch_stats"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["real", "complex"])
 def test_float64_outputs_of_float32(kind, x64, promotion):
     """Summed in float64; the statistics stay what they are, where Flax's become float64."""

@@ -157,9 +157,9 @@ def test_states_with_a_count_differ():
         slow((16, 5), "float32", {"impl": "autodiff", "averaging": "cumulative"}),
         ((4, 3, 2, 5), "float32", {"running_var": "unbiased", "averaging": "ema_debiased"}),
         slow((4, 5, 3), "float32", {"axis": 1, "activation": "relu", "momentum": 0.9}),
-        ((8, 2, 3, 2), "float32", {"axis": (1, 2, 3), "use_bias": False}),
+        slow((8, 2, 3, 2), "float32", {"axis": (1, 2, 3), "use_bias": False}),
         ((16, 5), "float32", {"batch": 4, "activation": "sigmoid", "epsilon": 1e-2}),
-        ((16, 5), "bfloat16", {"dtype": jnp.bfloat16, "activation": "relu"}),
+        slow((16, 5), "bfloat16", {"dtype": jnp.bfloat16, "activation": "relu"}),
         slow((16, 5), "bfloat16", {"dtype": jnp.float32, "param_dtype": jnp.bfloat16}),
     ],
 )

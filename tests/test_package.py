@@ -36,6 +36,7 @@ def python(tmp_path, *arguments: str, **options) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_light_library_needs_no_extra(tmp_path):
     program = f"""{HIDE}
 import jax
@@ -72,6 +73,7 @@ MISSING = {
 }
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named_where_it_is_needed(tmp_path):
     """Each in one line, with the command that brings it."""
     program = f"""{HIDE}
@@ -109,6 +111,7 @@ def test_every_extra_that_is_asked_for_is_one():
     assert asked == {by for _, by in MISSING.values()} | page <= set(EXTRAS)
 
 
+@pytest.mark.slow
 def test_a_command_ends_quietly_when_its_reader_has_gone(tmp_path):
     read, write = os.pipe()
     os.close(read)
@@ -126,6 +129,7 @@ def test_every_command_ends_so():
     assert not [f for f in COMMANDS if not any(word in f.read_text() for word in words)]
 
 
+@pytest.mark.slow
 def test_the_doctor_helps(tmp_path):
     ended = python(tmp_path, "-m", "bnjax.doctor", "--help")
     assert ended.stdout.startswith("usage: python -m bnjax.doctor [-h]")

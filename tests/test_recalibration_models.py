@@ -12,7 +12,6 @@ import pytest
 import reference
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from marks import slow
 from tolerances import PARALLEL, assert_close
 
 from bnjax.linen import BatchNorm, model_moments
@@ -52,7 +51,8 @@ def make(model, x):
     return jax.tree.map(np.asarray, variables)
 
 
-@pytest.mark.parametrize("how", [slow("scan"), "vmap", "remat", slow("jit")])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["scan", "vmap", "remat", "jit"])
 def test_lifted_layers(how):
     """Against float64; red if they keep mean 0 and variance 1, also once training is compiled."""
     model = Lifted(how)
@@ -142,6 +142,7 @@ def test_a_mapped_axis_is_still_shared():
             assert_close(got, np.broadcast_to(expected, got.shape), PARALLEL, name)
 
 
+@pytest.mark.slow
 def test_layers_of_each_device():
     """Where nothing maps their axes, the batch is that of one device."""
     x = np.float32(np.random.default_rng(2).normal(3, 2, (8, 3)))
@@ -261,6 +262,7 @@ def test_layers_that_cannot_be_recalibrated_are_named():
         recalibrate(groups, variables, [x], train=True)
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_whatever_their_library():
     x = images()
     model = ResNet([1], freeze=["stem"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,7 +99,7 @@ def _start_backend(environ: Mapping[str, str], patience: float) -> dict[str, Any
 
     In a thread: a backend that waits for a driver or for other hosts never returns.
     """
-    refused = _refused_flags(environ)
+    refused = _refused(environ.get("XLA_FLAGS", ""))
     if refused:
         return _not_started(refused)
     started = _not_started(f"it did not start within {patience:g} s")
@@ -117,14 +118,15 @@ def _start_backend(environ: Mapping[str, str], patience: float) -> dict[str, Any
     return started
 
 
-def _refused_flags(environ: Mapping[str, str]) -> str:
-    """Returns XLA's complaint about unknown XLA_FLAGS, for which it would end this process."""
-    if not environ.get("XLA_FLAGS"):
+@cache
+def _refused(flags: str) -> str:
+    """Returns XLA's complaint about unknown flags, for which it would end this process."""
+    if not flags:
         return ""
     try:
         tried = subprocess.run(
             [sys.executable, "-c", "import jax; jax.devices()"],
-            env={**environ, "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
             timeout=60,
@@ -155,8 +157,9 @@ def _settings() -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     versions: dict[str, str] = {}
     for found in importlib.metadata.distributions():
-        if found.metadata["Name"]:  # the first on the path is the one that is imported
-            versions.setdefault(_normal(found.metadata["Name"]), found.version)
+        metadata = found.metadata  # parsed anew each time that it is asked
+        if metadata["Name"]:  # the first on the path is the one that is imported
+            versions.setdefault(_normal(metadata["Name"]), found.version)
     return versions
 
 

@@ -174,6 +174,7 @@ def test_a_smaller_topology_takes_no_cpu_devices_away(monkeypatch):
     assert len(find_topology("cpu:2").devices) == 2
 
 
+@pytest.mark.slow
 def test_cpu_devices_are_made_where_jax_has_not_started():
     """Red where the first of several topologies decides; in a process of its own."""
     lines = [

@@ -172,6 +172,7 @@ def test_what_is_measured_keeps_the_type_of_its_view():
     np.testing.assert_array_equal(values, np.arange(23) / 256)
 
 
+@pytest.mark.slow
 def test_two_processes_change_nothing():
     assert_same(taken(train(first_step=2, workers=2), 7), taken(train(first_step=2), 7))
 
@@ -184,6 +185,7 @@ def told_to_end_view(image):
     return evaluation_view(image)
 
 
+@pytest.mark.slow
 def test_evaluation_in_processes():
     """They go on after a signal, until their parent has saved and closes them."""
 
@@ -222,7 +224,7 @@ def test_an_unreadable_record_is_an_error():
         taken(train(examples=Numbers({4})), 4)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, slow(1)])
 def test_an_exception_of_a_view_names_the_image_and_closes_the_stream(workers):
     """From a process as from a thread, and although it cannot be pickled; after the same batches.
 
@@ -263,6 +265,7 @@ def ended_by(image, rng, *, signum):
     os.kill(os.getpid(), signum)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "said"),
     [
@@ -366,6 +369,7 @@ def ended(parent, signum):
     raise AssertionError("the parent goes on")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only /proc tells a zombie")
 @pytest.mark.parametrize("signum", [slow(signal.SIGINT), signal.SIGKILL])
 def test_no_worker_outlives_its_parent(signum, tmp_path):

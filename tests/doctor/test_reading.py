@@ -163,6 +163,7 @@ def run(**environ):
     )
 
 
+@pytest.mark.slow
 def test_the_command_survives_flags_that_xla_does_not_know():
     """XLA ends a process that starts with them."""
     done = run(XLA_FLAGS="--xla_tpu_anything=true")

@@ -28,6 +28,7 @@ def result():
     return json.loads(json.dumps(measure("normalization", TINY)))
 
 
+@pytest.mark.slow
 def test_the_result_holds_configuration_provenance_and_figures(result):
     assert (result["schema"], result["benchmark"]) == (1, "normalization")
     assert result["config"]["topologies"] == ["cpu:2"]

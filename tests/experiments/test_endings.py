@@ -105,6 +105,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_finished_run_on_a_read_only_disk_prints_its_table(call, finished, monkeypatch):
     before = content(finished)
     read_only(monkeypatch)
@@ -141,6 +142,7 @@ def test_a_full_disk_in_mid_run_is_one_line_and_the_run_goes_on(
     assert_same_runs(tmp_path / "out", finished, ["mlp-s0"])
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_moved_in_mid_run_is_named_and_goes_on_when_it_is_back(
     call, finished, tmp_path, monkeypatch
 ):
@@ -202,6 +204,7 @@ def test_what_this_repository_refuses_is_one_line():
         check_rates("rates", (0.0,))
 
 
+@pytest.mark.slow
 def test_little_address_space_is_named():
     """XLA would abort the process, with status 134."""
     code = [sys.executable, "-m", "experiments.mnist_lenet"]

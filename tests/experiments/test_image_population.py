@@ -5,6 +5,7 @@ The small network's only normalization takes its input from one convolution.
 
 import jax
 import numpy as np
+import pytest
 import reference
 from runs import Entries, inception_task
 from small_networks import CONFIG, small_networks
@@ -36,6 +37,7 @@ def outcome(params, stats, split):
     return np.sum(np.log(np.exp(logits).sum(1)) - own), np.sum(logits.argmax(1) == split.labels)
 
 
+@pytest.mark.slow
 def test_a_record_has_the_statistics_of_algorithm_2_and_results_by_both():
     """Seen red with the running statistics, biased variances, and the batches of training."""
     data = open_data("mnist5k")

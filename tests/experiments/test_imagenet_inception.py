@@ -180,6 +180,7 @@ def test_a_run_that_is_stopped_goes_on_bitwise(stop_at, by, finished, data, tmp_
     assert_same_runs(tmp_path, finished, ["bn_baseline-s0"])
 
 
+@pytest.mark.slow
 def test_verify_repeats_a_run(finished):
     verdict = verify(finished / "bn_baseline-s0")
     assert verdict.agrees, verdict.lines
@@ -244,6 +245,7 @@ def test_averaged_parameters_are_what_is_evaluated(data):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_and_its_runs_are_those_of_its_rates(cli, tmp_path, monkeypatch):
     """Stopped in its second run: red if --resume does not see it, or a rate is the base rate."""
     out, arms = tmp_path / "out", ("--arms", "inception")
@@ -284,6 +286,7 @@ def test_a_divergence_is_a_result(cli, tmp_path):
         assert fault["layer"] in ended.out
 
 
+@pytest.mark.slow
 def test_a_divergence_leaves_the_average_where_it_was():
     """Red if it goes on to the end of the dispatch, at a state that stays."""
     config = replace(CONFIG, parameter_averaging="ema_tensorflow", steps_per_dispatch=2)
@@ -378,6 +381,7 @@ def test_another_configuration_is_refused_with_the_difference(finished, cli, tmp
     assert content(out) == before
 
 
+@pytest.mark.slow
 def test_tensorboard(cli, tmp_path, monkeypatch):
     """Its last moments are those of the weights; a rate is that of the last update before."""
     arguments = (*flags(**TINY), "--arms", "bn_x5", "--tensorboard", "--out")
@@ -406,6 +410,7 @@ def test_tensorboard(cli, tmp_path, monkeypatch):
     assert rates[last] <= rates[0]
 
 
+@pytest.mark.slow
 def test_a_profile_is_for_perfetto(data, tmp_path):
     """Of a run that ends while it is profiled, too."""
     config = replace(CONFIG, steps=4, population_batches=1)

@@ -53,6 +53,7 @@ def finished(tmp_path_factory):
     return out, end(process)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_a_table_and_a_figure(finished):
     out, ended = finished
     assert ended.code == 0, ended.err

@@ -127,6 +127,7 @@ def test_two_processes_cannot_write_one_run_whatever_their_seeds(dataset, tmp_pa
     assert summarize(tmp_path)["arms"]["mlp"]["runs"] == 3
 
 
+@pytest.mark.slow
 def test_runs_that_another_process_finishes_meanwhile_are_left_alone(
     dataset, mixed, tmp_path, monkeypatch
 ):

@@ -58,6 +58,7 @@ def _binary(images):
     return (images / 255 > CONFIG.threshold).astype(float)
 
 
+@pytest.mark.slow
 def test_percentiles_are_those_of_the_last_hidden_layer_as_its_batch_normalizes_it(ran):
     """Of the first test digits. Seen red by running statistics and for another layer."""
     _, inputs = ran.forward(ran.test.images[:50], by_batch(ran.params, CONFIG.epsilon))

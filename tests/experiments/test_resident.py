@@ -76,6 +76,7 @@ def test_it_is_bitwise_what_streamed_views_train(data):
     assert entries[0]["test"]["examples"] == 1000
 
 
+@pytest.mark.slow
 def test_loops_train_the_same(data, in_loops):
     """Red if a dispatch takes a step too many or too few, or counts what only fills it up."""
     assert_close(
@@ -202,6 +203,7 @@ def test_what_cannot_be_is_said_before_any_compute(data, how, changes, words):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["resident", "streamed"])
 def test_programs_are_compiled_ahead_once(pipeline, data, in_loops):
     """Red if a run compiles what a thread has: as JAX does if arguments had no place."""

@@ -322,6 +322,7 @@ def small_model(self, config, *, classes, axis_name=None):
     return Small(None if self.row == "googlenet" else BatchNorm, len(self.head_weights()))
 
 
+@pytest.mark.slow
 def test_the_command_says_how_large_networks_are_and_runs_can_be_verified(
     tmp_path, monkeypatch, capsys
 ):

@@ -48,6 +48,7 @@ def written(tmp_path_factory):
     return folder, shown.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_of_train_step_writes_every_measure(written):
     result = result_in(written[0], train_step)
     assert result["config"]["image_size"] == 8

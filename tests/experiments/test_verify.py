@@ -92,6 +92,7 @@ def test_the_command_takes_as_many_devices_as_the_run_had(runs):
     assert "2 evaluations to step 10: bitwise equal" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_changed_number_is_named(runs, tmp_path):
     """Red if entries were compared by step alone, or the outcome were not compared."""
     final = json.loads((runs / "mlp_bn-s2" / "record.json").read_text())["final"]
@@ -146,6 +147,7 @@ def test_elsewhere_another_accuracy_than_the_seeds_predict_is_named(runs, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_elsewhere_one_seed_alone_cannot_be_judged(runs, tmp_path, monkeypatch, capsys):
     there = json.loads((runs / "mlp_bn-s1" / "record.json").read_text())["environment"]
     there |= {"processor": "another"}
@@ -158,6 +160,7 @@ def test_elsewhere_one_seed_alone_cannot_be_judged(runs, tmp_path, monkeypatch, 
     assert any(line.startswith("processor: stored 'another'") for line in verdict.lines)
 
 
+@pytest.mark.slow
 def test_elsewhere_two_seeds_are_too_few_to_judge(runs, tmp_path):
     """Red by an interval of one degree of freedom, which nearly any accuracy is in."""
     run = _in_another_place(runs, tmp_path, 1)
@@ -168,6 +171,7 @@ def test_elsewhere_two_seeds_are_too_few_to_judge(runs, tmp_path):
     assert "3 in all" in verdict.lines[0]
 
 
+@pytest.mark.slow
 def test_elsewhere_a_link_to_a_seed_is_no_other(runs, tmp_path):
     run = _in_another_place(runs, tmp_path, 1)
     shutil.rmtree(tmp_path / "mlp_bn-s2")
@@ -175,6 +179,7 @@ def test_elsewhere_a_link_to_a_seed_is_no_other(runs, tmp_path):
     assert verify(run, steps=10).agrees is None
 
 
+@pytest.mark.slow
 def test_elsewhere_seeds_that_diverged_do_not_count(runs, tmp_path):
     """Red if one accuracy is given a spread, which is not a number."""
     run = _in_another_place(runs, tmp_path, 1)
@@ -191,6 +196,7 @@ def test_elsewhere_seeds_that_diverged_do_not_count(runs, tmp_path):
     assert "NOT JUDGED" in verdict.lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diverged", ["record", "repetition"])
 def test_a_divergence_of_one_alone_is_a_difference(runs, tmp_path, monkeypatch, diverged):
     """Red if what both came to before is all that is compared."""

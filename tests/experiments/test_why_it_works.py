@@ -156,6 +156,7 @@ TINIEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINIEST)
 def test_an_effect_has_the_direction_of_its_claim(name, data):
     """Seen red with each difference the other way round."""
@@ -192,6 +193,7 @@ def test_sorted_batches_have_one_class_each(data):
     assert len(np.unique(classes)) == 10
 
 
+@pytest.mark.slow
 def test_an_epsilon_breaks_the_exponential_rate(data):
     """Else the comparison could not see that the loss changes with the length of the weights."""
     found = answer("exponential_rate", data, epsilon=1e-2)
@@ -249,6 +251,7 @@ def test_along_the_gradient_of_a_quadratic_the_landscape_is_its_hessian():
         np.testing.assert_allclose(seen[name], value)
 
 
+@pytest.mark.slow
 def test_covariate_shift_is_that_of_the_layers_below():
     """Of (u' B C v)^2 / 2, three layers. Seen red with the layer's own step among those below."""
     rng = np.random.default_rng(0)
@@ -455,6 +458,7 @@ def test_the_bound_of_least_squares_is_not_held_by_numbers_that_overflow(data):
     assert np.isnan(check.deviation)
 
 
+@pytest.mark.slow
 def test_directions_that_are_no_numbers_are_not_the_same(data, monkeypatch):
     """Of all layers but the first. Seen red: Python's max knows no NaN."""
     deviations = chain([0.0], repeat(np.nan))

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from marks import slow
 
 from bnjax.data import in_memory, open_data
 from bnjax.models import MLP
@@ -47,7 +46,8 @@ def test_what_is_held_out_is_not_trained_on():
     assert set(map(int, other.labels)) != set(map(int, held_out.labels))
 
 
-@pytest.mark.parametrize("rates", [(1e-5, 0.2), slow((0.2, 1e-5))])
+@pytest.mark.slow
+@pytest.mark.parametrize("rates", [(1e-5, 0.2), (0.2, 1e-5)])
 def test_the_best_rate_is_chosen_and_its_networks_returned(digits, rates):
     """Seen red with the worst rate, and with the first rate's networks."""
     train, held_out = hold_out(digits, 500, seed=0)

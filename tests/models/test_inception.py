@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow, slow_but
 
 from bnjax.linen import BatchNorm
 from bnjax.models import BNInception, GoogLeNet, InceptionV3, Logits
@@ -69,7 +70,7 @@ def leaves(tree):
     }
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", slow_but([GoogLeNet], NETWORKS))
 @pytest.mark.parametrize("norm", [None, BatchNorm], ids=["none", "norm"])
 def test_biases_stand_where_nothing_normalizes(network, norm):
     """And every convolution is normalized."""
@@ -110,9 +111,7 @@ def test_flax_normalizes_as_well():
     assert trace(ours)[:2] == trace(flax)[:2]
 
 
-@pytest.mark.parametrize(
-    "network", [GoogLeNet, BNInception, pytest.param(InceptionV3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("network", slow_but([GoogLeNet], NETWORKS))
 def test_training_updates_all_statistics_and_inference_reads_them(network):
     model = network(**SMALL, norm=BatchNorm)
     assert leaves(trace(model).kept["batch_stats"]) == leaves(abstract(model)[0]["batch_stats"])
@@ -146,9 +145,9 @@ def test_side_heads_can_be_left_out():
     ("model", "rates"),
     [
         (GoogLeNet(**SMALL, norm=BatchNorm), [0.7, 0.7, 0.4]),
-        (GoogLeNet(**SMALL, dropout=0.1, auxiliary_dropout=0.2), [0.2, 0.2, 0.1]),
+        slow(GoogLeNet(**SMALL, dropout=0.1, auxiliary_dropout=0.2), [0.2, 0.2, 0.1]),
         (BNInception(**SMALL, norm=BatchNorm), [0.0]),
-        (InceptionV3(**SMALL, norm=BatchNorm), [0.2]),
+        slow(InceptionV3(**SMALL, norm=BatchNorm), [0.2]),
     ],
     ids=["googlenet", "googlenet_other", "bn_inception", "v3"],
 )
@@ -170,7 +169,7 @@ def test_inference_needs_no_random_numbers():
 UNUSUAL = {"norm": BatchNorm, "dtype": jnp.bfloat16, "activation": nn.sigmoid, "remat": True}
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", slow_but([GoogLeNet], NETWORKS))
 def test_bfloat16_computes_and_float32_keeps(network):
     """Every nonlinearity's input is bfloat16; red if a float32 parameter widens one."""
     model = network(**SMALL, **UNUSUAL)
@@ -185,6 +184,7 @@ def types(tree):
     return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
 
 
+@pytest.mark.slow
 def test_parameters_can_be_bfloat16():
     """In a network that has every kind of layer."""
     norm = partial(BatchNorm, param_dtype=jnp.bfloat16)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow_but
 
 from bnjax.linen import BatchNorm
 from bnjax.models import BNInception, GoogLeNet, InceptionV3
@@ -157,12 +158,16 @@ NETWORKS = {  # network, image side, parameters, those of side heads, statistics
 }
 
 
+PAPERS = ["googlenet", "bn_inception", "inception_v2", "inception_v3"]
+"""The networks as the papers have them."""
+
+
 @cache  # tracing a network takes a second
 def summary_of(model, side):
     return summarize(model, (side, side, 3))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_but(PAPERS, NETWORKS))
 def test_network_has_the_published_size(name):
     model, side, parameters, heads, statistics, multiply_adds = NETWORKS[name]
     summary = summary_of(model, side)

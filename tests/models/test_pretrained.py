@@ -142,6 +142,7 @@ def test_narrow_arrays_are_cast_and_it_is_said(tmp_path, state):
     assert "cast: float16 to float32." in loaded.notes
 
 
+@pytest.mark.slow
 def test_another_number_of_classes(tmp_path, state):
     """One more, as of TensorFlow: refused, unless the first is to be left out."""
     more = state | made_weights.googlenet(CLASSES + 1)
@@ -180,6 +181,7 @@ def test_a_new_classifier(tmp_path, state):
         load(tmp_path, state, new_classifier=key, class_offset=1)
 
 
+@pytest.mark.slow
 def test_all_settings_that_differ_are_listed(tmp_path, state):
     model = MODEL.clone(
         norm=partial(BatchNorm, use_scale=False), variant="paper", width=0.5, activation=nn.sigmoid
@@ -210,6 +212,7 @@ def test_a_source_says_of_each_setting_what_it_needs():
         assert names - source.settings.keys() <= free | averages, source.name
 
 
+@pytest.mark.slow
 def test_another_normalization_is_refused(tmp_path, state):
     """Red without the check: it has no place for the file's statistics."""
     model = MODEL.clone(norm=norm_by_name("group:8", epsilon=1e-3))
@@ -226,6 +229,7 @@ def test_unknown_sources_are_refused(tmp_path, state):
         load(tmp_path, state, BNInception())
 
 
+@pytest.mark.slow
 def test_convolution_biases_of_bn_inception_move_into_the_means(tmp_path):
     """Names of pretrainedmodels' bninception, from its layer list; 11,295,240 parameters."""
     model = BNInception(CLASSES, norm=BatchNorm, count_include_pad=True)

@@ -44,6 +44,7 @@ def test_counts_by_hand(remat):
     assert summary.auxiliary == Layer("side heads", (), 511, 0, 504)
 
 
+@pytest.mark.slow
 def test_depth_splits_and_keeps_the_sum():
     model = BNInception(10, norm=BatchNorm, width=0.25, stem_stride=1)
     summaries = [summarize(model, (32, 32, 3), depth=depth) for depth in (1, 2, 3)]
@@ -90,6 +91,7 @@ def test_command_prints_a_table(capsys):
     ]
 
 
+@pytest.mark.slow
 def test_command_prints_every_network_by_default(capsys, monkeypatch):
     models = importlib.import_module("bnjax.models.__main__")
     few = {name: models.NETWORKS[name] for name in ("lenet5", "googlenet", "inception_v3")}

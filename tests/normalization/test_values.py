@@ -10,6 +10,7 @@ import pytest
 import reference
 import tolerances
 from cases import infer, train
+from marks import slow
 from tolerances import assert_close
 
 import bnjax
@@ -174,8 +175,8 @@ def test_bfloat16_keeps_a_small_variance_far_from_zero(shape, masked):
     assert_close(y, batch.y, mean_error, "y")
 
 
-@pytest.mark.parametrize("impl", ["fused", "autodiff"])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("impl", ["fused", slow("autodiff")])
+@pytest.mark.parametrize("dtype", ["float32", slow("float16")])
 @pytest.mark.parametrize("batch", ["all", 2])
 def test_what_is_masked_as_a_whole_gives_bias(batch, dtype, impl):
     """A feature, or a group of padding, without a gradient. Red for 316 x, infinite in float16."""

@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 import pytest
 from made_checkpoints import CONFIG, make_state, steps_on_disk
+from marks import slow
 
 from bnjax.training.checkpoints import CheckpointError, Checkpoints
 
@@ -121,6 +122,7 @@ Checkpoints(sys.argv[1], config={}).save(1, {"a": np.zeros(1_000_000)})
 """
 
 
+@pytest.mark.slow
 def test_a_save_lost_because_nobody_closed_is_reported(tmp_path):
     """Orbax cannot finish while Python shuts down; red if that passes in silence."""
     ended = subprocess.run(
@@ -164,12 +166,11 @@ with Checkpoints(sys.argv[1], config={}, keep=1) as checkpoints:
 @pytest.mark.parametrize(
     ("killed_at", "left", "last"),
     [
-        (("before", "1.tmp", "1"), ["0", "1.tmp"], 0),
-        (("after", "1.tmp", "1"), ["0", "1"], 1),
-        (("before", "0", "0.tmp"), ["0", "1"], 1),
-        (("after", "0", "0.tmp"), ["0.tmp", "1"], 1),
+        pytest.param(("before", "1.tmp", "1"), ["0", "1.tmp"], 0, id="written"),
+        slow(("after", "1.tmp", "1"), ["0", "1"], 1, id="named"),
+        slow(("before", "0", "0.tmp"), ["0", "1"], 1, id="outlived"),
+        slow(("after", "0", "0.tmp"), ["0.tmp", "1"], 1, id="deleted"),
     ],
-    ids=["written", "named", "outlived", "deleted"],
 )
 def test_kill_in_mid_save_leaves_the_last_finished_checkpoint(tmp_path, killed_at, left, last):
     """Red if a checkpoint has its name before it is whole, or the lock outlives its owner."""

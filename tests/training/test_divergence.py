@@ -101,6 +101,7 @@ def test_a_finite_step_is_the_one_of_a_run_that_is_not_watched():
     assert_trees_close((watched._replace(fault=None), metrics), plain, ROUNDED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "devices"),
     [("jit", 8), *(pytest.param(how, 8, marks=pytest.mark.slow) for how in ("shard_map", "pmap"))],

@@ -13,6 +13,8 @@ from bnjax.training.memory import held
 
 MEGABYTE = 1 << 20
 
+pytestmark = pytest.mark.slow  # much is collected before each
+
 
 @pytest.fixture(autouse=True)
 def _what_came_before_stays():

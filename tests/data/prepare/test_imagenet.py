@@ -195,6 +195,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_hours_of_reading(
         prepare(tars, tmp_path, release)
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_one_line():
     """Fails where the import of the command line's reader stands outside of `command()`."""
     program = (
@@ -206,6 +207,7 @@ def test_a_missing_extra_is_one_line():
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", said)
 
 
+@pytest.mark.slow
 def test_the_command_helps():
     command = [sys.executable, "-m", "bnjax.data.imagenet", "--help"]
     ended = subprocess.run(command, capture_output=True, text=True)

@@ -251,6 +251,7 @@ def test_other_counts_are_refused(copied, monkeypatch):
         open_data("mnist", data_dir=root)
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported(prepared, tmp_path, origin):
     """A stand-in for TensorFlow ends the process that imports it: while fetching or reading."""
     (tmp_path / "tensorflow").mkdir()

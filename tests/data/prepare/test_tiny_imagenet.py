@@ -215,6 +215,7 @@ def test_buckets_are_refused(flag, tmp_path):
         main(["prepare", *(word for pair in given.items() for word in pair)])
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_one_line():
     program = (
         "import runpy, sys; sys.modules['tyro'] = None; "
