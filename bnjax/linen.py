@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from bnjax.normalization.arguments import split_axes
+from bnjax.normalization.arguments import check_array, split_axes
 from bnjax.normalization.batch_norm import init_stats
 from bnjax.normalization.errors import in_layer
 from bnjax.normalization.meshes import is_mapped, mapped_names
 from bnjax.normalization.moments import Moments, batch_size
 from bnjax.normalization.renormalization import Limits
-from bnjax.normalization.settings import OwnFields, settings_of
+from bnjax.normalization.settings import OwnFields, as_type, settings_of
 from bnjax.normalization.switches import normalize
 
 Variables = Any
@@ -148,6 +148,8 @@ class BatchNorm(nn.Module, OwnFields):
                 "force_float32_reductions=False is refused: a variance summed in a narrower type "
                 "is wrong. Leave it True; `dtype` sets the type of the output."
             )
+        check_array("x", x)
+        as_type(self.param_dtype, "param_dtype")
         running, update = self._switches(use_running_average, update_statistics)
         axes, shape = split_axes(x, self.axis)
         whole: dict[str, Any] = {}

@@ -16,11 +16,12 @@ from flax.errors import TraceContextError
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype
 
-from bnjax.normalization.arguments import check_shape
+from bnjax.normalization.arguments import check_array, check_shape
 from bnjax.normalization.batch_norm import init_stats
 from bnjax.normalization.errors import in_layer
+from bnjax.normalization.meshes import as_index_groups
 from bnjax.normalization.renormalization import Limits, check_limits
-from bnjax.normalization.settings import OwnFields, OwnKeywords, settings_of
+from bnjax.normalization.settings import OwnFields, OwnKeywords, as_type, settings_of
 from bnjax.normalization.switches import normalize
 
 
@@ -119,6 +120,7 @@ class BatchNorm(nnx.Module, OwnFields):
         """
         _check_keywords(type(self), own)
         check_shape(num_features, "num_features")
+        as_type(param_dtype, "param_dtype")
         OwnFields.__init__(self, **own)
         shape = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
         for key, value in init_stats(shape, averaging=self.averaging).items():
@@ -140,7 +142,7 @@ class BatchNorm(nnx.Module, OwnFields):
         self.use_scale = use_scale
         self.axis_name = axis_name
         self.axis_index_groups = (  # hashable: what is no variable is a constant to NNX
-            None if axis_index_groups is None else tuple(map(tuple, axis_index_groups))
+            None if axis_index_groups is None else as_index_groups(axis_index_groups)
         )
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
@@ -211,6 +213,7 @@ class BatchNorm(nnx.Module, OwnFields):
         update_statistics: bool | None,
         limits: Limits | None = None,
     ) -> jax.Array:
+        check_array("x", x)
         running = self.use_running_average if use_running_average is None else use_running_average
         if running is None:
             raise ValueError(

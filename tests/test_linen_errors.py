@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bnjax.linen import BatchNorm
+from bnjax.linen import BatchNorm, BatchRenorm
 
 KEY = jax.random.key(0)
 
@@ -101,9 +101,35 @@ def test_errors_at_initialization_name_the_layer():
         Net((("averaging", "mean"),)).init(KEY, jnp.ones((2, 5)), use_running_average=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("batch", 1.5, "'all', 'device' or"), ("axis_name", 5, "a name or several")],
+)
+@pytest.mark.parametrize("running", [False, True])
+def test_what_acts_in_training_alone_is_checked_before(name, value, said, running):
+    """Initialization takes the whole batch, whatever these are, and inference reads neither."""
+    with pytest.raises(ValueError, match=rf"block/norm: {name} must be {said}.*, got {value}"):
+        Net(((name, value),)).init(KEY, jnp.ones((2, 5)), use_running_average=running)
+
+
 def test_integers_are_refused(promotion):
     with pytest.raises(ValueError, match=r"BatchNorm at \(top\): x must be floating, got int32"):
         BatchNorm(use_running_average=False).init(KEY, jnp.ones((4, 5), jnp.int32))
+
+
+@pytest.mark.parametrize("x", [[[1.0]], {"image": jnp.ones((4, 5))}, (), 1.0, None], ids=str)
+@pytest.mark.parametrize("layer", [BatchNorm, BatchRenorm])
+def test_what_is_no_array_is_refused(layer, x):
+    said = rf"{layer.__name__} at \(top\): x must be an array, got {type(x).__name__}"
+    with pytest.raises(ValueError, match=said):
+        layer(use_running_average=False).init(KEY, x)
+
+
+@pytest.mark.parametrize("name", ["dtype", "param_dtype"])
+@pytest.mark.parametrize("value", ["floaty", 5, jnp.ones(2)], ids=str)
+def test_what_is_no_type_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"\(top\): {name} must be floating, got .* is no type"):
+        BatchNorm(use_running_average=False, **{name: value}).init(KEY, jnp.ones((4, 5)))
 
 
 def test_the_mode_has_no_default():

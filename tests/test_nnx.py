@@ -351,6 +351,9 @@ def test_an_unknown_keyword_is_refused(layer, keyword, hint):
         ({"impl": "fast"}, "impl must be one of"),
         ({"activation": "tanh"}, "activation must be one of"),
         ({"batch": 0}, "batch must be 'all', 'device' or"),
+        ({"dtype": "floaty"}, "dtype must be floating, got 'floaty', which is no type"),
+        ({"param_dtype": 5}, "param_dtype must be floating, got 5, which is no type"),
+        ({"axis_index_groups": [0, 1]}, "axis_index_groups must be groups of numbers of devices"),
     ],
 )
 def test_the_constructor_refuses(settings, message):
@@ -364,6 +367,14 @@ def test_integers_and_masks_of_another_kind_are_refused(promotion):
         layer(jnp.ones((4, 5), jnp.int32))
     with pytest.raises(ValueError, match="mask must be bool, got float32"):
         layer(jnp.ones((4, 5)), mask=jnp.ones((4, 1)))
+
+
+@pytest.mark.parametrize("x", [[[1.0]], {"image": jnp.ones((4, 5))}, "x", 1.0, None], ids=str)
+@pytest.mark.parametrize("layer", [BatchNorm, BatchRenorm])
+def test_what_is_no_array_is_refused(layer, x):
+    said = rf"{layer.__name__} of 5 features: x must be an array, got {type(x).__name__}"
+    with pytest.raises(ValueError, match=said):
+        layer(5, rngs=nnx.Rngs(0))(x)
 
 
 def test_statistics_from_algorithm_2():

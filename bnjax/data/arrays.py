@@ -10,6 +10,7 @@ import numpy as np
 
 from bnjax.data.array_records import RecordSplit
 from bnjax.data.data_set import DataError, DataSet, Example, Split, check_label, split_shards
+from bnjax.scalars import integer
 
 MOST_BYTES = 4 << 30
 """Most that `in_memory` takes unless told otherwise: Tiny ImageNet has a third of it, ImageNet at
@@ -187,6 +188,7 @@ def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Eva
     Raises:
         ValueError: if there is no example, or lengths differ, or batch_size < 1.
     """
+    batch_size = integer("batch_size", batch_size)
     if len(images) != len(labels) or len(images) == 0 or batch_size < 1:
         raise ValueError(
             "images and labels must be of the same length >= 1 and batch_size >= 1, got "

@@ -8,11 +8,12 @@ The order comes from raw bits of NumPy's Philox generator, whose stream NumPy gu
 versions; it depends neither on JAX nor on the backend.
 """
 
-import operator
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+
+from bnjax.scalars import check_seed, integer
 
 Shuffle = Literal["shards", "within_shard", "thorough"]
 """Ways to shuffle, from the least thorough to the most:
@@ -30,7 +31,7 @@ class Order(NamedTuple):
     """The example at each position.
 
     Attributes:
-        seed: of the order, >= 0.
+        seed: of the order, in 0 .. 2**64 - 1.
         shard_sizes: examples of each shard; shards are consecutive ranges of the stored examples.
         shuffle: how thorough.
     """
@@ -44,8 +45,7 @@ class Order(NamedTuple):
         if self.shuffle not in get_args(Shuffle):
             choices = ", ".join(map(repr, get_args(Shuffle)))
             raise ValueError(f"shuffle must be one of {choices}; got {self.shuffle!r}.")
-        if not 0 <= integer("seed", self.seed) < 2**64:
-            raise ValueError(f"seed must be in 0 .. 2**64 - 1, got {self.seed}.")
+        check_seed(self.seed)
         if not self.shard_sizes or min(self.shard_sizes) < 1:
             raise ValueError(f"shard_sizes must be of 1 and more, got {self.shard_sizes}.")
 
@@ -57,17 +57,6 @@ class Order(NamedTuple):
             begin = first - epoch * size
             parts.append(_epoch(self, epoch)[max(begin, 0) : begin + count])
         return np.concatenate(parts).astype(np.int64)
-
-
-def integer(name: str, value: Any) -> int:
-    """Returns an integer as Python's, which does not wrap; ValueError for another number.
-
-    NumPy would cut a seed of 1.5 to 1, and its int32 wraps at position 2^31.
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, got {value!r}.") from None
 
 
 @lru_cache(maxsize=2)  # a batch that ends an epoch and begins the next; 10 MB for ImageNet
@@ -88,13 +77,13 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """Returns a permutation of `range(size)`, int32 `[size]`, for one epoch of one seed.
 
     Raises:
-        ValueError: for a seed or epoch below zero, or a size below one; for what is no integer.
+        ValueError: for a seed or epoch outside of 0 .. 2**64 - 1, or a size below one; for what is
+            no integer.
     """
-    seed, epoch, size = integer("seed", seed), integer("epoch", epoch), integer("size", size)
-    if seed < 0 or epoch < 0 or size < 1:
+    seed, epoch, size = check_seed(seed), integer("epoch", epoch), integer("size", size)
+    if not 0 <= epoch < 2**64 or size < 1:
         raise ValueError(
-            f"seed and epoch must be >= 0 and size >= 1, got seed={seed}, epoch={epoch}, "
-            f"size={size}."
+            f"epoch must be in 0 .. 2**64 - 1 and size >= 1, got epoch={epoch}, size={size}."
         )
     key = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
     order = np.argsort(key, kind="stable").astype(np.int32)
@@ -117,8 +106,8 @@ def batch_indices(
     every example is seen equally often whatever the batch size.
 
     Raises:
-        ValueError: if the batch is empty or larger than the data, or a step below zero; for what is
-            no integer.
+        ValueError: if the batch is empty or larger than the data, a step below zero, or the seed
+            outside of 0 .. 2**64 - 1; for what is no integer.
 
     Example:
         >>> batch_indices(0, first_step=0, steps=2, batch_size=3, size=6).shape
@@ -126,7 +115,7 @@ def batch_indices(
         >>> sorted(batch_indices(0, first_step=0, steps=2, batch_size=3, size=6).ravel().tolist())
         [0, 1, 2, 3, 4, 5]
     """
-    seed, first_step = integer("seed", seed), integer("first_step", first_step)
+    seed, first_step = check_seed(seed), integer("first_step", first_step)
     steps, size = integer("steps", steps), integer("size", size)
     batch_size = integer("batch_size", batch_size)
     if not 1 <= batch_size <= size:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnjax.data.data_set import DataError, Example, Image, Split, check_label
-from bnjax.data.order import Order, Shuffle, integer
+from bnjax.data.order import Order, Shuffle
 from bnjax.data.workers import Batch, Stream, check_workers
+from bnjax.scalars import integer
 
 TrainingView = Callable[[Image, np.random.Generator], np.ndarray]
 EvaluationView = Callable[[Image], np.ndarray]
@@ -50,7 +51,7 @@ def training_batches(
     Args:
         examples: what to learn from.
         view: makes a uint8 array, of one shape for all, from an image and a generator of its own.
-        seed: of the order and of the views, >= 0.
+        seed: of the order and of the views, in 0 .. 2**64 - 1.
         first_step: the step whose batch comes first.
         batch_size: examples of the global batch, over all hosts.
         shuffle: how thorough, see `bnjax.data.order.Shuffle`.
@@ -121,6 +122,7 @@ def evaluation_batches(
             process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
+    batch_size = integer("batch_size", batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
     rows = _share(batch_size, process_index, process_count)
@@ -193,6 +195,8 @@ def _named(
 
 def _share(batch_size: int, process_index: int, process_count: int) -> range:
     """Returns the rows of a global batch that a host makes."""
+    process_index = integer("process_index", process_index)
+    process_count = integer("process_count", process_count)
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"process_index must be in 0 .. process_count - 1, got process_index={process_index}, "

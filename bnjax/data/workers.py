@@ -19,6 +19,7 @@ import numpy as np
 from bnjax.cores import usable_cores
 from bnjax.data.data_set import DataError
 from bnjax.extras import extra
+from bnjax.scalars import integer
 
 MOST_THREADS = 8
 """Threads of `workers=0`, at most one for each core. Views hold Python's lock for some of their
@@ -112,6 +113,7 @@ class Stream(Iterator[Batch]):
 
 def check_workers(workers: int) -> int:
     """Returns the number; ValueError if it is negative or more than a host has use for."""
+    workers = integer("workers", workers)
     if workers < 0:
         raise ValueError(f"workers must be >= 0, got {workers}; 0 is for threads.")
     if workers > MOST_WORKERS:

@@ -1,4 +1,4 @@
-"""Axes of an array, as they may be given: one or several, from either end."""
+"""Integers as they may be given: one or several, and axes of an array from either end."""
 
 import operator
 from collections.abc import Sequence
@@ -10,6 +10,16 @@ def integers(given: int | Sequence[int]) -> tuple[int, ...]:
     if any(isinstance(one, bool) for one in several):
         raise TypeError
     return tuple(map(operator.index, several))
+
+
+def check_integer(name: str, value: int, least: int) -> None:
+    """Raises ValueError unless it is an integer, of `least` or more."""
+    try:
+        (number,) = integers((value,))
+    except TypeError as error:
+        raise ValueError(f"{name} must be an integer, got {value!r}.") from error
+    if number < least:
+        raise ValueError(f"{name} must be >= {least}, got {number}.")
 
 
 def sorted_axes(ndim: int, axis: int | Sequence[int], name: str = "axis") -> tuple[int, ...]:

@@ -10,6 +10,8 @@ from jax import lax
 
 from bnjax.normalization.errors import Refusal
 from bnjax.normalization.meshes import (
+    as_index_groups,
+    check_axis_index_groups,
     check_mapped,
     explicit_parts,
     mapped_names,
@@ -64,7 +66,7 @@ def choose_groups(x: jax.Array, axes: tuple[int, ...], settings: Settings) -> Gr
 def _groups(examples: int, settings: Settings) -> Groups:
     batch, given, name = settings.batch, settings.axis_index_groups, settings.axis_name
     check_axis_index_groups(given, name)
-    index_groups = None if given is None else tuple(map(tuple, given))
+    index_groups = None if given is None else as_index_groups(given)
     axis_name = name if name is None or isinstance(name, str) else tuple(name)
     if batch != "all" and index_groups is not None:
         raise ValueError(f"batch={batch!r} and axis_index_groups both choose the batch: give one.")
@@ -212,15 +214,3 @@ def _normalize_each(
     y = y.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
     y = lax.slice_in_dim(y, 0, x.shape[axis], axis=axis)
     return y, moments
-
-
-def check_axis_index_groups(
-    groups: Sequence[Sequence[int]] | None, axis_name: str | Sequence[str] | None
-) -> None:
-    """Raises ValueError unless the groups divide an axis that is named, equally."""
-    if groups is None:
-        return
-    if axis_name is None:
-        raise ValueError(f"axis_index_groups={groups} needs axis_name: the axis they divide.")
-    if len({len(group) for group in groups}) != 1:
-        raise ValueError(f"axis_index_groups must be of one size, got {groups}.")

@@ -10,6 +10,8 @@ import jax
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from bnjax.normalization.axes import integers
+
 
 def shards_in_sight(examples: int) -> int:
     """Returns the number of parts that `jit` may make of the examples, by `jax.set_mesh`."""
@@ -45,8 +47,40 @@ def divided_like(x: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def mapped_names(axis_name: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the names of mapped axes, which may be given as one, several or none."""
-    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    """Returns the names of mapped axes, which may be given as one, several or none.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(axis_name, str):
+        return (axis_name,)
+    if axis_name is not None and not isinstance(axis_name, Sequence):
+        raise ValueError(f"axis_name must be a name or several, got {axis_name!r}.")
+    return tuple(axis_name or ())
+
+
+def as_index_groups(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Returns groups of devices as tuples, which are hashable; ValueError for anything else."""
+    try:
+        return tuple(map(integers, map(tuple, groups)))
+    except TypeError as error:
+        raise ValueError(
+            f"axis_index_groups must be groups of numbers of devices, got {groups!r}: for example "
+            "[[0, 1], [2, 3]]."
+        ) from error
+
+
+def check_axis_index_groups(
+    groups: Sequence[Sequence[int]] | None, axis_name: str | Sequence[str] | None
+) -> None:
+    """Raises ValueError unless the groups divide an axis that is named, equally."""
+    if groups is None:
+        return
+    sizes = set(map(len, as_index_groups(groups)))
+    if axis_name is None:
+        raise ValueError(f"axis_index_groups={groups} needs axis_name: the axis they divide.")
+    if len(sizes) != 1:
+        raise ValueError(f"axis_index_groups must be of one size, got {groups}.")
 
 
 def is_mapped(name: str) -> bool:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from bnjax.normalization.axes import sorted_axes
+from bnjax.normalization.axes import check_integer, sorted_axes
 from bnjax.normalization.fast.sums import first_rows, pair_of_sums, slices_of
-from bnjax.normalization.meshes import check_mapped, mapped_names
+from bnjax.normalization.meshes import check_axis_index_groups, check_mapped, mapped_names
 from bnjax.normalization.versions import as_varying, gather_invariant, typed_axes, varying_axes
 
 
@@ -62,7 +62,8 @@ def batch_moments(
 
     Raises:
         ValueError: an `x` that is not floating; an axis that it does not have, or that is given
-            twice; a mask of another shape or type.
+            twice; a mask of another shape or type; groups of devices without their axis; shards
+            that do not divide the examples.
 
     Example:
         >>> images = jnp.arange(24.0).reshape(2, 2, 2, 3)
@@ -72,6 +73,8 @@ def batch_moments(
     """
     _check(x, mask)
     axes = sorted_axes(x.ndim, axes, "axes")
+    check_axis_index_groups(axis_index_groups, axis_name)
+    _check_shards(shards, x.shape[axes[0]], axis_name)
     if shards > 1:
         return _merge(_parts_of_shards(x, axes, mask, shards))
     local = _local_part(x, axes, mask)
@@ -95,6 +98,15 @@ def _check(x: jax.Array, mask: jax.Array | None) -> None:
         raise ValueError(
             f"mask must be bool, of the shape of x {x.shape}, got {dtype} {shape}: "
             "use jnp.broadcast_to(mask.astype(bool), x.shape)."
+        )
+
+
+def _check_shards(shards: int, examples: int, axis_name: str | Sequence[str] | None) -> None:
+    """Raises ValueError unless so many equal parts can be made where no mapped axis divides."""
+    check_integer("shards", shards, 1)
+    if shards > 1 and (axis_name is not None or examples % shards):
+        raise ValueError(
+            f"shards={shards} must divide the {examples} examples, and be 1 with axis_name."
         )
 
 

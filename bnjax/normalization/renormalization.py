@@ -123,7 +123,9 @@ def renorm_limits(
     check_limits(Limits(r_max, d_max))
     if not math.isfinite(r_max + d_max):
         raise ValueError(f"r_max={r_max} and d_max={d_max} must be finite: limits grow up to them.")
-    if not start < min(r_end, d_end):
+    for name, value in (("start", start), ("r_end", r_end), ("d_end", d_end)):
+        known_number(name, value)
+    if not (start < r_end and start < d_end):
         raise ValueError(f"r_end={r_end} and d_end={d_end} must be after start={start}.")
 
     def share(end: int) -> jax.Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from bnjax.normalization.meshes import mapped_names
 from bnjax.normalization.moments import precision
 
 StatsAveraging = Literal["ema", "ema_debiased", "cumulative"]
@@ -54,8 +55,9 @@ class Settings:
         if self.activation is not None:
             check_choice("activation", self.activation, Activation)
         check_batch(self.batch)
-        if self.axis_name is not None and not isinstance(self.axis_name, str | Sequence):
-            raise ValueError(f"axis_name must be a name or several, got {self.axis_name!r}.")
+        mapped_names(self.axis_name)  # fails for what are none
+        if self.dtype is not None:
+            as_type(self.dtype)
 
     def output_dtype(self, x: jax.Array) -> DTypeLike:
         """Returns the type of `y`."""
@@ -90,6 +92,8 @@ def settings_of(layer: Any, **changes: Any) -> Settings:
     flax = {"decay": "momentum"}
     names = [field.name for field in fields(Settings)]
     check_decay(layer.momentum, "momentum")
+    check_batch(layer.batch)  # as the next, whatever `changes` replace
+    mapped_names(layer.axis_name)
     return Settings(**{name: getattr(layer, flax.get(name, name)) for name in names} | changes)
 
 
@@ -142,14 +146,19 @@ def check_epsilon(epsilon: float, dtype: DTypeLike = jnp.float32) -> None:
 
 def check_dtype(dtype: DTypeLike) -> None:
     """Raises ValueError unless the output's type is floating."""
+    dtype = as_type(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be floating, got {dtype}: means, scales and outputs are.")
+
+
+def as_type(dtype: DTypeLike, name: str = "dtype") -> jnp.dtype:
+    """Returns the type of such a name; ValueError for what is none, such as an array."""
     try:
         if hasattr(dtype, "astype") and not isinstance(dtype, type):
             raise TypeError  # an array, whose own type would be taken
-        dtype = jnp.dtype(dtype)
-    except TypeError as error:
-        raise ValueError(f"dtype must be floating, got {dtype!r}, which is no type.") from error
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be floating, got {dtype}: means, scales and outputs are.")
+        return jnp.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be floating, got {dtype!r}, which is no type.") from error
 
 
 def check_choice(name: str, value: str, choices: object) -> None:

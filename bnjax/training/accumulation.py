@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from bnjax.scalars import integer
 from bnjax.training.averaging import is_inexact, widened
 from bnjax.training.objectives import Metrics
 from bnjax.training.state import TrainState
@@ -60,7 +61,8 @@ def accumulate(
 
     Memory holds the activations of one. The gradient of the summed loss is divided by the summed
     count, in at least float32, so that a micro-batch weighs as much as it has examples that count.
-    If none has any, the gradient is zero.
+    If none has any, the gradient is zero. Until then a micro-batch's is that of its summed loss, in
+    the parameters' types: in float16 it may overflow where that of a mean does not.
 
     The running statistics move
 
@@ -166,7 +168,7 @@ def split_batch(batch: Tree, micro_batches: int) -> Tree:
         ((2, 3, 8, 8, 3), (2, 3))
     """
     examples = _leading("batch", batch)
-    if micro_batches < 1 or examples % micro_batches:
+    if integer("micro_batches", micro_batches) < 1 or examples % micro_batches:
         raise ValueError(
             f"micro_batches={micro_batches} must be >= 1 and divide the {examples} examples."
         )

@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from bnjax.scalars import number
+
 Tree = Any
 
 Averaging = Literal["ema", "ema_debiased", "ema_tensorflow", "cumulative"]
@@ -86,7 +88,7 @@ def update_average(
     if averaging not in get_args(Averaging):
         names = ", ".join(map(repr, get_args(Averaging)))
         raise ValueError(f"averaging must be one of {names}, got {averaging!r}.")
-    if not 0 <= decay < 1:
+    if not 0 <= number("decay", decay) < 1:
         raise ValueError(f"decay must be in [0, 1), got {decay}: it is the fraction kept.")
     updates = average.updates + 1
     weight = _weight(averaging, decay, updates.astype(jnp.float32))

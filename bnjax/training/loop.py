@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from bnjax.progress import ProgressBar
+from bnjax.scalars import integer
 from bnjax.training.checkpoints import Checkpoints
 from bnjax.training.objectives import Metrics
 from bnjax.training.parallel.host_checkpoints import HostCheckpoints
@@ -68,7 +69,7 @@ class Schedule(NamedTuple):
         together = 1 if self.steps_per_dispatch is None else self.steps_per_dispatch
         for name, value in (self._asdict() | {"steps_per_dispatch": together}).items():
             least = 0 if name in ("dense_until", "checkpoint_every") else 1
-            if value < least:
+            if integer(name, value) < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}.")
         for name in ("eval_every", "sparse_eval_every", "checkpoint_every"):
             if getattr(self, name) % together:
@@ -217,7 +218,7 @@ def fit(
             on the processes where it did not, HostsError with its text.
     """
     schedule.check()
-    if not 0 <= first_step <= schedule.steps:
+    if not 0 <= integer("first_step", first_step) <= schedule.steps:
         raise ValueError(
             f"first_step must be in 0 .. {schedule.steps}, got {first_step}: a run that is longer "
             "than its schedule has ended."

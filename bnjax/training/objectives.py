@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bnjax.scalars import number
+
 Objective = Callable[..., tuple[jax.Array, "Metrics"]]
 """`objective(outputs, labels, mask=None) -> (loss, metrics)`: the loss to minimize, summed over the
 examples that count, and the metrics, whose loss may be another one."""
@@ -130,6 +132,8 @@ def classification_objective(
     """
     _check_smoothing("label_smoothing", label_smoothing)
     weights = tuple(auxiliary_weights)
+    for weight in weights:
+        number("auxiliary_weights", weight)
 
     def objective(
         outputs: Any, labels: jax.Array, mask: jax.Array | None = None
@@ -174,6 +178,12 @@ def check_classification(
     logits: jax.Array, labels: jax.Array, mask: jax.Array | None, *, name: str = "logits"
 ) -> None:
     """Raises ValueError unless logits (or scores of this `name`), labels and mask fit together."""
+    for argument, value in ((name, logits), ("labels", labels), ("mask", mask)):
+        if value is not None and not (hasattr(value, "dtype") and hasattr(value, "astype")):
+            raise ValueError(
+                f"{argument} must be an array, got {type(value).__name__}: use "
+                f"jnp.asarray({argument})."
+            )
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"{name} must be [n, classes] and labels [n], got {logits.shape} and {labels.shape}."
@@ -192,5 +202,5 @@ def _without_masked(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _check_smoothing(name: str, smoothing: float) -> None:
-    if not 0 <= smoothing < 1:
+    if not 0 <= number(name, smoothing) < 1:
         raise ValueError(f"{name} must be in [0, 1), got {smoothing}; the paper has 0.1.")

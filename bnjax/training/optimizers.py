@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bnjax.scalars import number
 from bnjax.training.roles import ROLES, Role, Roles, check_roles, parameter_roles, role_mask
 
 
@@ -47,11 +48,11 @@ class ExponentialDecay:
     """whether the rate falls at the end of each period, or a little at each update"""
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor <= 1:
+        if not 0 < number("factor", self.factor) <= 1:
             raise ValueError(
                 f"factor must be in (0, 1], got {self.factor}: to lower the rate by 4 %, give 0.96."
             )
-        if not self.every > 0:
+        if not number("every", self.every) > 0:
             raise ValueError(f"every must be a number of updates > 0, got {self.every}.")
 
     def __call__(self, updates: jax.Array) -> jax.Array:
@@ -117,7 +118,7 @@ def rmsprop(
     """
     _check_fraction("decay", decay)
     _check_fraction("momentum", momentum)
-    if not epsilon > 0:
+    if not number("epsilon", epsilon) > 0:
         raise ValueError(f"epsilon must be > 0, got {epsilon}.")
     return optax.chain(
         optax.scale_by_rms(decay, epsilon, initial_scale=1.0),
@@ -161,9 +162,9 @@ def make_optimizer(
         >>> tx = make_optimizer(momentum_sgd(0.1), l2=1e-4, clip_norm=1.0)
         >>> state = tx.init({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}})
     """
-    if not l2 >= 0:
+    if not number("l2", l2) >= 0:
         raise ValueError(f"l2 must be >= 0, got {l2}.")
-    if clip_norm is not None and not clip_norm > 0:
+    if clip_norm is not None and not number("clip_norm", clip_norm) > 0:
         raise ValueError(f"clip_norm must be > 0, or None for no clipping, got {clip_norm}.")
     check_roles("decay", decay)
     check_roles("train", train)
@@ -218,5 +219,5 @@ def _descend(
 
 
 def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= value < 1:
+    if not 0 <= number(name, value) < 1:
         raise ValueError(f"{name} must be in [0, 1), got {value}: it is the fraction kept.")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
+from bnjax.scalars import integer
 from bnjax.training.objectives import check_classification
 
 
@@ -57,7 +58,7 @@ def predict(
         ValueError: while tracing, if `at_once` does not divide the number of views.
     """
     n, count, *image = views.shape
-    if at_once < 1 or count % at_once:
+    if integer("at_once", at_once) < 1 or count % at_once:
         raise ValueError(f"at_once must divide the {count} views of an example, got {at_once}.")
 
     def of_part(part: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Training and evaluation steps as pure functions. Nothing here is compiled or placed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -51,7 +51,13 @@ def make_train_step(
         objective: the loss to minimize.
         axis_name: mapped axes of devices that hold a share of the batch. Gradient and metrics are
             then summed over them, and the gradient is divided by the count of all, so that all
-            devices return the same. Layers must be given the axes themselves.
+            devices return the same. Layers must be given the axes themselves. Until it is divided,
+            the gradient is that of the sum, in the parameters' types: in float16 it may overflow
+            where that of the mean, as without axes, does not.
+
+    Raises:
+        ValueError: from the step, while tracing, for a batch that is not `(images, labels)`, or
+            `(images, labels, mask)` as `make_loss` says.
 
     Example:
         >>> from functools import partial
@@ -94,18 +100,34 @@ def make_loss(apply: TrainApply, objective: Objective = cross_entropy) -> Loss:
     """Makes the summed loss of a batch `(images, labels)`, as `make_accumulating_step` takes it.
 
     A third array of the batch is a mask bool `[n]` of the examples that the objective counts;
-    normalization counts all of them.
+    normalization counts all of them. What is no such batch is a ValueError, while tracing.
     """
 
     def loss(
         params: Any, batch_stats: Any, batch: Any, *key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        _check_batch(batch)
         images, labels, *mask = batch
         outputs, batch_stats = apply({"params": params, "batch_stats": batch_stats}, images, *key)
         total, metrics = objective(outputs, labels, *mask)
         return total, (batch_stats, metrics)
 
     return loss
+
+
+def _check_batch(batch: Any) -> None:
+    """Raises ValueError unless a batch is images and labels, in this order, and perhaps a mask."""
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) in (2, 3):
+        return
+    got = f"a {type(batch).__name__}"
+    if isinstance(batch, Mapping):
+        got = f"a dict of {', '.join(map(str, batch))}"
+    elif isinstance(batch, Sequence):
+        got += f" of {len(batch)}"
+    raise ValueError(
+        f"batch must be (images, labels) or (images, labels, mask), got {got}: give such a tuple, "
+        "for example (batch['image'], batch['label'])."
+    )
 
 
 def scan_steps(
@@ -154,10 +176,17 @@ def make_eval_step(
 
     Returns:
         `evaluate(variables, batches) -> metrics`, with `batches` an `EvalBatches` of arrays;
-        batches are visited one after another, so that memory holds the activations of one.
+        batches are visited one after another, so that memory holds the activations of one. Others
+        are a ValueError, while tracing.
     """
 
     def evaluate(variables: Variables, batches: Any) -> Metrics:
+        if not all(hasattr(batches, name) for name in ("images", "labels", "mask")):
+            raise ValueError(
+                f"batches must be EvalBatches, got {type(batches).__name__}: make them with "
+                "bnjax.data.arrays.eval_batches."
+            )
+
         def body(sums: Metrics, batch: Any) -> tuple[Metrics, None]:
             logits = apply(variables, prepare(batch.images))
             metrics = classification_metrics(logits, batch.labels, batch.mask)

@@ -1,6 +1,5 @@
 """The covariance of a batch, from which whitening follows."""
 
-import operator
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,8 +10,13 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bnjax.normalization.arguments import check_array, check_real, split_axes
-from bnjax.normalization.groups import check_axis_index_groups
-from bnjax.normalization.meshes import check_mapped, explicit_parts, undivided
+from bnjax.normalization.axes import check_integer
+from bnjax.normalization.meshes import (
+    check_axis_index_groups,
+    check_mapped,
+    explicit_parts,
+    undivided,
+)
 from bnjax.normalization.moments import batch_moments, batch_size, precision, sum_over_devices
 
 # Accelerators round the factors of a product to bfloat16 or so, unless told not to.
@@ -162,7 +166,8 @@ def _row_mask(mask: jax.Array | None, x: jax.Array, axis: int) -> jax.Array | No
 
 def group_width(features: int, groups: int) -> int:
     """Returns the features of a group; raises ValueError unless the groups divide them."""
-    if operator.index(groups) < 1 or features % groups:
+    check_integer("groups", groups, 1)
+    if features % groups:
         raise ValueError(
             f"groups must divide the features, got groups={groups} for {features} features."
         )

@@ -37,6 +37,7 @@ from bnjax.normalization.arguments import (
     check_features,
     check_floating,
 )
+from bnjax.normalization.axes import check_integer
 from bnjax.normalization.batch_norm import move_stats
 from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments, precision
@@ -86,6 +87,7 @@ def init_whitening_stats(
     check_choice("averaging", averaging, StatsAveraging)
     check_dtype(dtype)
     dtype = precision(dtype)
+    check_integer("features", features, 0)
     width = group_width(features, groups)
     cov = jnp.broadcast_to(jnp.eye(width, dtype=dtype)[None], (groups, width, width))
     stats = {"mean": jnp.zeros(features, dtype), "cov": cov}
@@ -155,6 +157,7 @@ def whiten_batch(
          [0. 1.]]
     """
     groups = _check_stats(stats, feature_count(x, axis))
+    check_choice("running_cov", running_cov, RunningVar)
     settings = Settings(decay=decay, averaging=averaging, running_var=running_cov)
     check_count(stats, averaging)
     y, batch = whitening_transform(
@@ -199,7 +202,7 @@ def whitening_transform(
     features = feature_count(x, axis)
     width = group_width(features, groups)
     check_features("params", params, (features,), allowed={"scale", "bias"})
-    check_method(method, epsilon)
+    check_method(method, epsilon, x.dtype)
     dtype = x.dtype if dtype is None else dtype
     check_dtype(dtype)
     x = widened(x, dtype)
@@ -233,7 +236,7 @@ def whiten_population(
     features = feature_count(x, axis)
     groups = _check_stats(stats, features)
     check_features("params", params, (features,), allowed={"scale", "bias"})
-    check_method(method, epsilon)
+    check_method(method, epsilon, x.dtype)
     dtype = x.dtype if dtype is None else dtype
     check_dtype(dtype)
     x = widened(x, dtype)

@@ -6,8 +6,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
-from bnjax.normalization.settings import check_choice
+from bnjax.normalization.arguments import check_floating
+from bnjax.normalization.settings import check_choice, check_epsilon, known_number
 
 Method = Literal["zca", "pca"]
 
@@ -19,9 +21,11 @@ def whitening_matrix(cov: jax.Array, *, method: Method = "zca", epsilon: float =
     """Returns W `[..., c, c]` of covariances `[..., c, c]`, such that (x - mean) @ W is white.
 
     Raises:
-        ValueError: for an unknown method, or an epsilon that is not positive.
+        ValueError: for an unknown method, an epsilon that is not positive, or what are no square
+            matrices.
     """
-    check_method(method, epsilon)
+    _check_square("cov", cov)
+    check_method(method, epsilon, cov.dtype)
     return inverse_sqrt(cov, epsilon) if method == "zca" else _principal_axes(cov, epsilon)
 
 
@@ -46,7 +50,14 @@ def inverse_sqrt(matrix: jax.Array, epsilon: float = 0.0) -> jax.Array:
     Differentiable any number of times, forward and reverse, at repeated eigenvalues too: the
     eigenvectors, whose derivative is infinite there, are not differentiated. Eigenvalues that
     rounding made negative count as zero. Without an epsilon the matrices must be definite.
+
+    Raises:
+        ValueError: for what are no square matrices, or an epsilon below zero.
     """
+    _check_square("matrix", matrix)
+    known = known_number("epsilon", epsilon)
+    if known is not None and not known >= 0:
+        raise ValueError(f"epsilon must be >= 0, got {epsilon}: eigenvalues are.")
     matrix = (matrix + matrix.mT) / 2
     values, vectors = jnp.linalg.eigh(lax.stop_gradient(matrix), symmetrize_input=False)
     spectrum = _Spectrum(vectors, jnp.sqrt(jnp.maximum(values, 0) + epsilon))
@@ -118,10 +129,13 @@ def _differentiable_where_jvp(
     return _differentiable_where(*primals), tangents[0] * factor
 
 
-def check_method(method: str, epsilon: float) -> None:
-    """Raises ValueError unless these can be arguments of `whitening_matrix`."""
+def check_method(method: str, epsilon: float, dtype: DTypeLike) -> None:
+    """Raises ValueError unless `whitening_matrix` can have these for covariances of `dtype`."""
     check_choice("method", method, Method)
-    if not epsilon > 0:
-        raise ValueError(
-            f"epsilon must be > 0, got {epsilon}: constant combinations of features divide by it."
-        )
+    check_epsilon(epsilon, dtype)
+
+
+def _check_square(name: str, matrices: jax.Array) -> None:
+    check_floating(name, matrices)
+    if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2]:
+        raise ValueError(f"{name} must be square, [..., c, c], got shape {matrices.shape}.")

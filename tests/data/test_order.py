@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bnjax.data.order import Order, batch_indices, epoch_order
+from bnjax.data.order import Order, batch_indices, epoch_order, permutation
 
 SIZES = (5, 3, 4)
 SIZE = sum(SIZES)
@@ -112,9 +112,6 @@ def test_the_order_of_shards_is_even():
     ("order", "said"),
     [
         (Order(0, SIZES, "none"), "shuffle must be one of 'shards', .*; got 'none'"),
-        (Order(-1, SIZES, "shards"), "seed must be in .* got -1"),
-        (Order(2**64, SIZES, "shards"), "seed must be in"),
-        (Order(1.5, SIZES, "shards"), "seed must be an integer, got 1.5"),
         (Order(0, (), "shards"), r"shard_sizes must be of 1 and more, got \(\)"),
         (Order(0, (3, 0), "shards"), "shard_sizes must be of 1 and more"),
     ],
@@ -192,8 +189,6 @@ def test_integers_of_numpy_do_not_wrap():
         ({"batch_size": 11}, "batch_size must be between 1 and the 10 training examples, got 11"),
         ({"first_step": -1}, "first_step=-1"),
         ({"steps": 0}, "steps=0"),
-        ({"seed": -1}, "seed=-1"),
-        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
         ({"first_step": 0.5}, "first_step must be an integer, got 0.5"),
     ],
 )
@@ -203,8 +198,38 @@ def test_bad_arguments_of_batch_indices(arguments, message):
         batch_indices(**given)
 
 
-@pytest.mark.parametrize("arguments", [(-1, 0, 5), (0, -1, 5), (0, 0, 0)])
+@pytest.mark.parametrize("arguments", [(0, -1, 5), (0, 2**64, 5), (0, 0, 0)])
 def test_bad_arguments_of_epoch_order(arguments):
-    seed, epoch, size = arguments
-    with pytest.raises(ValueError, match=f"seed={seed}, epoch={epoch}, size={size}"):
+    _, epoch, size = arguments
+    with pytest.raises(ValueError, match=f"epoch={epoch}, size={size}"):
         epoch_order(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("seed", "said"),
+    [
+        (-1, r"seed must be in 0 \.\. 2\*\*64 - 1, got -1"),
+        (2**64, r"seed must be in 0 \.\. 2\*\*64 - 1, got 18446744073709551616"),
+        (1.5, "seed must be an integer, got 1.5"),
+        ("1", "seed must be an integer, got '1'"),
+        (None, "seed must be an integer, got None"),
+        (True, "seed must be an integer, got True"),
+    ],
+)
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda seed: Order(seed, SIZES, "shards").check(),
+        lambda seed: permutation(seed, 0, 5),
+        lambda seed: epoch_order(seed, 0, 5),
+        lambda seed: batch_indices(seed, 0, 1, batch_size=4, size=10),
+    ],
+    ids=["Order", "permutation", "epoch_order", "batch_indices"],
+)
+def test_bad_seeds_are_refused_alike(order, seed, said):
+    with pytest.raises(ValueError, match=said):
+        order(seed)
+
+
+def test_the_largest_seed():
+    assert sorted(permutation(2**64 - 1, 2**64 - 1, 5)) == [0, 1, 2, 3, 4]

@@ -290,7 +290,10 @@ BAD = [
     Bad({"seed": -1}, "seed must be in .* got -1"),
     Bad({"shuffle": "much"}, "shuffle must be one of .* got 'much'"),
     Bad({"first_step": -1}, "first_step must be >= 0, got -1"),
+    Bad({"seed": 2**64}, "seed must be in .* got 18446744073709551616"),
     Bad({"seed": 1.5}, "seed must be an integer, got 1.5"),
+    Bad({"workers": 1.5}, "workers must be an integer, got 1.5"),
+    Bad({"process_count": "2"}, "process_count must be an integer, got '2'"),
     Bad({"first_step": 0.5}, "first_step must be an integer, got 0.5"),
     Bad({"batch_size": 0}, "batch_size must be between 1 and the 23 examples, got 0"),
     Bad({"batch_size": 24}, "batch_size must be between 1 and the 23 examples, got 24"),
@@ -320,6 +323,7 @@ def test_shards_that_are_not_the_examples_are_refused(sizes):
     ("choices", "said"),
     [
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"batch_size": "4"}, "batch_size must be an integer, got '4'"),
         ({"batch_size": 4, "workers": -2}, "workers must be >= 0, got -2"),
         ({"batch_size": 4, "process_count": 3}, "must be a multiple of process_count=3"),
     ],

@@ -297,6 +297,7 @@ def test_consecutive_examples_form_a_micro_batch():
     [
         (lambda: split_batch(draw(), 5), r"micro_batches=5 must be >= 1 and divide the 24"),
         (lambda: split_batch(draw(), 0), r"micro_batches=0 must be"),
+        (lambda: split_batch(draw(), 2.0), r"micro_batches must be an integer, got 2.0"),
         (lambda: split_batch((np.zeros(4), np.zeros(6)), 2), r"batch must .* \[\(4,\), \(6,\)\]"),
         (lambda: accumulated(statistics="mean"), r"statistics must be .*, got 'mean'"),
         (lambda: accumulated((jnp.zeros((0, 4, 5)),)), r"batches must .* one or more, got shapes"),

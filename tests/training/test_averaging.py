@@ -114,6 +114,7 @@ def test_counts_are_taken_over():
     [
         ({"averaging": "polyak"}, r"averaging must be one of 'ema', .* got 'polyak'"),
         ({"averaging": "ema", "decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
+        ({"averaging": "ema", "decay": "0.9"}, r"decay must be a number, got '0.9'"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

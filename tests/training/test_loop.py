@@ -159,6 +159,12 @@ def test_a_first_step_outside_the_schedule_is_refused(first_step):
     assert (trace.dispatches, trace.entries) == ([], [])
 
 
+@pytest.mark.parametrize("value", [53.0, "53", True])
+def test_steps_are_integers(value):
+    with pytest.raises(ValueError, match=f"eval_every must be an integer, got {value!r}"):
+        EVERY_TEN._replace(eval_every=value).check()
+
+
 def send(number, *, when, times=1):
     def at(trace, step):
         if step == when:

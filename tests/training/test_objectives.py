@@ -128,6 +128,16 @@ def test_shapes_are_checked_while_tracing(logits, labels, message):
         jax.eval_shape(classification_metrics, *arguments)
 
 
+def test_lists_are_no_arrays():
+    logits, labels = jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32)
+    with pytest.raises(ValueError, match=r"labels must be an array, got list: use jnp\.asarray"):
+        classification_metrics(logits, [0, 1])
+    with pytest.raises(ValueError, match="logits must be an array, got tuple"):
+        classification_metrics((logits, logits), labels)
+    with pytest.raises(ValueError, match="mask must be an array, got list"):
+        classification_metrics(logits, labels, [True, False])
+
+
 def test_labels_must_be_integers():
     with pytest.raises(ValueError, match=r"labels must be integer class numbers, got float32"):
         jax.eval_shape(classification_metrics, jnp.zeros((4, 3)), jnp.zeros(4))
@@ -245,6 +255,13 @@ def test_a_head_without_a_weight_is_refused(weights):
     objective = classification_objective(auxiliary_weights=weights)
     with pytest.raises(ValueError, match=r"auxiliary_weights=.* must be one for each .* returns 2"):
         objective((logits, (logits, logits)), labels)
+
+
+def test_smoothing_and_weights_are_numbers():
+    with pytest.raises(ValueError, match=r"label_smoothing must be a number, got '0\.1'"):
+        classification_objective(label_smoothing="0.1")
+    with pytest.raises(ValueError, match=r"auxiliary_weights must be a number, got '0\.3'"):
+        classification_objective(auxiliary_weights=("0.3",))
 
 
 @pytest.mark.parametrize("smoothing", [1.0, -0.1])

@@ -218,6 +218,29 @@ def test_evaluation_sums_over_batches_and_skips_padding():
     assert metrics.examples == 11
 
 
+@pytest.mark.parametrize(
+    ("batch", "got"),
+    [
+        ({"image": jnp.ones((4, 6)), "label": jnp.zeros(4, int)}, "a dict of image, label"),
+        ((jnp.ones((4, 6)),), "a tuple of 1"),
+        ([jnp.ones((4, 6))] * 4, "a list of 4"),
+        (jnp.ones((2, 6)), "a .*Tracer"),
+    ],
+)
+def test_a_batch_of_another_form_is_refused(batch, got):
+    """JAX said that a string is no array, or Python that there is nothing to unpack."""
+    step, _, state = make(None)
+    said = rf"batch must be \(images, labels\) or .* got {got}: .*batch\['image'\]"
+    with pytest.raises(ValueError, match=said):
+        jax.eval_shape(step, state, batch)
+
+
+def test_test_sets_of_another_form_are_refused():
+    evaluate = make_eval_step(lambda variables, images: images, prepare)
+    with pytest.raises(ValueError, match=r"batches must be EvalBatches, got tuple: .*eval_b"):
+        evaluate({}, make_data())
+
+
 def test_any_optax_transformation_serves():
     """Parameters reach the optimizer: weight decay alone moves them by their own size."""
     tx = optax.chain(optax.add_decayed_weights(0.1), optax.scale(-1.0))

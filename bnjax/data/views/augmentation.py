@@ -35,6 +35,7 @@ from bnjax.data.views.decoding import (
     open_image,
 )
 from bnjax.data.views.distortions import Distortion, distort
+from bnjax.scalars import integer, number
 
 __all__ = [
     "Augmentation",
@@ -95,13 +96,13 @@ class Augmentation:
                 )
         _check_size(self.image_size)
         for name, least in (("attempts", 1), ("padding", 0)):
-            if getattr(self, name) < least:
+            if integer(name, getattr(self, name)) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}.")
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area must be two numbers, 0 < low <= high <= 1; got {self.area}.")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise ValueError(f"aspect must be two numbers, 0 < low <= high; got {self.aspect}.")
-        if not 0 <= self.reduced <= 1:
+        if not 0 <= number("reduced", self.reduced) <= 1:
             raise ValueError(f"reduced must be in [0, 1], got {self.reduced}.")
 
     @property
@@ -300,10 +301,10 @@ def _cut(picture: Picture, window: Window) -> np.ndarray:
 def check_view(image_size: int, fraction: float) -> None:
     """Refuses, with a ValueError, what no evaluation can use."""
     _check_size(image_size)
-    if not 0 < fraction <= 1:
+    if not 0 < number("fraction", fraction) <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}.")
 
 
 def _check_size(image_size: int) -> None:
-    if not 1 <= image_size <= MOST_SIDE:
+    if not 1 <= integer("image_size", image_size) <= MOST_SIDE:
         raise ValueError(f"image_size must be in 1 .. {MOST_SIDE}, got {image_size}.")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnjax.scalars import number
+
 
 @dataclass(frozen=True)
 class Distortion:
@@ -29,7 +31,7 @@ class Distortion:
 
     def __post_init__(self) -> None:
         for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
-            if not 0 <= getattr(self, name) <= most:
+            if not 0 <= number(name, getattr(self, name)) <= most:
                 raise ValueError(f"{name} must be in [0, {most}], got {getattr(self, name)}.")
 
     def scaled(self, factor: float) -> "Distortion":

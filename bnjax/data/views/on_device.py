@@ -16,6 +16,7 @@ from bnjax.data.views.crops import CENTRE, central_window, padded_rest, whole
 from bnjax.data.views.device_crops import cut_padded, draw_below, draw_window, resize
 from bnjax.data.views.device_distortions import Changes, distort, draw_changes
 from bnjax.data.views.resizing import Interpolation
+from bnjax.scalars import check_seed
 
 _INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 _PURPOSE = 0x76696577
@@ -42,19 +43,21 @@ def view_keys(seed: Array | int, positions: Array) -> Array:
     """Returns the key of each view, a function of seed and position alone.
 
     Args:
-        seed: int32 or uint32.
+        seed: in 0 .. 2**32 - 1; an array, which may be traced, of int32 or uint32.
         positions: uint32 [n], of the examples over the whole training: step * batch + i.
 
     Returns:
         Typed keys [n], of Threefry: what other generators draw under `vmap` depends on the batch.
 
     Raises:
-        ValueError: for other positions.
+        ValueError: for other positions; for another seed that is no array.
     """
     if positions.dtype != jnp.uint32 or positions.ndim != 1:
         raise ValueError(
             f"positions must be uint32 [n], got {positions.dtype} {list(positions.shape)}."
         )
+    if not isinstance(seed, Array):
+        check_seed(seed, bits=32)
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _PURPOSE)
     return jax.vmap(partial(jax.random.fold_in, key))(positions)
 

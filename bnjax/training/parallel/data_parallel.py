@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bnjax.scalars import integer
 from bnjax.training.keys import from_array, is_key, key_impl, to_array
 from bnjax.training.parallel.copies import check_kept, check_same
 
@@ -75,7 +76,7 @@ class DataParallel:
 
     def check_batch(self, batch_size: int) -> None:
         """Raises ValueError unless each device gets equally many examples, at least one."""
-        if batch_size < 1 or batch_size % self.device_count:
+        if integer("batch_size", batch_size) < 1 or batch_size % self.device_count:
             below = batch_size // self.device_count * self.device_count
             raise ValueError(
                 f"batch_size={batch_size} cannot be split evenly over {self.device_count} devices: "

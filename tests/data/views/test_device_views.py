@@ -209,6 +209,13 @@ def test_compiled_and_eager_views_are_the_same():
     assert np.abs(np.asarray(eager).astype(int) - np.asarray(compiled)).max() <= 1
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1.5, None], ids=str)
+def test_bad_seeds_are_refused(seed):
+    """JAX would cut 2^32 to 0."""
+    with pytest.raises(ValueError, match=r"seed must be (in 0 \.\. 2\*\*32 - 1|an integer), got"):
+        view_keys(seed, POSITIONS)
+
+
 def test_keys_differ_by_seed_and_position_and_by_nothing_else():
     keys = {
         tuple(data)
