@@ -155,7 +155,7 @@ def _largest_rate() -> Finding:
     effects = [final["effect"] for final in answers.load(found.results)["stable_rate"]]
     low, high = confidence_95(effects)
     mean, *ends = (f"{10**value:.0f}" for value in (np.mean(effects), low, high))
-    text = f"{mean} times ({' to '.join(ends)})" if low < high else f"{mean} times in each seed"
+    text = f"{mean} times as high" + (f" ({' to '.join(ends)})" if low < high else " in each seed")
     return Finding(text, side(low, high), f"{len(effects)} seeds")
 
 

@@ -96,7 +96,7 @@ def _cell(column: list[Entry], rate: float, accuracy: str) -> str:
             if entry.get("diverged"):
                 return f"{text} ({len(entry['diverged'])} of {entry['runs']} diverged)"
             if entry["runs"] < _most(column):
-                return f"{text} ({entry['runs']} of {_most(column)} seeds)"
+                return f"{text} (seeds: {entry['runs']}, not {_most(column)})"
             return f"**{text}**" if entry is best else text
     return ""  # an arm may lack a rate
 

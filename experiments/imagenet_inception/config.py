@@ -74,9 +74,10 @@ class Config(ImageConfig):
     """Runs of each arm, with seeds 0, 1, ...; a seed sets weights, data order, views and dropout.
     Open: one, presumably."""
     steps: int = nothing(300)
-    """Training steps of Inception and BN-Baseline. Stated: Inception's best comes at 31.0e6."""
+    """Training steps, of all but the accelerated arms. Stated: Inception's best comes at 31.0e6."""
     accelerated_steps: int = nothing(150)
-    """Training steps of the other arms. Stated: BN-x30's best comes at 6e6."""
+    """Training steps of the accelerated arms: bn_x5, bn_x30, bn_x5_sigmoid, recipe_*, left_out_*
+    and ensemble_*. Stated: BN-x30's best comes at 6e6."""
     batch_size: int = training(32)
     """Examples per step, over all devices. Stated: 32 on each of an unknown number of replicas; 256
     are 8 of them, in step, if `normalize_together` stays at 32."""

@@ -76,8 +76,8 @@ EXPERIMENT = Experiment(
     name="mnist_lenet",
     config=Config,
     presets=PRESETS,
-    presets_help="quick: the packaged digits, a minute on 2 cores. paper: all of MNIST, 50,000 "
-    "steps.",
+    presets_help="quick: the packaged digits, half a minute on 2 cores. paper: all of MNIST, "
+    "50,000 steps.",
     arms=ARMS,
     compute=OneCPUDevicePerCore,
     tasks=tasks,

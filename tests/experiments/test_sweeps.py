@@ -53,7 +53,7 @@ def test_a_rate_that_lacks_seeds_is_not_the_best():
     """As while a sweep goes on. Seen red: one lucky seed was in bold."""
     column = [entry(0.1, 0.91), entry(0.2, 0.915, runs=1), entry(0.3, 0.9)]
     rows = sweep_table({"a": column}, label, "best").splitlines()
-    assert rows[2:4] == ["| 0.1 | **91.00 ± 1.00** |", "| 0.2 | 91.50 ± 1.00 (1 of 3 seeds) |"]
+    assert rows[2:4] == ["| 0.1 | **91.00 ± 1.00** |", "| 0.2 | 91.50 ± 1.00 (seeds: 1, not 3) |"]
 
 
 def runs_at(rate, *right, steps=300, diverged=None):

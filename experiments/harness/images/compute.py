@@ -24,7 +24,7 @@ class Sharing:
     """Processes that make views; 0 for threads of this one."""
     coordinator: str | None = None
     """Of several hosts: host:port of process 0. Slurm and Cloud TPU tell all three by themselves.
-    Each host has what is read; the first one writes --out."""
+    Each host needs a copy of what is read; the first one writes --out."""
     process_count: int | None = None
     """Of several hosts: how many processes, each started with the same flags."""
     process_index: int | None = None
