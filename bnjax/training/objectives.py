@@ -78,7 +78,7 @@ def classification_metrics(
 def smoothed_cross_entropy(
     logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None, *, smoothing: float
 ) -> jax.Array:
-    """Cross-entropy with label smoothing (Szegedy et al. 2015, 1512.00567, section 7), summed.
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, 1512.00567, section 7), summed.
 
     The label's distribution is mixed with the uniform one: q'(k) = (1 - e) [k = label] + e/K, so
     that a label keeps 1 - e + e/K of K classes.

@@ -120,6 +120,7 @@ CLAIMS = (
     ),
 )
 """To add a pair is one line: (folder/arm, folder/arm), the one that is to be better in front."""
+_MADE_BY = ("versions", "processor", "device_kind")
 
 
 def claims_table(results: Path, report: Comparison) -> str:
@@ -142,13 +143,19 @@ def claims_table(results: Path, report: Comparison) -> str:
 
 
 def _judged(claim: Claim, pair: Sequence[Runs]) -> list[str]:
-    """Returns what a pair differs in, its seeds, how much better the first is, the verdict."""
+    """Returns what a pair differs in, its seeds, how much better the first is, the verdict.
+
+    Versions and machines, those of the first seed, are told and do not change the verdict.
+    """
     difference = claim.measure(*pair)
     first, second = map(_identity, pair)
     changed = [name for name in first | second if first.get(name) != second.get(name)]
     differ = ", ".join(f"`{name}`" for name in changed)
     if len(changed) > 3:
         differ = f"the whole recipe, {len(changed)} settings"
+    made = [runs.record["environment"] for runs in pair]
+    elsewhere = [name for name in _MADE_BY if made[0].get(name) != made[1].get(name)]
+    differ = "; ".join(filter(None, (differ, ", ".join(elsewhere))))
     says = verdict(difference.side) if changed == [claim.setting] else "none: more differs"
     return [differ, str(difference.seeds), difference.text, says]
 

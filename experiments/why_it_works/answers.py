@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from bnjax.evidence.figures import Form, save
 from bnjax.evidence.records import check_log_digest
@@ -83,21 +84,22 @@ class Answers:
         return "\n".join(lines.values())
 
     def draw(self, out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
-        """Draws a panel for each question that was answered."""
-        from matplotlib.figure import Figure
+        """Writes the panels, if a question was answered."""
+        panels = self.panels(out)
+        return [save(panels, ((to or out) / FIGURE).with_suffix(f".{form}"))] if panels.axes else []
 
+    def panels(self, out: Path) -> Figure:
+        """Draws a panel for each question that was answered."""
         found = self.load(out)
         shown = [question for question in self.questions if question.name in found]
-        if not shown:
-            return []
-        rows = -(-len(shown) // _COLUMNS)
-        figure = Figure(figsize=(3.1 * min(_COLUMNS, len(shown)), 2.7 * rows), layout="constrained")
+        columns, rows = min(_COLUMNS, len(shown)) or 1, -(-len(shown) // _COLUMNS) or 1
+        figure = Figure(figsize=(3.1 * columns, 3.0 * rows), layout="constrained")
         for position, question in enumerate(shown, start=1):
-            axes = figure.add_subplot(rows, min(_COLUMNS, len(shown)), position)
+            axes = figure.add_subplot(rows, columns, position)
             axes.spines[["top", "right"]].set_visible(False)
             question.draw(axes, found[question.name])
             axes.set_title(question.label, fontsize=10)
-        return [save(figure, ((to or out) / FIGURE).with_suffix(f".{form}"))]
+        return figure
 
     def _found(self, summary: dict[str, Any]) -> list[tuple[Question, dict[str, Any]]]:
         found = summary["questions"]
@@ -111,6 +113,8 @@ def _measured(question: Question, found: dict[str, Any]) -> str:
         if "confidence_95" not in found:
             return said
         low, high = found["confidence_95"]
+        if low == high:  # no interval: it would say that seeds never differ
+            return f"{said}, in each seed"
         return f"{said} ({low:+.3g} to {high:+.3g})"
     checks = found["checks"]
     worst = checks[np.argmax(list(map(_share_of_bound, checks)))]  # NaN is the worst

@@ -27,10 +27,17 @@ def over_steps(steps: int, reached: Mapping[str, np.ndarray]) -> dict[str, list[
 def draw_over_steps(
     axes: Axes, answers: Sequence[dict[str, Any]], styles: Styles, ylabel: str
 ) -> None:
-    """Draws curves against `step`, each with one entry in the legend."""
+    """Draws curves against `step`, each named once."""
     for position, answer in enumerate(answers):
         for name, (color, line) in styles.items():
             curves, label = answer["curves"], name if position == 0 else None
             axes.plot(curves["step"], curves[name], line, color=color, lw=0.8, label=label)
     axes.set(xlabel="step", ylabel=ylabel)
-    axes.legend(frameon=False)
+    name_lines(axes)
+
+
+def name_lines(axes: Axes) -> None:
+    """Names the lines below the axes, where nothing is drawn."""
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    # The pad, in letters, leaves room for the numbers and the name of the x axis.
+    axes.legend(**place, borderaxespad=5, ncols=2, columnspacing=1, fontsize=7, frameon=False)

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import (
     NORMALIZED,
     PLAIN,
@@ -80,7 +81,7 @@ class DropoutBefore(Question):
         axes.plot(curves["kept"], curves["direct"], "o", color=NORMALIZED, label="direct")
         axes.plot(curves["kept"], curves["behind"], "x", color=PLAIN, label="behind a layer")
         axes.set(xlabel="part kept", ylabel="variance at inference / training", ylim=(0, 1.05))
-        axes.legend(frameon=False)
+        name_lines(axes)
 
 
 def _ratio(inference: np.ndarray, training: np.ndarray) -> float:

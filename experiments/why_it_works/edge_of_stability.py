@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import (
     NORMALIZED,
     PLAIN,
@@ -132,4 +133,4 @@ class EdgeOfStability(Question):
             axes.plot(curves["step"], curves[name], line, color=color, lw=0.8, label=name)
         axes.axhline(2 / self.rate, color=THEORY, lw=0.8, ls=":")
         axes.set(xlabel="step", ylabel="sharpness", ylim=(0, 4 / self.rate))
-        axes.legend(frameon=False)
+        name_lines(axes)

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import (
     NORMALIZED,
     PLAIN,
@@ -132,7 +133,7 @@ class Equilibrium(Question):
         for value in curves["expected"]:
             axes.axhline(value, color=THEORY, lw=0.8, ls=":")
         axes.set(xlabel="step", ylabel="angle of a step", ylim=(0, 2.5 * max(curves["expected"])))
-        axes.legend(frameon=False)
+        name_lines(axes)
 
 
 def _lengths(weights: Weights) -> jax.Array:

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import (
     NORMALIZED,
     THEORY,
@@ -95,10 +96,12 @@ class ExponentialRate(Question):
     def draw(self, axes: Axes, answers: Sequence[dict[str, Any]]) -> None:
         """Draws both losses: one lies on the other."""
         curves = answers[0]["curves"]
-        axes.plot(curves["step"], curves["loss with decay"], NORMALIZED, lw=3, alpha=0.4)
-        axes.plot(curves["step"], curves["loss by the growing rate"], THEORY, lw=0.8)
+        decayed, grown = curves["loss with decay"], curves["loss by the growing rate"]
+        label = "constant rate, decay"
+        axes.plot(curves["step"], decayed, NORMALIZED, lw=3, alpha=0.4, label=label)
+        axes.plot(curves["step"], grown, THEORY, lw=0.8, label="growing rate, no decay")
         axes.set(xlabel="step", ylabel="loss", yscale="log")
-        axes.legend(["constant rate, decay", "growing rate, no decay"], frameon=False)
+        name_lines(axes)
 
 
 def _train(given: Problem, rates: jax.Array, keep: float) -> tuple[Weights, Any]:

@@ -27,6 +27,7 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import (
     NORMALIZED,
     PLAIN,
@@ -116,7 +117,7 @@ class GradientGrowth(Question):
                     layers, values[0] * factor(batch) ** (self.depth - layers), THEORY, lw=0.5
                 )
         axes.set(xlabel="layer", ylabel="squared gradient", yscale="log")
-        axes.legend(frameon=False, fontsize=6)
+        name_lines(axes)
 
 
 def _gradients(kernels: jax.Array, x: jax.Array, last: jax.Array, *, relu: bool) -> jax.Array:

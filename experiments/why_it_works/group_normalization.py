@@ -26,6 +26,7 @@ from bnjax.models.layers import DenseNorm
 from bnjax.models.norms import Norm
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation, rounded
 from experiments.why_it_works.rates import Kind, accuracies_and_rates, compared, hold_out
 from experiments.why_it_works.side_by_side import Digits, perceptron, seeds_of
@@ -136,7 +137,7 @@ class GroupNormalization(Observation):
         axes.set(xlabel="examples in a group", ylabel="test accuracy, %", xscale="log")
         axes.set_xticks(self.examples, [str(size) for size in self.examples])
         axes.minorticks_off()
-        axes.legend(frameon=False)
+        name_lines(axes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,4 +105,5 @@ class GroupSize(Observation):
         for answer in answers:
             curves = answer["curves"]
             axes.plot(curves["group"], curves["gap"], ".-", color=NORMALIZED, lw=0.8)
-        axes.set(xlabel="group", ylabel="training from inference", xscale="log", ylim=0)
+        axes.set(xlabel="examples in a group", ylabel="training from inference")
+        axes.set(xscale="log", ylim=0)

@@ -23,6 +23,7 @@ from bnjax.linen import BatchNorm, model_moments
 from bnjax.models import MLP
 from bnjax.training.state import TrainState
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation, rounded
 from experiments.why_it_works.side_by_side import (
     Digits,
@@ -98,7 +99,7 @@ class LayerJacobians(Observation):
                 axes.plot(share, answers[0]["curves"][name], line, color=color, lw=1, label=name)
         axes.axhline(1, color="0.7", lw=0.5)
         axes.set(xlabel="share of the singular values below", ylabel="singular value", yscale="log")
-        axes.legend(frameon=False, fontsize=6)
+        name_lines(axes)
 
 
 def _of_all(model: MLP, state: TrainState, batch: jax.Array) -> np.ndarray:

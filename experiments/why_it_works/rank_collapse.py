@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
 from experiments.why_it_works.standardize import standardize
 
@@ -79,7 +80,7 @@ class RankCollapse(Question):
                 label = name if position == 0 else None
                 axes.plot(answer["curves"][name], line, color=color, lw=0.8, label=label)
         axes.set(xlabel="layer", ylabel="effective rank", ylim=(0, self.inputs + 0.5))
-        axes.legend(frameon=False)
+        name_lines(axes)
 
 
 def _ranks(norm: Callable[[jax.Array], jax.Array], x: jax.Array, kernels: jax.Array) -> np.ndarray:

@@ -24,6 +24,7 @@ from bnjax.data import DataSet
 from bnjax.models.layers import DenseNorm, Dropout
 from bnjax.training.optimizers import make_optimizer, sgd
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation
 from experiments.why_it_works.rates import Kind, compared, hold_out
 from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of
@@ -138,9 +139,8 @@ class DropoutGain(Observation):
                 ends = [reached[f"{kind}, {name}"] for name in ("plain", self.regularizer)]
                 axes.plot(ends, line, color=color, ms=4, lw=0.8, label=label)
         axes.set(ylabel="test accuracy, %", xlim=(-0.3, 1.3))
-        axes.margins(y=0.35)  # room for the names
         axes.set_xticks((0, 1), ("plain", self.regularizer))
-        axes.legend(frameon=False)
+        name_lines(axes)
 
 
 @dataclass(frozen=True, kw_only=True)

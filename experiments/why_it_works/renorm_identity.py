@@ -23,6 +23,7 @@ from bnjax import normalize_batch, normalize_population
 from bnjax.data import DataSet
 from bnjax.normalization import renormalize_batch
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import (
     NORMALIZED,
     PLAIN,
@@ -118,7 +119,7 @@ class RenormIdentity(Question):
         axes.plot(curves["share"], curves["apart"], ".-", color=NORMALIZED)
         axes.plot(0, curves["apart"][0], "x", color=PLAIN, label="batch normalization")
         axes.set(xlabel="limits, part of the paper's", ylabel="training from inference", ylim=0)
-        axes.legend(frameon=False)
+        name_lines(axes)
 
 
 def _apart(output: Any, other: Any) -> float:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import (
     NORMALIZED,
     PLAIN,
@@ -81,7 +82,7 @@ class ResidualStream(Question):
         axes.plot(blocks, 1 + blocks, THEORY, lw=0.5)
         axes.plot(blocks, 2.0**blocks, THEORY, lw=0.5)
         axes.set(xlabel="block", ylabel="second moment", yscale="log", ylim=(0.5, 1e4))
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        name_lines(axes)
 
 
 def _moments(norm: Any, x: jax.Array, kernels: jax.Array) -> jax.Array:

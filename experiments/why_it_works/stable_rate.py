@@ -22,6 +22,7 @@ from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
 from bnjax.data.order import batch_indices
 from experiments.harness.affects import numbers
+from experiments.why_it_works.curves import name_lines
 from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
 
 _KINDS = {"with": True, "without": False}
@@ -144,6 +145,5 @@ class StableRate(Question):
                 name = f"{kind}, depth {depth}"
                 mean = np.mean([answer["curves"][name] for answer in answers], 0)
                 axes.plot(rates, 100 * mean, line + sign, color=color, ms=3, label=name)
-        axes.set(xlabel="learning rate", ylabel="test accuracy, %", xscale="log", ylim=(0, 140))
-        axes.set_yticks(range(0, 101, 20))
-        axes.legend(frameon=False, fontsize=6, ncols=2, loc="upper center")
+        axes.set(xlabel="learning rate", ylabel="test accuracy, %", xscale="log", ylim=(0, 100))
+        name_lines(axes)

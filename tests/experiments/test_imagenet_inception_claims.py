@@ -14,8 +14,9 @@ WORSE = [[10, 20, 30, 60], [10, 30, 62, 20], [10, 40, 50, 64]]
 """Of 100 images, at steps 0 to 30, in each seed."""
 
 
-def write_runs(out, arm, seeds, **changes):
+def write_runs(out, arm, seeds, made=None, **changes):
     options = {"settings": SETTINGS | changes, "config": {"width": 1.0}, "steps": 30}
+    options["environment"] = made
     for seed, correct in enumerate(seeds):
         write_image_run(out, arm, seed, correct, **options)
 
@@ -82,6 +83,17 @@ def test_differences_without_a_spread_have_no_interval(monkeypatch, out):
     write_runs(out / "one", "bn_baseline", BETTER[:1], normalized=True)
     ((_, _, *cells),) = judged(monkeypatch, out, ("one/bn_baseline", "inception"))
     assert cells == ["1", "+10.00 points", "not shown |"]
+
+
+def test_versions_and_machines_are_told_and_do_not_judge(monkeypatch, out):
+    """Red where a pair of two machines looks like one of one."""
+    made = {"versions": {"jax": "0"}, "device_kind": "H100"}
+    write_runs(out / "there", "bn_baseline", BETTER, made, normalized=True)
+    write_runs(out / "there", "inception", WORSE, made, normalized=False)
+    pairs = [("there/bn_baseline", folder) for folder in ("inception", "there/inception")]
+    elsewhere, alike = judged(monkeypatch, out, *pairs)
+    assert (elsewhere[1], elsewhere[-1]) == ("`normalized`; versions, device_kind", "not shown |")
+    assert alike[1] == "`normalized`"
 
 
 def test_pairs_that_differ_in_more_and_pairs_that_are_not_there(monkeypatch, out):

@@ -184,6 +184,16 @@ def test_a_question_is_answered_by_numbers_and_a_panel(name, data):
     assert axes.lines
 
 
+def test_names_hide_no_curve():
+    """Of the committed figure. Seen red: legends lay within the axes."""
+    panels = Answers(QUESTIONS).panels(EXPERIMENT.results)
+    panels.draw_without_rendering()
+    places = [axes.get_window_extent() for axes in panels.axes]
+    legends = [legend.get_window_extent() for axes in panels.axes if (legend := axes.get_legend())]
+    assert len(legends) > 20
+    assert not [legend for legend in legends if legend.count_overlaps(places)]
+
+
 def test_sorted_batches_have_one_class_each(data):
     labels = data.train.labels
     order = replace(BY_NAME["renorm_sorted_batches"], networks=2, steps=30).order(1, labels)
@@ -466,6 +476,19 @@ def test_directions_that_are_no_numbers_are_not_the_same(data, monkeypatch):
     monkeypatch.setattr(module, "deviation", lambda measured, expected: next(deviations))
     _, directions = answer("exponential_rate", data).checks
     assert np.isnan(directions.deviation)
+
+
+def test_seeds_that_are_alike_make_no_interval(measured):
+    """Seen red: "(+0.5 to +0.5)", as if the next seed could not differ."""
+
+    def change(header, final):
+        final["checks"], final["effect"] = [], 0.5
+
+    for seed in (0, 1):
+        changed_record(measured / f"layer_gradient-s{seed}", measured, change)
+    report = Answers(QUESTIONS)
+    found, *_ = report.tables(measured, report.summarize(measured))
+    assert "| +0.5, in each seed | holds in small |" in found
 
 
 def test_an_effect_that_reached_infinity_has_no_interval(measured):

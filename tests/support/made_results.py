@@ -84,6 +84,7 @@ def write_image_run(
     *,
     settings: dict,
     config: dict | None = None,
+    environment: dict | None = None,
     every: int = 10,
     steps: int = 40,
     rate: float | None = None,
@@ -101,7 +102,7 @@ def write_image_run(
     schedule |= {"steps": steps, "steps_per_dispatch": 1, "checkpoint_every": 0}
     identity = {"arm": arm, "seed": seed, "schedule": schedule, "settings": settings}
     identity |= {"config": config or {}, "data_sha256": "7"}
-    header = {"arm": arm, "seed": seed, "identity": identity, "environment": {}}
+    header = {"arm": arm, "seed": seed, "identity": identity, "environment": environment or {}}
     run = Run(out / name, header if rate is None else header | {"learning_rate": rate})
     tests = [{"loss": 1.0, "correct": right, "examples": 100} for right in correct]
     for evaluation, test in enumerate(tests):
