@@ -176,4 +176,4 @@ def test_older_and_newer_runs_of_a_claim_differ_in_what_differs(monkeypatch):
     pair = ("sigmoid/bn_x5_sigmoid", "bn_x5")
     claim = Claim("sigmoid trains", "", "activation", best_accuracy, (pair,))
     monkeypatch.setattr(claims, "CLAIMS", (claim,))
-    assert "| `activation` | 3 |" in claims_table(INCEPTION.results, REPORT)
+    assert "| `activation`; versions, processor | 3 |" in claims_table(INCEPTION.results, REPORT)
