@@ -61,8 +61,10 @@ class Runs(NamedTuple):
 
     @property
     def learning_rate(self) -> float:
-        """The step size of the first run."""
-        return self.record["learning_rate"]
+        """The step size of the first run, before its arm's factor."""
+        if "learning_rate" in self.record:  # of a sweep
+            return self.record["learning_rate"]
+        return self.record["identity"]["config"]["learning_rate"]
 
     @property
     def length(self) -> int:
@@ -133,6 +135,20 @@ def load_sweep(arms: Sequence[Arm], out: Path) -> dict[str, list[Runs]]:
         for arm in arms
         if found[arm.name]
     }
+
+
+def load_rates(arms: Sequence[Arm], out: Path) -> dict[str, list[Runs]]:
+    """Reads the runs directly below `out`, and those of the sweep in its folder `sweep`.
+
+    Arguments and errors are those of `load_runs`.
+
+    Returns:
+        By arm: the runs at each rate, in its order.
+    """
+    rates = load_sweep(arms, out / "sweep")
+    for arm, runs in load_runs(arms, out).items():
+        rates[arm] = sorted([runs, *rates.get(arm, [])], key=lambda each: each.learning_rate)
+    return rates
 
 
 class _Found(NamedTuple):

@@ -9,10 +9,10 @@ from experiments.harness.comparison import Comparison, differences_text
 from experiments.harness.images import evaluation_table
 from experiments.harness.images.evaluation_table import Published
 from experiments.harness.page import Page
-from experiments.harness.results import Runs, load_sweep, read_result
+from experiments.harness.results import Runs, load_rates, read_result
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.claims import claims_table
-from experiments.imagenet_inception.rates import rates_text, tuned_text
+from experiments.imagenet_inception.rates import rate_text, rates_text, tuned_text
 
 PUBLISHED = (  # Figure 4
     Published("BN-Inception single crop", "224", "1", "1", "25.2", "7.82"),
@@ -41,7 +41,7 @@ def more(results: Path) -> dict[str, str]:
         (wide[f"bn_{rate}"], load(f"wide/inception_{rate}")["inception"]) for rate in ("x5", "x30")
     ]
     longer = load("eight_epochs")
-    tuned = load_sweep(ARMS, results / "tuned" / "sweep")
+    tuned, longer_rates = (load_rates(ARMS, results / name) for name in ("tuned", "eight_epochs"))
     return {
         "control_differences": differences_text(controls),
         "wide_control_differences": differences_text(wide_controls),
@@ -49,6 +49,12 @@ def more(results: Path) -> dict[str, str]:
         "claims": claims_table(results, REPORT),
         "rates": rates_text(lambda name: load(str(Path(name).parent))[Path(name).name]),
         "tuned": tuned_text(tuned["left_out_learning_rate_factor"], tuned["recipe_x1"]),
+        "eight_epochs_rates": "\n\n".join(
+            [
+                tuned_text(longer_rates["bn_x5"], longer_rates["recipe_x5"]),
+                rate_text(longer_rates["bn_x5"], longer["bn_x5"].learning_rate),
+            ]
+        ),
         "memory": memory_text(read_result(results / "long" / "bn_x5-s0").record),
         "evaluation": evaluation_table.table(_json(results / "evaluation.json"), ARMS, PUBLISHED),
     }

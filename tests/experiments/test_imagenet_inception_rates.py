@@ -5,7 +5,7 @@ from made_results import write_run
 from experiments.harness.comparison import Comparison
 from experiments.harness.results import load_sweep
 from experiments.imagenet_inception.arms import ARMS
-from experiments.imagenet_inception.rates import rates_text, tuned_text
+from experiments.imagenet_inception.rates import rate_text, rates_text, tuned_text
 
 
 def test_gains_are_paired_at_each_rate_and_then_between_rates(tmp_path):
@@ -39,5 +39,9 @@ def test_networks_are_compared_at_each_rate_and_each_at_its_best(tmp_path):
     assert tuned_text(sweep["bn_x5"], sweep["recipe_x5"]).splitlines()[2:] == [
         "| 0.1 | 65.50 ± 10.50 | 67.00 ± 10.00 | -1.50 (-2.74 to -0.26) |",
         "| 0.3 | 70.50 ± 10.50 | 60.00 ± 10.00 | +10.50 (+9.26 to +11.74) |",
+        "| 1 |  | 61.00 ± 10.00 |  |",
         "| each at its best: 0.3, 0.1 | 70.50 ± 10.50 | 67.00 ± 10.00 | +3.50 (+2.26 to +4.74) |",
     ]
+    assert rate_text(sweep["recipe_x5"], 0.3) == (
+        "- Inception, recipe x5 at 0.1 minus at 0.3: +7.00 points (3 seeds, paired)."
+    )
