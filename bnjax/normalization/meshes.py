@@ -38,12 +38,15 @@ def undivided(x: jax.Array, axis: int) -> jax.Array:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
-def divided_like(x: jax.Array, other: jax.Array) -> jax.Array:
+def divided_like(x: jax.Array, other: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """Returns `x`, divided over its explicit mesh as the type of `other` says."""
-    sharding, spec = jax.typeof(x).sharding, jax.typeof(other).sharding.spec
-    return (
-        x if sharding.spec == spec else jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
-    )
+    own = jax.typeof(x).sharding
+    is_type = isinstance(other, jax.ShapeDtypeStruct)
+    like = other.sharding if is_type else jax.typeof(other).sharding
+    if like is None or own.spec == like.spec:
+        return x
+    mesh = like.mesh if own.mesh.empty else own.mesh
+    return jax.sharding.reshard(x, NamedSharding(mesh, like.spec))
 
 
 def mapped_names(axis_name: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from jax import lax
 
 from bnjax.normalization.arguments import Stats
 from bnjax.normalization.batch_norm import update_stats
-from bnjax.normalization.meshes import explicit_parts
+from bnjax.normalization.meshes import divided_like, explicit_parts
 from bnjax.normalization.moments import Moments, from_all_devices, merge, pool, unbiased
 from bnjax.normalization.settings import RunningVar, check_choice
 
@@ -138,9 +138,14 @@ def start_estimate(moments: Tree, estimator: Estimator) -> Tree:
 
     def zeros(node: Moments) -> Stats:
         count = jnp.int32 if estimator == "batchwise" else node.var.dtype
-        # Of a shape: typed as varying over what it varies over. The mean may be complex.
-        mean, var = jnp.zeros_like(node.mean), jnp.zeros_like(node.var)
-        return {"mean": mean, "var": var, "count": jnp.zeros_like(node.var, count)}
+        # Of a shape: typed as varying over what it varies over. The mean may be complex. JAX 0.12
+        # does not divide zeros as what they are like.
+        zeros = {
+            "mean": jnp.zeros_like(node.mean),
+            "var": jnp.zeros_like(node.var),
+            "count": jnp.zeros_like(node.var, count),
+        }
+        return {name: divided_like(leaf, node.mean) for name, leaf in zeros.items()}
 
     return jax.tree.unflatten(structure, map(zeros, nodes))
 
@@ -163,8 +168,11 @@ def add_batch(
         mean, var, size = jax.tree.map(lax.stop_gradient, new)
         if estimator == "weighted" and running_var == "unbiased":
             var = unbiased(var, size)
-        size += jnp.zeros_like(mean)  # of each feature, divided over an explicit mesh as they are
-        pairs = ((old["mean"], mean), (old["var"], var), (old["count"], size))
+        size += jnp.zeros_like(mean)  # of each feature
+        pairs = [
+            [divided_like(each, mean) for each in pair]
+            for pair in ((old["mean"], mean), (old["var"], var), (old["count"], size))
+        ]
         mean, var, count = _combine(Moments(*map(jnp.stack, pairs)), estimator)
         return {"mean": mean, "var": var, "count": count}
 
