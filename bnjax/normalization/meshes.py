@@ -43,7 +43,7 @@ def divided_like(x: jax.Array, other: jax.Array | jax.ShapeDtypeStruct) -> jax.A
     own = jax.typeof(x).sharding
     is_type = isinstance(other, jax.ShapeDtypeStruct)
     like = other.sharding if is_type else jax.typeof(other).sharding
-    if like is None or own.spec == like.spec:
+    if not isinstance(like, NamedSharding) or own.spec == like.spec:
         return x
     mesh = like.mesh if own.mesh.empty else own.mesh
     return jax.sharding.reshard(x, NamedSharding(mesh, like.spec))
