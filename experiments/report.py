@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,16 @@ def documents() -> Iterator[tuple[Path, str]]:
         if claims := claims_of(experiment.name, found):
             blocks["in_the_readme"] = claims
         results = experiment.results
-        sources = {name: experiment.page.source(results, name) for name in blocks}
+        sources = {name: experiment.page.sources(results, name) for name in blocks}
         yield _filled(folder / "README.md", _with_origins(blocks, sources))
     speed = _speed() | {"in_the_readme": claims_of(_SPEED.name, found)}
-    made = _speed_files() | {"in_the_readme": _SPEED}
+    made = {name: (file,) for name, file in _speed_files().items()} | {"in_the_readme": (_SPEED,)}
     yield _filled(_SPEED / "README.md", _with_origins(speed, made))
     compiled = {
         "normalization": compiled_tables.normalization_table(_result(_COMPILED, "normalization")),
         "memory": compiled_tables.memory_table(_result(_COMPILED, "memory")),
     }
-    files = {name: _COMPILED / "results" / f"{name}.json" for name in compiled}
+    files = {name: (_COMPILED / "results" / f"{name}.json",) for name in compiled}
     yield _filled(_COMPILED / "README.md", _with_origins(compiled, files))
     yield _filled(ROOT / "README.md", {"claims": claims_table(found)})
 
@@ -121,10 +121,12 @@ def _with_results() -> list[Experiment]:
     return [experiment for experiment in experiments() if experiment.results.exists()]
 
 
-def _with_origins(blocks: dict[str, str], sources: dict[str, Path]) -> dict[str, str]:
+def _with_origins(
+    blocks: dict[str, str], sources: Mapping[str, tuple[Path, ...]]
+) -> dict[str, str]:
     """The blocks, and below those with a table what made it and how to cite it."""
     tables = [name for name, text in blocks.items() if "| ---" in text]
-    lines = {source: made_by(source) for source in {sources[name] for name in tables}}
+    lines = {made: made_by(*made) for made in {sources[name] for name in tables}}
     below = {name: f"{blocks[name]}\n\n{lines[sources[name]]}".rstrip() for name in tables}
     return blocks | below
 

@@ -109,18 +109,23 @@ def bibtex(source: Origin) -> str:
     return "\n".join([f"@software{{{key},", *lines, "}"])
 
 
-def made_by(results: Path) -> str:
+def made_by(*results: Path) -> str:
     """Returns a line of Markdown: what made the results, and how to cite them.
 
-    Empty for a folder without a run yet, and for a file that names no environment: it holds what
-    was counted, not what was run.
+    Left out are a folder without a run yet, and a file that names no environment: it holds what
+    was counted, not what was run. Empty if no other is left.
     """
-    if results.is_dir() and not any(results.rglob("record.json")) and not _files(results):
+    made = [path for path in results if _was_made(path)]
+    if not made:
         return ""
-    if results.is_file() and "environment" not in json.loads(results.read_text(encoding="utf-8")):
-        return ""
-    source = origin([results])
-    return f"*By {source.line}. To cite: `python -m experiments.cite {source.paths[0]}`.*"
+    source = origin(made)
+    return f"*By {source.line}. To cite: `python -m experiments.cite {' '.join(source.paths)}`.*"
+
+
+def _was_made(results: Path) -> bool:
+    if results.is_dir():
+        return any(results.rglob("record.json")) or bool(_files(results))
+    return not results.is_file() or "environment" in json.loads(results.read_text(encoding="utf-8"))
 
 
 def below_root(path: Path) -> str:

@@ -1,7 +1,7 @@
 """What the README of an experiment holds between markers, made from its committed results."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,12 +37,15 @@ class Page:
         folders: of runs, below the results; each has a summary.
         drawn: those of them that have figures.
         more: what else the README holds.
+        made_from: folders of runs, below the results, of what `more` holds and no folder is named
+            after; by block.
     """
 
     report: Report
     folders: tuple[str, ...] = ("",)
     drawn: tuple[str, ...] = ("",)
     more: Blocks = lambda results: {}
+    made_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def blocks(self, results: Path) -> dict[str, str]:
         """Returns Markdown by the names of markers.
@@ -57,19 +60,22 @@ class Page:
                     parts[_prefix(folder) + name] = text
         return parts | self.more(results)
 
-    def source(self, results: Path, name: str) -> Path:
-        """Returns what a block is made from, a file or a folder of runs.
+    def sources(self, results: Path, name: str) -> tuple[Path, ...]:
+        """Returns what a block is made from, files or folders of runs.
 
-        What has its name; for the blocks of a comparison their runs; else the experiment's folder.
+        What has its name; for the blocks of a comparison their runs; what `made_from` says; else
+        the experiment's folder.
         """
         for own in (results / f"{name}.json", results / name):
             if own.exists():
-                return own
+                return (own,)
+        if name in self.made_from:
+            return tuple(results / folder for folder in self.made_from[name])
         if isinstance(self.report, Comparison):
             for folder in self.folders:
                 if name in {_prefix(folder) + block for block in self.report.block_names}:
-                    return results / folder
-        return results.parent
+                    return (results / folder,)
+        return (results.parent,)
 
     def summaries(self, results: Path) -> Iterator[tuple[Path, Any]]:
         """Yields the file of each folder's summary, and what it must say."""

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import optax
 
 from bnjax.data.order import Shuffle
-from bnjax.data.views.augmentation import Augmentation
+from bnjax.data.views.augmentation import Augmentation, Photometric
 from bnjax.models import BNInception, GoogLeNet
 from bnjax.models.googlenet import AUXILIARY_WEIGHT, HEADS_AFTER
 from bnjax.models.initialization import draw_kernels
+from bnjax.normalization.settings import Activation
 from bnjax.training.objectives import Objective, classification_objective
 from bnjax.training.optimizers import ExponentialDecay, make_optimizer, momentum_sgd
 from experiments.harness.affects import network, nothing, numbers, training, views
@@ -44,9 +45,9 @@ class InceptionArm(ImageArm):
     decay_speed: float = training(1.0)
     local_response_norm: bool = network(True)
     shuffle: Shuffle = views("shards")
-    photometric: Literal["none", "reduced", "full"] = views("full")
+    photometric: Photometric = views("full")
     normalized: bool = network(True)
-    activation: Literal["relu", "sigmoid"] = network("relu")
+    activation: Activation = network("relu")
     init_scale: float = training(1.0)
     per_activation: tuple[str, ...] = network(())
     accelerated: bool = nothing(False)

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 import tyro
 
 from bnjax.data.order import Shuffle
-from bnjax.normalization.settings import RunningVar, StatsAveraging
+from bnjax.data.views.augmentation import Crop, Photometric
+from bnjax.normalization.settings import Activation, RunningVar, StatsAveraging
 from experiments.harness import affects
 from experiments.harness.affects import arm, network, nothing, numbers, training, views
 from experiments.harness.arm import by_name, expanded
 from experiments.harness.bounds import check_fraction, check_positive, check_together
-from experiments.harness.images.config import ImageConfig
+from experiments.harness.images.config import ImageConfig, ParameterAveraging, StemStride
 from experiments.imagenet_inception.arms import ARMS, FIVE, GROUPS
 
 
@@ -45,17 +46,17 @@ class Config(ImageConfig):
     shuffle: Shuffle | None = arm(None)
     """Change 6: how thorough. Stated: within shards in the accelerated arms. Open: what before;
     "shards", whose examples keep their order."""
-    photometric: Literal["none", "reduced", "full"] | None = arm(None)
+    photometric: Photometric | None = arm(None)
     """Change 7: strength of the distortions of colours. Stated: reduced in the accelerated arms.
     Open: by how much; to half of each range."""
     normalized: bool | None = arm(None)
     """Whether every convolution has batch normalization. Left alone, each arm has its own."""
-    activation: Literal["relu", "sigmoid"] | None = arm(None)
+    activation: Activation | None = arm(None)
     """Nonlinearity of every convolution. Left alone, each arm has its own."""
 
     image_size: int = network(32)
     """Height and width of the network's input, pixels. Stated: 224."""
-    crop: Literal["inception", "pad", "none"] = views("none")
+    crop: Crop = views("none")
     """Training views: a part of the image, resized (GoogLeNet's sampling); a crop of the padded
     image; or the whole image. Open: GoogLeNet's."""
     centre: float = views(1.0)
@@ -97,7 +98,7 @@ class Config(ImageConfig):
     """Weight of the uniform distribution in the labels. Stated, by silence: none."""
     width: float = network(0.125)
     """Factor on the widths of all layers. Stated: 1."""
-    stem_stride: Literal[1, 2, 4, 8] = network(4)
+    stem_stride: StemStride = network(4)
     """Total stride before the first Inception module. Stated: 8, for 224 pixels. Networks with side
     heads need 2 for 32 pixels."""
     stem: Literal["separable", "dense"] = network("dense")
@@ -115,9 +116,7 @@ class Config(ImageConfig):
     """Added to the variance. Stated: a constant; open: that of the released Inception-v3."""
     population_batches: int = numbers(25)
     """Training batches that Algorithm 2 averages over. Stated: multiple."""
-    parameter_averaging: Literal["none", "ema_tensorflow", "ema_debiased", "cumulative"] = training(
-        "none"
-    )
+    parameter_averaging: ParameterAveraging = training("none")
     """Average of the parameters that is evaluated in their place. Open: GoogLeNet averaged."""
 
     def __post_init__(self) -> None:

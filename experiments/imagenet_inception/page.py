@@ -86,4 +86,5 @@ PAGE = Page(
     ),
     drawn=("", "eight_epochs", "wide"),
     more=more,
+    made_from={"eight_epochs_rates": ("eight_epochs", "eight_epochs/sweep")},
 )

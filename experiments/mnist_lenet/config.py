@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from bnjax.models.lenet import Convolution, Pool
 from bnjax.normalization.settings import RunningVar, StatsAveraging
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, numbers, training, views
@@ -73,9 +74,9 @@ class Config:
     """Training batches that Algorithm 2 averages over. Stated: multiple."""
     lenet_activation: Literal["tanh", "scaled_tanh", "sigmoid", "relu"] = network("tanh")
     """Nonlinearity of LeNet."""
-    lenet_pool: Literal["average", "max", "subsample"] = network("average")
+    lenet_pool: Pool = network("average")
     """Pooling of LeNet."""
-    convolution: Literal["patches", "xla"] = network("patches")
+    convolution: Convolution = network("patches")
     """How LeNet convolves: the same sums, in another order."""
     probe_examples: int = numbers(1_000)
     """Test examples, the first ones, over which the input percentiles of Figure 1(b, c) are

@@ -20,6 +20,8 @@ from bnjax.training.optimizers import ExponentialDecay, make_optimizer, momentum
 from experiments.harness.affects import network, training
 from experiments.harness.images.arm import ImageArm, batch_norm, dtype_of
 
+Rule = Literal["momentum", "rmsprop"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RethinkingArm(ImageArm):
@@ -32,7 +34,7 @@ class RethinkingArm(ImageArm):
     """
 
     row: str = network("")
-    rule: Literal["momentum", "rmsprop"] = training("momentum")
+    rule: Rule = training("momentum")
     smoothed: bool = training(False)
 
     def model(self, config: Any, *, classes: int, axis_name: str | None = None) -> nn.Module:
@@ -134,7 +136,7 @@ class InceptionV3Arm(RethinkingArm):
     """
 
     row: str = network("inception_v3")
-    rule: Literal["momentum", "rmsprop"] = training("rmsprop")
+    rule: Rule = training("rmsprop")
     smoothed: bool = training(True)
     auxiliary: Auxiliary = network("normalized")
     linear_factors: bool = network(False)

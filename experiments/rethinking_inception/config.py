@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from bnjax.data.views.augmentation import MOST_SIDE
+from bnjax.data.views.augmentation import MOST_SIDE, Crop, Photometric
 from bnjax.models.inception_v3 import StemPadding
 from experiments.harness.affects import network, nothing, numbers, training, views
 from experiments.harness.arm import by_name, expanded
 from experiments.harness.bounds import check_fraction, check_positive, check_together
-from experiments.harness.images.config import ImageConfig
+from experiments.harness.images.config import ImageConfig, ParameterAveraging, StemStride
 from experiments.rethinking_inception.arms import ARMS, GROUPS, InceptionV3Arm
 
 
@@ -31,10 +31,10 @@ class Config(ImageConfig):
     """The same of half_resolution. Stated: 151."""
     quarter_size: int = network(6)
     """The same of quarter_resolution. Stated: 79."""
-    crop: Literal["inception", "pad", "none"] = views("none")
+    crop: Crop = views("none")
     """Training views: a part of the image, resized (GoogLeNet's sampling); a crop of the padded
     image; or the whole image. Open: GoogLeNet's."""
-    photometric: Literal["none", "reduced", "full"] = views("none")
+    photometric: Photometric = views("none")
     """Strength of the distortions of colours in training views. Open."""
     centre: float = views(1.0)
     """Part of the shorter side that evaluation sees. Open: 0.875 for ImageNet."""
@@ -80,7 +80,7 @@ class Config(ImageConfig):
     """Weight of the uniform distribution in the labels, from the sixth row on. Stated: 0.1."""
     width: float = network(0.125)
     """Factor on the widths of all layers. Stated: 1."""
-    stem_stride: Literal[1, 2, 4, 8] = network(2)
+    stem_stride: StemStride = network(2)
     """Total stride before the first Inception module; half and a quarter of it for the lower
     resolutions. Stated: 8."""
     stem_padding: StemPadding = network("SAME")
@@ -89,9 +89,7 @@ class Config(ImageConfig):
     decay: float = network(0.9)
     """Fraction of the running statistics kept per step. Open: 0.9997, as in the released code, for
     ImageNet; shorter runs forget sooner."""
-    parameter_averaging: Literal["none", "ema_tensorflow", "ema_debiased", "cumulative"] = training(
-        "ema_tensorflow"
-    )
+    parameter_averaging: ParameterAveraging = training("ema_tensorflow")
     """Average of the parameters that is evaluated in their place. Stated: a running average; open:
     which, that of the released code."""
     parameter_decay: float = training(0.99)

@@ -178,12 +178,12 @@ def test_each_generated_table_says_what_made_it():
     blocks = re.findall(r"<!-- begin \S+ -->\n(.*?)\n<!-- end", "\n".join(pages), re.DOTALL)
     tables = [block for block in blocks if "\n| ---" in block]
     assert len(tables) > 20
-    line = r"\*By bnjax [\d., ]+, commits? \w{7}.* `python -m experiments\.cite (\S+)`\.\*"
+    line = r"\*By bnjax [\d., ]+, commits? \w{7}.* `python -m experiments\.cite (.+)`\.\*"
     for block in tables:
         if block.count("\n") == 1:
             continue  # of an experiment without a run yet
-        (path,) = re.findall(line, block.splitlines()[-1])
-        assert made_by(ROOT / path) == block.splitlines()[-1]
+        (paths,) = re.findall(line, block.splitlines()[-1])
+        assert made_by(*(ROOT / path for path in paths.split())) == block.splitlines()[-1]
 
 
 def test_versions_are_in_the_changelog_and_the_citation():

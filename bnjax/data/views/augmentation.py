@@ -18,6 +18,8 @@ from bnjax.data.views.crops import (
     ATTEMPTS,
     CENTRE,
     SCALES,
+    Shape,
+    Spacing,
     Window,
     central_window,
     five_windows,
@@ -35,6 +37,7 @@ from bnjax.data.views.decoding import (
     open_image,
 )
 from bnjax.data.views.distortions import Distortion, distort
+from bnjax.data.views.resizing import INTERPOLATIONS
 from bnjax.scalars import integer, number
 
 __all__ = [
@@ -45,9 +48,11 @@ __all__ = [
     "training_view",
 ]
 
+Crop = Literal["inception", "pad", "none"]
+Photometric = Literal["none", "reduced", "full"]
+Crops = Literal[1, 10, 12, 144]
 MOST_SIDE = math.isqrt(MOST_PIXELS)
 """Pixels of a view's side; images with more than its square are refused too."""
-_INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Augmentation:
 
     image_size: int = 224
     """Height and width of the views, pixels."""
-    crop: Literal["inception", "pad", "none"] = "inception"
+    crop: Crop = "inception"
     """"inception": a part of the area, resized (Szegedy et al. 2014, section 6). "pad": `padding`
     black pixels around the image and a crop of the image's scale, usual for CIFAR (He et al. 2015,
     section 4.2). "none": the whole image, resized where it is of another size."""
@@ -64,7 +69,7 @@ class Augmentation:
     """Least and largest part of the image's area; for "inception"."""
     aspect: tuple[float, float] = ASPECT
     """Least and largest width over height; for "inception"."""
-    aspect_spacing: Literal["uniform", "log_uniform"] = "uniform"
+    aspect_spacing: Spacing = "uniform"
     """How the aspect ratio is drawn, for "inception"; the paper says "randomly"."""
     attempts: int = ATTEMPTS
     """Draws that may fail to fit into the image before the fall-back; for "inception"."""
@@ -75,7 +80,7 @@ class Augmentation:
     """Pixels on each side, for "pad"."""
     mirror: bool = True
     """Mirror a view from left to right, with probability 1/2."""
-    photometric: Literal["none", "reduced", "full"] = "full"
+    photometric: Photometric = "full"
     """Strength of the distortions of colours; "reduced" is change 7 of Ioffe & Szegedy 2015,
     section 4.2.1, which gives no number."""
     distortion: Distortion = field(default_factory=Distortion)
@@ -85,10 +90,10 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name, options in (
-            ("crop", ("inception", "pad", "none")),
-            ("aspect_spacing", ("uniform", "log_uniform")),
-            ("interpolation", (*_INTERPOLATIONS, "random")),
-            ("photometric", ("none", "reduced", "full")),
+            ("crop", get_args(Crop)),
+            ("aspect_spacing", get_args(Spacing)),
+            ("interpolation", (*INTERPOLATIONS, "random")),
+            ("photometric", get_args(Photometric)),
         ):
             if getattr(self, name) not in options:
                 raise ValueError(
@@ -147,7 +152,7 @@ def evaluation_view(
     image_size: int,
     *,
     fraction: float = CENTRE,
-    shape: Literal["square", "image"] = "square",
+    shape: Shape = "square",
 ) -> np.ndarray:
     """Returns the central crop of an image: the single crop of all published numbers.
 
@@ -167,7 +172,7 @@ def evaluation_view(
         ValueError: an argument is out of its range.
     """
     check_view(image_size, fraction)
-    if shape not in ("square", "image"):
+    if shape not in get_args(Shape):
         raise ValueError(f"shape must be 'square' or 'image', got {shape!r}.")
     picture = open_image(image)
     window = central_window(picture.width, picture.height, fraction=fraction, shape=shape)
@@ -177,7 +182,7 @@ def evaluation_view(
 
 
 def evaluation_views(
-    image: Image, image_size: int, crops: Literal[1, 10, 12, 144], *, fraction: float = CENTRE
+    image: Image, image_size: int, crops: Crops, *, fraction: float = CENTRE
 ) -> np.ndarray:
     """Returns the crops over which probabilities are averaged in evaluation.
 
@@ -258,7 +263,7 @@ def _whole(picture: Picture, size: int, interpolation: Interpolation) -> np.ndar
 
 def _draw_interpolation(augmentation: Augmentation, rng: np.random.Generator) -> Interpolation:
     if augmentation.interpolation == "random":
-        return _INTERPOLATIONS[int(rng.integers(len(_INTERPOLATIONS)))]
+        return INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))]
     return augmentation.interpolation
 
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from bnjax.data.data_set import DataError
 
+Spacing = Literal["uniform", "log_uniform"]
+Shape = Literal["square", "image"]
 AREA = (0.08, 1.0)
 """Part of the image's area that a training crop covers (Szegedy et al. 2014, section 6)."""
 ASPECT = (3 / 4, 4 / 3)
@@ -46,7 +48,7 @@ def sample_window(
     *,
     area: tuple[float, float] = AREA,
     aspect: tuple[float, float] = ASPECT,
-    spacing: Literal["uniform", "log_uniform"] = "uniform",
+    spacing: Spacing = "uniform",
     attempts: int = ATTEMPTS,
 ) -> Window:
     """Draws a training crop as in GoogLeNet: a part of the area, an aspect ratio, then a place.
@@ -112,9 +114,7 @@ def whole(width: int, height: int) -> Window:
     return Window(0, 0, width, height)
 
 
-def central_window(
-    width: int, height: int, *, fraction: float = CENTRE, shape: Literal["square", "image"]
-) -> Window:
+def central_window(width: int, height: int, *, fraction: float = CENTRE, shape: Shape) -> Window:
     """Returns the middle of an image.
 
     Args:

@@ -5,13 +5,12 @@ A window is an array [4], left, top, width and height, in pixels. All functions 
 """
 
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bnjax.data.views.crops import AREA, ASPECT, largest_window
+from bnjax.data.views.crops import AREA, ASPECT, Spacing, largest_window
 from bnjax.data.views.resizing import Interpolation
 
 
@@ -22,7 +21,7 @@ def draw_window(
     *,
     area: tuple[float, float] = AREA,
     aspect: tuple[float, float] = ASPECT,
-    spacing: Literal["uniform", "log_uniform"] = "uniform",
+    spacing: Spacing = "uniform",
 ) -> Array:
     """Draws a window as `crops.sample_window` does: all attempts at once, the first that fits.
 

@@ -5,7 +5,7 @@ function of the image, the seed and the position: neither the batch nor its devi
 """
 
 from functools import partial
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,9 @@ from bnjax.data.views.augmentation import Augmentation, check_view
 from bnjax.data.views.crops import CENTRE, central_window, padded_rest, whole
 from bnjax.data.views.device_crops import cut_padded, draw_below, draw_window, resize
 from bnjax.data.views.device_distortions import Changes, distort, draw_changes
-from bnjax.data.views.resizing import Interpolation
+from bnjax.data.views.resizing import INTERPOLATIONS
 from bnjax.scalars import check_seed
 
-_INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 _PURPOSE = 0x76696577
 """Folded into the seed's key: other keys are made of the same seed."""
 
@@ -114,7 +113,7 @@ def draw(key: Array, width: int, height: int, augmentation: Augmentation) -> Dra
         window = jnp.array(whole(width, height), jnp.int32)
     interpolation = mirrored = None
     if augmentation.interpolation == "random":
-        interpolation = draw_below(uniforms[6], len(_INTERPOLATIONS))
+        interpolation = draw_below(uniforms[6], len(INTERPOLATIONS))
     if augmentation.mirror:
         mirrored = uniforms[5] < 0.5
     ranges = augmentation.ranges
@@ -139,7 +138,7 @@ def apply(image: Array, draws: Draws, augmentation: Augmentation) -> Array:
     elif augmentation.crop == "none" and image.shape[:2] == (size, size):
         view = image
     elif augmentation.interpolation == "random":
-        kinds = [partial(resize, size=size, interpolation=kind) for kind in _INTERPOLATIONS]
+        kinds = [partial(resize, size=size, interpolation=kind) for kind in INTERPOLATIONS]
         view = jax.lax.switch(draws.interpolation, kinds, image, draws.window)
     else:
         view = resize(image, draws.window, size, augmentation.interpolation)

@@ -6,7 +6,7 @@ record names its version.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -21,6 +21,7 @@ except ImportError:
     simd = None
 
 Interpolation = Literal["bilinear", "area", "nearest", "bicubic"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 """Rules of resizing. All but "nearest" average over the pixels that an output pixel covers."""
 
 Pixels = Pillow.Image | np.ndarray

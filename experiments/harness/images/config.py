@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from bnjax.data.sets import DATA_SETS, FACTS
-from bnjax.data.views.augmentation import Augmentation
+from bnjax.data.views.augmentation import Augmentation, Crop
 from bnjax.normalization.settings import RunningVar, StatsAveraging
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, numbers, training, views
@@ -22,6 +22,9 @@ _MOST_WIDTH = 64
 """With it, Inception has 5e10 parameters."""
 _MAY_BE_ZERO = ("checkpoint_every", "dense_until")
 
+StemStride = Literal[1, 2, 4, 8]
+ParameterAveraging = Literal["none", "ema_tensorflow", "ema_debiased", "cumulative"]
+
 
 @dataclass(frozen=True)
 class ImageConfig:
@@ -32,7 +35,7 @@ class ImageConfig:
     imagenette, tiny_imagenet, imagenet_resized/64x64, imagenet2012, folder:PATH or tfds:PATH."""
     image_size: int = network(32)
     """Height and width of the network's input, pixels."""
-    crop: Literal["inception", "pad", "none"] = views("none")
+    crop: Crop = views("none")
     """Training views: a part of the image, resized (GoogLeNet's sampling); a crop of the padded
     image; or the whole image."""
     mirror: bool = views(False)
@@ -73,9 +76,7 @@ class ImageConfig:
     """Added to the variance."""
     population_batches: int = numbers(25)
     """Training batches that Algorithm 2 averages over."""
-    parameter_averaging: Literal["none", "ema_tensorflow", "ema_debiased", "cumulative"] = training(
-        "none"
-    )
+    parameter_averaging: ParameterAveraging = training("none")
     """Average of the parameters that is evaluated in their place."""
     parameter_decay: float = training(0.9999)
     """Fraction of the parameters' average kept per step."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from bnjax.data import DataSet
 from bnjax.data.stream import evaluation_batches
-from bnjax.data.views.augmentation import evaluation_views
+from bnjax.data.views.augmentation import Crops, evaluation_views
 from bnjax.progress import ProgressBar
 from bnjax.training.parallel import DataParallel
 from bnjax.training.predictions import Errors, count_errors, mean_prediction, predict
@@ -22,7 +22,6 @@ from experiments.harness.images.blacklist import LEFT_OUT
 from experiments.harness.images.programs import logits_of
 
 Tree = Any
-Crops = Literal[1, 10, 12, 144]
 Statistics = Literal["running", "population"]
 
 
