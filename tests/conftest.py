@@ -9,7 +9,8 @@ from packaging.version import Version
 # The suite's programs are many and run for milliseconds: XLA's compiler is most of its time. So
 # LLVM does not optimize, and fusions are written out in XLA's older way, which JAX 0.12 no longer
 # has. XLA's own passes stay: memory, fusions and collectives are those of any program. `.ci/run`
-# has it all on Colab's versions, by JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+# has it all for normalization and the notebooks, on Colab's versions, by
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and Version(version("jaxlib")) < Version(
     "0.11"
