@@ -1,7 +1,8 @@
-"""Numbers given as arguments, checked: every error names the argument and its value."""
+"""Numbers and names given as arguments, checked: errors name the argument and its value."""
 
 import operator
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, get_args
 
 
 def integer(name: str, value: Any) -> int:
@@ -33,3 +34,13 @@ def check_seed(seed: Any, *, bits: int = 64) -> int:
     if not 0 <= seed < 2**bits:
         raise ValueError(f"seed must be in 0 .. 2**{bits} - 1, got {seed}.")
     return seed
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raises ValueError unless `value` is one of `choices`, a `Literal` type or a collection.
+
+    As that of `bnjax.normalization`, which imports nothing from here.
+    """
+    allowed = get_args(choices) or tuple(choices)
+    if not isinstance(value, Hashable) or value not in allowed:  # an array has many answers to `in`
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")

@@ -9,11 +9,11 @@ versions; it depends neither on JAX nor on the backend.
 """
 
 from functools import lru_cache
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bnjax.scalars import check_seed, integer
+from bnjax.scalars import check_choice, check_seed, integer
 
 Shuffle = Literal["shards", "within_shard", "thorough"]
 """Ways to shuffle, from the least thorough to the most:
@@ -42,9 +42,7 @@ class Order(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError for a bad seed, an unknown shuffle, or an empty shard."""
-        if self.shuffle not in get_args(Shuffle):
-            choices = ", ".join(map(repr, get_args(Shuffle)))
-            raise ValueError(f"shuffle must be one of {choices}; got {self.shuffle!r}.")
+        check_choice("shuffle", self.shuffle, Shuffle)
         check_seed(self.seed)
         if not self.shard_sizes or min(self.shard_sizes) < 1:
             raise ValueError(f"shard_sizes must be of 1 and more, got {self.shard_sizes}.")

@@ -19,6 +19,7 @@ from bnjax.data.folders import open_folder
 from bnjax.data.prepare.mnist import prepare_mnist
 from bnjax.data.tfds import local_root
 from bnjax.paths import local_path
+from bnjax.scalars import check_choice
 
 
 class Facts(NamedTuple):
@@ -138,8 +139,7 @@ def open_data(name: str, *, data_dir: str | Path | None = None) -> DataSet[Split
         remedy = "name the folder of a version, .../NAME/1.0.0, and copy all of it"
         name = f"tfds:{folder.parent.name}/{folder.name}"
         return open_array_records(folder, name=name, remedy=remedy)
-    if name not in FACTS:
-        raise ValueError(f"name must be one of {', '.join(DATA_SETS)}; got {name!r}")
+    check_choice("name", name, DATA_SETS)
     facts = FACTS[name]
     if facts.folder is None:
         return mnist5k.load()

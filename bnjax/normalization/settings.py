@@ -6,10 +6,10 @@ costs its name in `StatsAveraging` and its weight in `batch_norm.move_stats`.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import jax
 import jax.numpy as jnp
@@ -161,8 +161,8 @@ def as_type(dtype: DTypeLike, name: str = "dtype") -> jnp.dtype:
         raise ValueError(f"{name} must be floating, got {dtype!r}, which is no type.") from error
 
 
-def check_choice(name: str, value: str, choices: object) -> None:
-    """Raises ValueError unless `value` is one of the `Literal` type `choices`."""
-    allowed = choices.__args__  # type: ignore[attr-defined]
-    if not isinstance(value, str) or value not in allowed:
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raises ValueError unless `value` is one of `choices`, a `Literal` type or a collection."""
+    allowed = get_args(choices) or tuple(choices)
+    if not isinstance(value, Hashable) or value not in allowed:  # an array has many answers to `in`
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")

@@ -7,7 +7,7 @@ uint8; `Augmentation` and the arguments hold every choice, each with where it co
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from bnjax.data.views.decoding import (
 )
 from bnjax.data.views.distortions import Distortion, distort
 from bnjax.data.views.resizing import INTERPOLATIONS
-from bnjax.scalars import integer, number
+from bnjax.scalars import check_choice, integer, number
 
 __all__ = [
     "Augmentation",
@@ -89,16 +89,10 @@ class Augmentation:
     """Part of each range that "reduced" means; our choice."""
 
     def __post_init__(self) -> None:
-        for name, options in (
-            ("crop", get_args(Crop)),
-            ("aspect_spacing", get_args(Spacing)),
-            ("interpolation", (*INTERPOLATIONS, "random")),
-            ("photometric", get_args(Photometric)),
-        ):
-            if getattr(self, name) not in options:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(options)}; got {getattr(self, name)!r}."
-                )
+        check_choice("crop", self.crop, Crop)
+        check_choice("aspect_spacing", self.aspect_spacing, Spacing)
+        check_choice("interpolation", self.interpolation, (*INTERPOLATIONS, "random"))
+        check_choice("photometric", self.photometric, Photometric)
         _check_size(self.image_size)
         for name, least in (("attempts", 1), ("padding", 0)):
             if integer(name, getattr(self, name)) < least:
@@ -172,8 +166,7 @@ def evaluation_view(
         ValueError: an argument is out of its range.
     """
     check_view(image_size, fraction)
-    if shape not in get_args(Shape):
-        raise ValueError(f"shape must be 'square' or 'image', got {shape!r}.")
+    check_choice("shape", shape, Shape)
     picture = open_image(image)
     window = central_window(picture.width, picture.height, fraction=fraction, shape=shape)
     if window == whole(picture.width, picture.height):
