@@ -5,17 +5,20 @@ from collections.abc import Hashable
 from typing import Any, get_args
 
 
-def integer(name: str, value: Any) -> int:
-    """Returns an integer as Python's, which does not wrap; ValueError for anything else.
+def integer(name: str, value: Any, *, least: int | None = None) -> int:
+    """Returns an integer as Python's, which does not wrap; ValueError for less, or anything else.
 
     NumPy would cut a seed of 1.5 to 1, and its int32 wraps at position 2^31.
     """
     try:
         if isinstance(value, bool):
             raise TypeError
-        return operator.index(value)
+        whole = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be an integer, got {value!r}.") from None
+    if least is not None and whole < least:
+        raise ValueError(f"{name} must be >= {least}, got {whole}.")
+    return whole
 
 
 def number(name: str, value: Any) -> float:
@@ -26,6 +29,12 @@ def number(name: str, value: Any) -> float:
         return float(value)
     except TypeError:
         raise ValueError(f"{name} must be a number, got {value!r}.") from None
+
+
+def check_decay(decay: float, name: str = "decay") -> None:
+    """Raises ValueError unless it is a number in [0, 1)."""
+    if not 0 <= number(name, decay) < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {decay}: it is the fraction kept.")
 
 
 def check_seed(seed: Any, *, bits: int = 64) -> int:

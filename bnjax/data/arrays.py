@@ -188,11 +188,11 @@ def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Eva
     Raises:
         ValueError: if there is no example, or lengths differ, or batch_size < 1.
     """
-    batch_size = integer("batch_size", batch_size)
-    if len(images) != len(labels) or len(images) == 0 or batch_size < 1:
+    batch_size = integer("batch_size", batch_size, least=1)
+    if len(images) != len(labels) or len(images) == 0:
         raise ValueError(
-            "images and labels must be of the same length >= 1 and batch_size >= 1, got "
-            f"{len(images)} images, {len(labels)} labels, batch_size={batch_size}."
+            "images and labels must be of the same length >= 1, got "
+            f"{len(images)} images, {len(labels)} labels."
         )
     padding = -len(images) % batch_size
 

@@ -113,16 +113,12 @@ def batch_indices(
         >>> sorted(batch_indices(0, first_step=0, steps=2, batch_size=3, size=6).ravel().tolist())
         [0, 1, 2, 3, 4, 5]
     """
-    seed, first_step = check_seed(seed), integer("first_step", first_step)
-    steps, size = integer("steps", steps), integer("size", size)
+    seed, first_step = check_seed(seed), integer("first_step", first_step, least=0)
+    steps, size = integer("steps", steps, least=1), integer("size", size)
     batch_size = integer("batch_size", batch_size)
     if not 1 <= batch_size <= size:
         raise ValueError(
             f"batch_size must be between 1 and the {size} training examples, got {batch_size}."
-        )
-    if first_step < 0 or steps < 1:
-        raise ValueError(
-            f"first_step must be >= 0 and steps >= 1, got first_step={first_step}, steps={steps}."
         )
     first, last = first_step * batch_size, (first_step + steps) * batch_size
     epochs = range(first // size, (last - 1) // size + 1)

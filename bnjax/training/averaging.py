@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bnjax.scalars import check_choice, number
+from bnjax.scalars import check_choice, check_decay
 
 Tree = Any
 
@@ -86,8 +86,7 @@ def update_average(
         {'w': Array([2.], dtype=float32)}
     """
     check_choice("averaging", averaging, Averaging)
-    if not 0 <= number("decay", decay) < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}: it is the fraction kept.")
+    check_decay(decay)
     updates = average.updates + 1
     weight = _weight(averaging, decay, updates.astype(jnp.float32))
     forgets = averaging in ("ema_debiased", "cumulative")  # the initial values, at the first update

@@ -17,7 +17,6 @@ from an earlier one.
 
 import atexit
 import json
-import operator
 import re
 import shutil
 import warnings
@@ -33,6 +32,7 @@ import jax
 from bnjax.evidence.records import differences, sync
 from bnjax.extras import extra
 from bnjax.paths import local_path
+from bnjax.scalars import integer
 from bnjax.training.checkpoint_files import (
     holds,
     host_copies,
@@ -81,8 +81,8 @@ class Checkpoints:
     Raises:
         CheckpointError: Another writer holds the directory; or it holds checkpoints of another
             config, or of another schema version; or this is not process 0.
-        TypeError: `config` is not JSON-able, or `keep` is not an integer.
-        ValueError: `keep` is below 1, or `directory` is a URL.
+        TypeError: `config` is not JSON-able.
+        ValueError: `keep` is no integer or below 1, or `directory` is a URL.
     """
 
     def __init__(self, directory: str | Path, *, config: Mapping[str, Any], keep: int = 2) -> None:
@@ -90,7 +90,7 @@ class Checkpoints:
         with extra("train"):
             import orbax.checkpoint  # noqa: F401
 
-        self._keep = _integer("keep", keep, minimum=1)
+        self._keep = integer("keep", keep, least=1)
         self._config = _as_json("config", config)
         directory = local_path("directory", directory)
         if jax.process_index() != 0:
@@ -146,10 +146,10 @@ class Checkpoints:
             CheckpointError: The save before this one failed; or `step` is not after the newest
                 step; or the disk is too full; or the object is closed.
             TypeError: A leaf is not an array; a Python float is none, as float32 would change it.
-            ValueError: `step` is negative, or `state` has no values.
+            ValueError: `step` is no integer or negative, or `state` has no values.
         """
         self._wait()
-        step = _integer("step", step, minimum=0)
+        step = integer("step", step, least=0)
         leaves = describe("state", state)
         arrays = host_copies(state)
         newest = self.latest()
@@ -345,13 +345,3 @@ def _as_json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
             f"{name} must be a mapping of JSON values, got {value!r} ({error}); convert "
             "dataclasses with dataclasses.asdict, arrays with .tolist() and paths with str"
         ) from error
-
-
-def _integer(name: str, value: int, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from error
-    if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {number}")
-    return number

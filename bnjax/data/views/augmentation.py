@@ -94,9 +94,8 @@ class Augmentation:
         check_choice("interpolation", self.interpolation, (*INTERPOLATIONS, "random"))
         check_choice("photometric", self.photometric, Photometric)
         _check_size(self.image_size)
-        for name, least in (("attempts", 1), ("padding", 0)):
-            if integer(name, getattr(self, name)) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}.")
+        integer("attempts", self.attempts, least=1)
+        integer("padding", self.padding, least=0)
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area must be two numbers, 0 < low <= high <= 1; got {self.area}.")
         if not 0 < self.aspect[0] <= self.aspect[1]:

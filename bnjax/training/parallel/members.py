@@ -47,8 +47,7 @@ class Members:
     """
 
     def __init__(self, count: int, *, together: Together) -> None:
-        if integer("count", count) < 1:
-            raise ValueError(f"count must be >= 1, got {count}.")
+        count = integer("count", count, least=1)
         check_choice("together", together, Together)
         devices = jax.local_devices()[:count]
         self.count = count
