@@ -73,6 +73,10 @@ class DataParallel:
         """The number of devices of all hosts."""
         return self._mesh.size
 
+    def under_jit(self) -> "DataParallel":
+        """Returns the same devices under `"jit"`, for functions that are jitted themselves."""
+        return DataParallel("jit", devices=self.devices)
+
     def check_batch(self, batch_size: int) -> None:
         """Raises ValueError unless each device gets equally many examples, at least one."""
         if integer("batch_size", batch_size) < 1 or batch_size % self.device_count:
