@@ -155,7 +155,7 @@ def _find(name: str, facts: Facts, below: str, root: Path) -> Path:
         facts.prepare(name, root, {"train": facts.train, "test": facts.test})
         folder = _newest_version(root / below)
     if folder is None:
-        raise DataError(f"{name} is not in {root / below}: {facts.remedy}")
+        raise DataError(f"{name} is not in {root / below}: {facts.remedy}.")
     return folder
 
 
@@ -174,7 +174,7 @@ def _check(data: DataSet[Split], facts: Facts, folder: Path) -> None:
         raise DataError(
             f"{folder}: {data.name} has {facts.classes:,} classes, {facts.train:,} images to learn "
             f"from and {facts.test:,} to measure on; got {got[0]:,}, {got[1]:,} and {got[2]:,}. "
-            f"Prepare it anew, or call it 'tfds:{folder}'"
+            f"Prepare it anew, or call it 'tfds:{folder}'."
         )
 
 
@@ -182,5 +182,5 @@ def _with_digest_of_pixels(data: DataSet[Split], remedy: str) -> DataSet[ArraySp
     try:
         decoded = in_memory(data)
     except DataError as error:
-        raise DataError(f"{error}; {remedy}") from error
+        raise DataError(f"{str(error).removesuffix('.')}; {remedy}.") from error
     return decoded._replace(sha256=digest(decoded.train, decoded.test))

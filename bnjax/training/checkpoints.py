@@ -96,7 +96,7 @@ class Checkpoints:
         if jax.process_index() != 0:
             raise CheckpointError(
                 f"this is process {jax.process_index()} of {jax.process_count()}; open checkpoints "
-                "on process 0 and broadcast what it restores"
+                "on process 0 and broadcast what it restores."
             )
         self._directory = directory.absolute()
         try:
@@ -160,12 +160,12 @@ class Checkpoints:
             except DamageError as damage:
                 raise CheckpointError(
                     f"step {step} cannot be saved: {self._folder(step)} exists and is damaged "
-                    f"({damage}); continue from restore(), or use another directory"
+                    f"({damage}); continue from restore(), or use another directory."
                 ) from damage
             content = ", with other content" if step == newest else ""
             raise CheckpointError(
                 f"step {step} cannot be saved: {self._directory} already holds step {newest}"
-                f"{content}; continue from restore(), or use another directory"
+                f"{content}; continue from restore(), or use another directory."
             )
         self._check_space(sum(array.nbytes for array in arrays))
         write = partial(
@@ -225,7 +225,7 @@ class Checkpoints:
         if problems:
             raise CheckpointError(
                 f"no checkpoint is whole; {self._listing(problems)}\n"
-                "put back a good copy of one of them, or start again in another directory"
+                "put back a good copy of one of them, or start again in another directory."
             )
         return None
 
@@ -247,7 +247,7 @@ class Checkpoints:
     def _wait(self) -> None:
         if self._lock.closed:
             raise CheckpointError(
-                f"the checkpoints in {self._directory} are closed; open them again"
+                f"the checkpoints in {self._directory} are closed; open them again."
             )
         if self._pending is None:
             return
@@ -257,7 +257,7 @@ class Checkpoints:
         if error is not None:
             raise CheckpointError(
                 f"step {step} was not saved in {self._directory}: {one_line(error)}; "
-                "check that the directory exists, is writable and has free space"
+                "check that the directory exists, is writable and has free space."
             ) from error
 
     def _folder(self, step: int) -> Path:
@@ -277,7 +277,7 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(
                 f"{self._directory} cannot be used ({one_line(error)}); if it was moved or "
-                "removed, put it back or give its new place; checkpoints that were saved are whole"
+                "removed, put it back or give its new place; checkpoints that were saved are whole."
             ) from error
 
     def _listing(self, problems: Mapping[int, str]) -> str:
@@ -290,7 +290,7 @@ class Checkpoints:
         if free < needed:
             raise CheckpointError(
                 f"the state has {needed:,} bytes, but the disk of {self._directory} has only "
-                f"{free:,} free; free some (a new checkpoint is written before an old one goes)"
+                f"{free:,} free; free some (a new checkpoint is written before an old one goes)."
             )
 
     def _clear_unfinished(self) -> None:
@@ -313,7 +313,7 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{self._folder(step)} belongs to another config:\n  "
                     + "\n  ".join(changed)
-                    + "\ngive the stored values to resume it, or use another directory"
+                    + "\ngive the stored values to resume it, or use another directory."
                 )
 
     def _write(self, step: int, write: Callable[[Path], None]) -> None:
@@ -343,5 +343,5 @@ def _as_json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name} must be a mapping of JSON values, got {value!r} ({error}); convert "
-            "dataclasses with dataclasses.asdict, arrays with .tolist() and paths with str"
+            "dataclasses with dataclasses.asdict, arrays with .tolist() and paths with str."
         ) from error

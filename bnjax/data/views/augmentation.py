@@ -285,7 +285,7 @@ def _resized_to(pixels: np.ndarray, shorter: int) -> Picture:
     if size[0] * size[1] > MOST_PIXELS:
         raise DataError(
             f"an image of {picture.width} x {picture.height} pixels has {size[0]} x {size[1]}, "
-            f"more than {MOST_PIXELS} in all, when its shorter side has {shorter}"
+            f"more than {MOST_PIXELS} in all, when its shorter side has {shorter}."
         )
     return open_image(picture.resized(whole(picture.width, picture.height), size))
 

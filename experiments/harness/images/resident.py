@@ -65,7 +65,7 @@ def decode(config: Any, data: DataSet) -> DataSet:
     try:
         return in_memory(data)
     except DataError as error:
-        raise DataError(f"{error}. Or give --pipeline streamed") from error
+        raise DataError(f"{str(error).removesuffix('.')}. Or give --pipeline streamed.") from error
 
 
 def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
