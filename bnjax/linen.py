@@ -18,7 +18,7 @@ from bnjax.normalization.batch_norm import init_stats
 from bnjax.normalization.errors import in_layer
 from bnjax.normalization.meshes import is_mapped, mapped_names
 from bnjax.normalization.moments import Moments, batch_size
-from bnjax.normalization.renormalization import Limits
+from bnjax.normalization.renormalization import Limits, limits_of
 from bnjax.normalization.settings import OwnFields, as_type, settings_of
 from bnjax.normalization.switches import normalize
 
@@ -259,9 +259,7 @@ class BatchRenorm(BatchNorm):
         Raises:
             ValueError: as `bnjax.normalization.renormalize_batch`, with this layer's path.
         """
-        limits = Limits(
-            self.r_max if r_max is None else r_max, self.d_max if d_max is None else d_max
-        )
+        limits = limits_of(self, r_max, d_max)
         return self._call(x, use_running_average, mask, update_statistics, limits)
 
 
