@@ -15,11 +15,12 @@ from flax.typing import Dtype
 
 from bnjax.normalization.arguments import check_array, split_axes
 from bnjax.normalization.batch_norm import init_stats
+from bnjax.normalization.dtypes import as_type
 from bnjax.normalization.errors import in_layer
 from bnjax.normalization.meshes import is_mapped, mapped_names
 from bnjax.normalization.moments import Moments, batch_size
 from bnjax.normalization.renormalization import Limits, limits_of
-from bnjax.normalization.settings import OwnFields, as_type, settings_of
+from bnjax.normalization.settings import OwnFields, settings_of
 from bnjax.normalization.switches import normalize
 
 Variables = Any

@@ -18,10 +18,11 @@ from flax.typing import Dtype
 
 from bnjax.normalization.arguments import check_array, check_shape
 from bnjax.normalization.batch_norm import init_stats
+from bnjax.normalization.dtypes import as_type
 from bnjax.normalization.errors import in_layer
 from bnjax.normalization.meshes import as_index_groups
 from bnjax.normalization.renormalization import Limits, check_limits, limits_of
-from bnjax.normalization.settings import OwnFields, OwnKeywords, as_type, settings_of
+from bnjax.normalization.settings import OwnFields, OwnKeywords, settings_of
 from bnjax.normalization.switches import normalize
 
 

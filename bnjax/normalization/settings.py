@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from bnjax.normalization.dtypes import as_type, precision
 from bnjax.normalization.meshes import mapped_names
-from bnjax.normalization.moments import precision
 
 StatsAveraging = Literal["ema", "ema_debiased", "cumulative"]
 RunningVar = Literal["unbiased", "biased"]
@@ -142,23 +142,6 @@ def check_epsilon(epsilon: float, dtype: DTypeLike = jnp.float32) -> None:
             f"epsilon must be > 0, got {epsilon}: constant features divide by its root, which "
             f"{limits.dtype} knows from {limits.tiny:.4g} to {limits.max:.4g}."
         )
-
-
-def check_dtype(dtype: DTypeLike) -> None:
-    """Raises ValueError unless the output's type is floating."""
-    dtype = as_type(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be floating, got {dtype}: means, scales and outputs are.")
-
-
-def as_type(dtype: DTypeLike, name: str = "dtype") -> jnp.dtype:
-    """Returns the type of such a name; ValueError for what is none, such as an array."""
-    try:
-        if hasattr(dtype, "astype") and not isinstance(dtype, type):
-            raise TypeError  # an array, whose own type would be taken
-        return jnp.dtype(dtype)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be floating, got {dtype!r}, which is no type.") from error
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
