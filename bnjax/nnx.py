@@ -18,10 +18,11 @@ from flax.typing import Dtype
 
 from bnjax.normalization.arguments import check_array, check_shape
 from bnjax.normalization.batch_norm import init_stats
+from bnjax.normalization.dtypes import as_type
 from bnjax.normalization.errors import in_layer
 from bnjax.normalization.meshes import as_index_groups
-from bnjax.normalization.renormalization import Limits, check_limits
-from bnjax.normalization.settings import OwnFields, OwnKeywords, as_type, settings_of
+from bnjax.normalization.renormalization import Limits, check_limits, limits_of
+from bnjax.normalization.settings import OwnFields, OwnKeywords, settings_of
 from bnjax.normalization.switches import normalize
 
 
@@ -336,7 +337,5 @@ class BatchRenorm(BatchNorm):
         Raises:
             ValueError: as `bnjax.normalization.renormalize_batch`; otherwise as `BatchNorm`.
         """
-        limits = Limits(
-            self.r_max if r_max is None else r_max, self.d_max if d_max is None else d_max
-        )
+        limits = limits_of(self, r_max, d_max)
         return self._call(x, use_running_average, mask, update_statistics, limits)

@@ -63,7 +63,7 @@ class RecordSplit:
         except Exception as error:  # array_record and protobuf each raise their own
             if len(indices) > 1:
                 return [self[index] for index in indices]  # the error names the damaged one
-            raise DataError(f"{names[0]}: cannot be read ({error})") from error
+            raise DataError(f"{names[0]}: cannot be read ({error}).") from error
         for i, record in enumerate(records):
             if "file_name" in record:
                 names[i] += f", {record['file_name'].decode()}"
@@ -106,27 +106,27 @@ def open_array_records(folder: Path, *, name: str, remedy: str) -> DataSet[Split
 
     for needed in ("dataset_info.json", "features.json"):
         if not (folder / needed).is_file():
-            raise DataError(f"{folder}: not prepared, or half: it has no {needed}; {remedy}")
+            raise DataError(f"{folder}: not prepared, or half: it has no {needed}; {remedy}.")
     try:
         check_features(folder)
         info = tfds.builder_from_directory(str(folder)).info
         kind, features, found = info.file_format, info.features, sorted(info.splits)
     except DataError as error:
-        raise DataError(f"{error}; {remedy}") from error
+        raise DataError(f"{error}; {remedy}.") from error
     except Exception as error:  # json, protobuf and tensorflow-datasets each raise their own
-        raise DataError(f"{folder}: cannot be read ({error}); {remedy}") from error
+        raise DataError(f"{folder}: cannot be read ({error}); {remedy}.") from error
     if kind is not tfds.core.FileFormat.ARRAY_RECORD:
         raise DataError(
             f"{folder}: prepared as {kind.value if kind else 'nothing known'}, which takes "
-            f"TensorFlow to read: prepare it with file_format='array_record'; {remedy}"
+            f"TensorFlow to read: prepare it with file_format='array_record'; {remedy}."
         )
     kinds = {key: type(features[key]) for key in features} if features else {}
     if (kinds.get("image"), kinds.get("label")) != (tfds.features.Image, tfds.features.ClassLabel):
-        raise DataError(f"{folder}: its features must be an image and a label, got {features}")
+        raise DataError(f"{folder}: its features must be an image and a label, got {features}.")
     validation = "validation" if "validation" in found else "test"
     for split in ("train", validation):
         if split not in found:
-            raise DataError(f"{folder}: no split {split!r}, it has {found}; {remedy}")
+            raise DataError(f"{folder}: no split {split!r}, it has {found}; {remedy}.")
 
     digest = hashlib.sha256((folder / "features.json").read_bytes())
     train, test = (
@@ -148,7 +148,7 @@ def _open_split(folder: Path, info: Any, split: str, digest: Any, remedy: str) -
         got = _count_records(file, remedy)
         if got != size:
             raise DataError(
-                f"{file}: expected {size} records, got {got}: not the whole file; {remedy}"
+                f"{file}: expected {size} records, got {got}: not the whole file; {remedy}."
             )
         digest.update(f"{split} {size} {file.stat().st_size}\n".encode() + _edges(file))
     _allow_open_files(len(files))
@@ -165,13 +165,13 @@ def _count_records(file: Path, remedy: str) -> int:
         from array_record.python.array_record_module import ArrayRecordReader
 
     if not file.is_file():
-        raise DataError(f"{file}: missing; {remedy}")
+        raise DataError(f"{file}: missing; {remedy}.")
     try:
         reader = ArrayRecordReader(str(file))
         count = int(reader.num_records())
         reader.close()  # it is here that a file cut short is found out
     except RuntimeError as error:
-        raise DataError(f"{file}: damaged ({error}); {remedy}") from error
+        raise DataError(f"{file}: damaged ({error}); {remedy}.") from error
     return count
 
 
@@ -195,6 +195,6 @@ def _allow_open_files(count: int) -> None:
     if most != resource.RLIM_INFINITY and most < wanted:
         raise DataError(
             f"{count} files have to stay open, and this process may open {most}: raise the limit "
-            f"to {wanted} or more (ulimit -Hn)"
+            f"to {wanted} or more (ulimit -Hn)."
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

@@ -112,7 +112,7 @@ def in_memory(data: DataSet[Split], *, most_bytes: int = MOST_BYTES) -> DataSet[
         raise DataError(
             f"{data.name}: {count:,} images of {first.width} x {first.height} pixels take {size:,} "
             f"bytes in memory, more than most_bytes={most_bytes:,}: read it in batches "
-            "(bnjax.data.stream), or raise most_bytes"
+            "(bnjax.data.stream), or raise most_bytes."
         )
     train = _decode(data.train, "train", shape, data.classes)
     test = _decode(data.test, "test", shape, data.classes)
@@ -133,7 +133,7 @@ def _decode(split: Split, name: str, shape: tuple[int, int, int], classes: int) 
             raise DataError(
                 f"{example.name}: has {pixels.shape[1]} x {pixels.shape[0]} pixels, the first is "
                 f"{shape[1]} x {shape[0]}, and in memory all must have one size: read images of "
-                "many sizes in batches of views (bnjax.data.stream)"
+                "many sizes in batches of views (bnjax.data.stream)."
             )
         check_label(example, classes)
         images[index] = pixels[..., : shape[-1]]  # the channels of a grayscale image are equal
@@ -188,11 +188,11 @@ def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Eva
     Raises:
         ValueError: if there is no example, or lengths differ, or batch_size < 1.
     """
-    batch_size = integer("batch_size", batch_size)
-    if len(images) != len(labels) or len(images) == 0 or batch_size < 1:
+    batch_size = integer("batch_size", batch_size, least=1)
+    if len(images) != len(labels) or len(images) == 0:
         raise ValueError(
-            "images and labels must be of the same length >= 1 and batch_size >= 1, got "
-            f"{len(images)} images, {len(labels)} labels, batch_size={batch_size}."
+            "images and labels must be of the same length >= 1, got "
+            f"{len(images)} images, {len(labels)} labels."
         )
     padding = -len(images) % batch_size
 

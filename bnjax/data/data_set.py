@@ -86,7 +86,7 @@ def check_label(example: Example, classes: int | None = None) -> None:
         hint = ", the mark of what has none: give images that have labels"
         raise DataError(
             f"{example.name}: labels must be {wanted}, got {example.label}"
-            f"{hint if example.label == -1 else ''}"
+            f"{hint if example.label == -1 else ''}."
         )
 
 

@@ -53,7 +53,7 @@ class FolderSplit:
         try:
             return Example(path.read_bytes(), int(self.labels[file]), str(path))
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error})") from error
+            raise DataError(f"{path}: cannot be read ({error}).") from error
 
 
 def open_folder(root: str | Path) -> DataSet[Split]:
@@ -85,12 +85,12 @@ def open_folder(root: str | Path) -> DataSet[Split]:
         raise DataError(
             f"{root}: the same names are written in other Unicode forms in the splits: "
             f"{_some(classes - others, ascii)} in train, {_some(others - classes, ascii)} in "
-            f"{found[1]}. Rename the folders of one of them, to NFC in both"
+            f"{found[1]}. Rename the folders of one of them, to NFC in both."
         )
     if classes != others:
         raise DataError(
             f"{root}: the splits must have the same classes; {_some(classes - others)} only in "
-            f"train, {_some(others - classes)} only in {found[1]}"
+            f"train, {_some(others - classes)} only in {found[1]}."
         )
     digest = hashlib.sha256()
     for split, files in zip(("train", "validation"), splits, strict=True):
@@ -110,12 +110,12 @@ def _list_split(split: Path) -> dict[str, int]:
         files: dict[str, int] = {}
         for folder in folders:
             if not folder.is_dir():
-                raise DataError(f"{folder}: a file among the class folders; {_LAYOUT}")
+                raise DataError(f"{folder}: a file among the class folders; {_LAYOUT}.")
             files |= _list_class(folder)
     except OSError as error:
-        raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
     if not files:
-        raise DataError(f"{split}: no class folders; {_LAYOUT}")
+        raise DataError(f"{split}: no class folders; {_LAYOUT}.")
     return files
 
 
@@ -126,10 +126,10 @@ def _list_class(folder: Path) -> dict[str, int]:
             if entry.name.startswith("."):
                 continue
             if not entry.is_file() or not entry.name.lower().endswith(SUFFIXES):
-                raise DataError(f"{entry.path}: not an image file ({', '.join(SUFFIXES)})")
+                raise DataError(f"{entry.path}: not an image file ({', '.join(SUFFIXES)}).")
             files[f"{folder.name}/{entry.name}"] = entry.stat().st_size
     if not files:
-        raise DataError(f"{folder}: a class without an image; add some, or remove the folder")
+        raise DataError(f"{folder}: a class without an image; add some, or remove the folder.")
     return files
 
 

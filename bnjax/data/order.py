@@ -9,11 +9,11 @@ versions; it depends neither on JAX nor on the backend.
 """
 
 from functools import lru_cache
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from bnjax.scalars import check_seed, integer
+from bnjax.scalars import check_choice, check_seed, integer
 
 Shuffle = Literal["shards", "within_shard", "thorough"]
 """Ways to shuffle, from the least thorough to the most:
@@ -42,9 +42,7 @@ class Order(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError for a bad seed, an unknown shuffle, or an empty shard."""
-        if self.shuffle not in get_args(Shuffle):
-            choices = ", ".join(map(repr, get_args(Shuffle)))
-            raise ValueError(f"shuffle must be one of {choices}; got {self.shuffle!r}.")
+        check_choice("shuffle", self.shuffle, Shuffle)
         check_seed(self.seed)
         if not self.shard_sizes or min(self.shard_sizes) < 1:
             raise ValueError(f"shard_sizes must be of 1 and more, got {self.shard_sizes}.")
@@ -115,16 +113,12 @@ def batch_indices(
         >>> sorted(batch_indices(0, first_step=0, steps=2, batch_size=3, size=6).ravel().tolist())
         [0, 1, 2, 3, 4, 5]
     """
-    seed, first_step = check_seed(seed), integer("first_step", first_step)
-    steps, size = integer("steps", steps), integer("size", size)
+    seed, first_step = check_seed(seed), integer("first_step", first_step, least=0)
+    steps, size = integer("steps", steps, least=1), integer("size", size)
     batch_size = integer("batch_size", batch_size)
     if not 1 <= batch_size <= size:
         raise ValueError(
             f"batch_size must be between 1 and the {size} training examples, got {batch_size}."
-        )
-    if first_step < 0 or steps < 1:
-        raise ValueError(
-            f"first_step must be >= 0 and steps >= 1, got first_step={first_step}, steps={steps}."
         )
     first, last = first_step * batch_size, (first_step + steps) * batch_size
     epochs = range(first // size, (last - 1) // size + 1)

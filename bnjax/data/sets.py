@@ -19,6 +19,7 @@ from bnjax.data.folders import open_folder
 from bnjax.data.prepare.mnist import prepare_mnist
 from bnjax.data.tfds import local_root
 from bnjax.paths import local_path
+from bnjax.scalars import check_choice
 
 
 class Facts(NamedTuple):
@@ -138,8 +139,7 @@ def open_data(name: str, *, data_dir: str | Path | None = None) -> DataSet[Split
         remedy = "name the folder of a version, .../NAME/1.0.0, and copy all of it"
         name = f"tfds:{folder.parent.name}/{folder.name}"
         return open_array_records(folder, name=name, remedy=remedy)
-    if name not in FACTS:
-        raise ValueError(f"name must be one of {', '.join(DATA_SETS)}; got {name!r}")
+    check_choice("name", name, DATA_SETS)
     facts = FACTS[name]
     if facts.folder is None:
         return mnist5k.load()
@@ -155,7 +155,7 @@ def _find(name: str, facts: Facts, below: str, root: Path) -> Path:
         facts.prepare(name, root, {"train": facts.train, "test": facts.test})
         folder = _newest_version(root / below)
     if folder is None:
-        raise DataError(f"{name} is not in {root / below}: {facts.remedy}")
+        raise DataError(f"{name} is not in {root / below}: {facts.remedy}.")
     return folder
 
 
@@ -174,7 +174,7 @@ def _check(data: DataSet[Split], facts: Facts, folder: Path) -> None:
         raise DataError(
             f"{folder}: {data.name} has {facts.classes:,} classes, {facts.train:,} images to learn "
             f"from and {facts.test:,} to measure on; got {got[0]:,}, {got[1]:,} and {got[2]:,}. "
-            f"Prepare it anew, or call it 'tfds:{folder}'"
+            f"Prepare it anew, or call it 'tfds:{folder}'."
         )
 
 
@@ -182,5 +182,5 @@ def _with_digest_of_pixels(data: DataSet[Split], remedy: str) -> DataSet[ArraySp
     try:
         decoded = in_memory(data)
     except DataError as error:
-        raise DataError(f"{error}; {remedy}") from error
+        raise DataError(f"{str(error).removesuffix('.')}; {remedy}.") from error
     return decoded._replace(sha256=digest(decoded.train, decoded.test))

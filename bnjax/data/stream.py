@@ -77,10 +77,8 @@ def training_batches(
             f"shard_sizes of the examples sum to {sum(order.shard_sizes)}, and there are "
             f"{len(examples)} examples: each must be in one shard."
         )
-    first_step = integer("first_step", first_step)
+    first_step = integer("first_step", first_step, least=0)
     batch_size = integer("batch_size", batch_size)
-    if first_step < 0:
-        raise ValueError(f"first_step must be >= 0, got {first_step}.")
     if not 1 <= batch_size <= len(examples):
         raise ValueError(
             f"batch_size must be between 1 and the {len(examples)} examples, got {batch_size}."
@@ -122,9 +120,7 @@ def evaluation_batches(
             process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
     """
-    batch_size = integer("batch_size", batch_size)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
+    batch_size = integer("batch_size", batch_size, least=1)
     rows = _share(batch_size, process_index, process_count)
     return Stream(_EvaluationBatches(examples, view, batch_size, rows), check_workers(workers))
 

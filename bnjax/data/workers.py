@@ -113,9 +113,7 @@ class Stream(Iterator[Batch]):
 
 def check_workers(workers: int) -> int:
     """Returns the number; ValueError if it is negative or more than a host has use for."""
-    workers = integer("workers", workers)
-    if workers < 0:
-        raise ValueError(f"workers must be >= 0, got {workers}; 0 is for threads.")
+    workers = integer("workers", workers, least=0)
     if workers > MOST_WORKERS:
         raise ValueError(f"workers must be at most {MOST_WORKERS}, got {workers}: processes.")
     return workers

@@ -12,11 +12,11 @@ from bnjax.models.inception import (
     REDUCTIONS,
     Conv,
     InceptionNetwork,
-    check_choice,
     googlenet_stem,
 )
 from bnjax.models.norms import Norm, accepts, find_norm, linear
 from bnjax.models.pooling import average_pool, max_pool
+from bnjax.normalization.settings import check_choice
 
 
 class Row(NamedTuple):

@@ -16,12 +16,12 @@ from bnjax.models.inception import (
     InceptionNetwork,
     Logits,
     PoolRule,
-    check_choice,
     googlenet_stem,
     halve,
 )
 from bnjax.models.layers import DenseNorm, Dropout, check_rate
 from bnjax.models.pooling import average_pool, max_pool
+from bnjax.normalization.settings import check_choice
 
 AUXILIARY_WEIGHT = 0.3
 """Weight of each side head's loss when it is added to the loss of the main classifier."""

@@ -1,7 +1,7 @@
 """The common parts of the Inception family: settings, checks, stem, classifier."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from bnjax.models.layers import (
 )
 from bnjax.models.norms import Activation, Norm, WithNorm
 from bnjax.models.pooling import max_pool
+from bnjax.normalization.settings import check_choice
 
 PoolRule = Literal["SAME", "CEIL"]
 """Where the windows of a max pool of stride 2 lie if the number of rows is odd: as in TensorFlow,
@@ -171,12 +172,6 @@ class InceptionNetwork(WithNorm, ABC):
         return nn.Dense(
             self.classes, dtype=self.dtype, param_dtype=self.param_dtype, name="logits"
         )(x)
-
-
-def check_choice(name: str, value: object, choices: Collection[object]) -> None:
-    """Raises ValueError, naming the option, unless its value is among the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
 
 
 def googlenet_stem(

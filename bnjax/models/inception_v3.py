@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,6 @@ from bnjax.models.inception import (
     InceptionNetwork,
     Logits,
     Reduction,
-    check_choice,
 )
 from bnjax.models.inception_modules import (
     Branches,
@@ -28,6 +27,7 @@ from bnjax.models.inception_modules import (
 )
 from bnjax.models.norms import Norm
 from bnjax.models.pooling import average_pool, max_pool
+from bnjax.normalization.settings import check_choice
 
 AUXILIARY_WEIGHT = 0.4
 """Weight of the side head's loss in the released training code; the paper gives none."""
@@ -227,11 +227,11 @@ class InceptionV3(InceptionNetwork):
     grid_reduction: ReductionOrder = "parallel"
 
     def __post_init__(self) -> None:
-        check_choice("outline", self.outline, get_args(Outline))
-        check_choice("stem", self.stem, get_args(StemKind))
-        check_choice("auxiliary", self.auxiliary, get_args(Auxiliary))
-        check_choice("stem_padding", self.stem_padding, get_args(StemPadding))
-        check_choice("grid_reduction", self.grid_reduction, get_args(ReductionOrder))
+        check_choice("outline", self.outline, Outline)
+        check_choice("stem", self.stem, StemKind)
+        check_choice("auxiliary", self.auxiliary, Auxiliary)
+        check_choice("stem_padding", self.stem_padding, StemPadding)
+        check_choice("grid_reduction", self.grid_reduction, ReductionOrder)
         if self.factorized_size < 3 or self.factorized_size % 2 == 0:
             raise ValueError(
                 f"factorized_size must be odd and 3 or more, got {self.factorized_size}."

@@ -9,6 +9,7 @@ from bnjax.models.convolutions import patch_convolution
 from bnjax.models.layers import Initializer, NormActivation, Subsample
 from bnjax.models.norms import Activation, Norm, WithNorm
 from bnjax.models.pooling import average_pool
+from bnjax.normalization.settings import check_choice
 
 Pool = Literal["average", "max", "subsample"]
 Convolution = Literal["patches", "xla"]
@@ -56,8 +57,8 @@ class LeNet5(WithNorm):
             raise ValueError(
                 f"images must have shape [n, 28, 28, c] or [n, 32, 32, c], got {images.shape}."
             )
-        if self.convolution not in ("patches", "xla"):
-            raise ValueError(f"convolution must be 'patches' or 'xla', got {self.convolution!r}.")
+        check_choice("pool", self.pool, Pool)
+        check_choice("convolution", self.convolution, Convolution)
         border = (32 - images.shape[1]) // 2  # a 28x28 digit stands in the centre of 32x32
         x = self._convolution(images, 6, border, "C1", train)  # [n, 28, 28, 6]
         x = self._pool(x, "S2")  # [n, 14, 14, 6]
@@ -92,11 +93,8 @@ class LeNet5(WithNorm):
 
     @nn.nowrap
     def _pool(self, x: jax.Array, name: str) -> jax.Array:
-        match self.pool:
-            case "average":
-                return average_pool(x)
-            case "max":
-                return nn.max_pool(x, (2, 2), (2, 2))
-            case "subsample":
-                return self.activation(Subsample(name=name)(x))
-        raise ValueError(f"pool must be 'average', 'max' or 'subsample', got {self.pool!r}.")
+        if self.pool == "average":
+            return average_pool(x)
+        if self.pool == "max":
+            return nn.max_pool(x, (2, 2), (2, 2))
+        return self.activation(Subsample(name=name)(x))

@@ -7,7 +7,7 @@ them: XLA would otherwise fuse the pool's input into each slice, and compute it 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -35,13 +35,7 @@ def max_pool(x: jax.Array, window: Window, strides: Window, padding: Borders) ->
         padding: with what is never the largest.
     """
     of_windows = partial(nn.max_pool, window_shape=window, strides=strides, padding=padding)
-    if not _overlap(window, strides):
-        return of_windows(x)
-    borders = _borders(x, window, strides, padding)
-    of_slices = partial(
-        _max_of_slices, window=tuple(window), strides=tuple(strides), borders=borders
-    )
-    return lax.platform_dependent(x, cpu=of_slices, default=of_windows)
+    return _pool(x, window, strides, padding, of_windows=of_windows, of_slices=_max_of_slices)
 
 
 def average_pool(
@@ -75,25 +69,26 @@ def _sum_pool(x: jax.Array, window: Window, strides: Window, padding: Borders) -
     def of_windows(x: jax.Array) -> jax.Array:
         return nn.pooling.pool(x, 0.0, lax.add, window, strides, padding)
 
-    if not _overlap(window, strides):
+    return _pool(x, window, strides, padding, of_windows=of_windows, of_slices=_sum_of_slices)
+
+
+def _pool(
+    x: jax.Array,
+    window: Window,
+    strides: Window,
+    padding: Borders,
+    *,
+    of_windows: Callable[[jax.Array], jax.Array],
+    of_slices: Callable[..., jax.Array],
+) -> jax.Array:
+    """By slices where windows overlap on a CPU, else by XLA's windows."""
+    if all(size <= step for size, step in zip(window, strides, strict=True)):
         return of_windows(x)
-    borders = _borders(x, window, strides, padding)
-    of_slices = partial(
-        _sum_of_slices, window=tuple(window), strides=tuple(strides), borders=borders
-    )
-    return lax.platform_dependent(x, cpu=of_slices, default=of_windows)
-
-
-def _overlap(window: Window, strides: Window) -> bool:
-    return any(size > step for size, step in zip(window, strides, strict=True))
-
-
-def _borders(
-    x: jax.Array, window: Window, strides: Window, padding: Borders
-) -> tuple[tuple[int, int], ...]:
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
-    return tuple((before, after) for before, after in padding)
+    borders = tuple((before, after) for before, after in padding)
+    of_slices = partial(of_slices, window=tuple(window), strides=tuple(strides), borders=borders)
+    return lax.platform_dependent(x, cpu=of_slices, default=of_windows)
 
 
 _windows_border = partial(fusion_border, static_argnames=("window", "strides", "borders"))

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.normalization.axes import integers, sorted_axes
+from bnjax.normalization.dtypes import check_dtype
 from bnjax.normalization.errors import Refusal
 from bnjax.normalization.moments import Moments
-from bnjax.normalization.settings import Settings, check_dtype, check_epsilon
+from bnjax.normalization.settings import Settings, check_epsilon
 
 Params = dict[str, jax.Array]
 """`scale` and `bias`, each of the features' shape; either may be absent."""

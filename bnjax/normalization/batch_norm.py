@@ -22,10 +22,11 @@ from bnjax.normalization.arguments import (
     check_shape,
     full_mask,
 )
+from bnjax.normalization.dtypes import check_dtype, precision
 from bnjax.normalization.fast.fused import normalize_fused
 from bnjax.normalization.groups import choose_groups, normalize_groups
 from bnjax.normalization.meshes import divided_like
-from bnjax.normalization.moments import Moments, precision, unbiased
+from bnjax.normalization.moments import Moments, unbiased
 from bnjax.normalization.settings import (
     Activation,
     BatchChoice,
@@ -34,7 +35,6 @@ from bnjax.normalization.settings import (
     Settings,
     StatsAveraging,
     check_choice,
-    check_dtype,
 )
 from bnjax.normalization.transform import (
     Transform,

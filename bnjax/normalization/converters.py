@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bnjax.normalization.arguments import Params, Stats
+from bnjax.normalization.dtypes import precision
 from bnjax.normalization.foreign_arrays import (
     Arrays,
     check_debiasing,
@@ -27,7 +28,6 @@ from bnjax.normalization.foreign_arrays import (
     read_count,
     squeeze,
 )
-from bnjax.normalization.moments import precision
 from bnjax.normalization.settings import RunningVar, Settings, StatsAveraging, check_epsilon
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnjax.normalization.arguments import Params, Stats, check_array, check_floating
-from bnjax.normalization.moments import precision
+from bnjax.normalization.dtypes import precision
 from bnjax.normalization.settings import check_epsilon
 
 

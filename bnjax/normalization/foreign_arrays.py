@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bnjax.normalization.moments import precision
+from bnjax.normalization.dtypes import precision
 
 Arrays = Mapping[str, Any]
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
 from bnjax.normalization.axes import check_integer, sorted_axes
+from bnjax.normalization.dtypes import precision
 from bnjax.normalization.fast.sums import first_rows, pair_of_sums, slices_of
 from bnjax.normalization.meshes import check_axis_index_groups, check_mapped, mapped_names
 from bnjax.normalization.versions import as_varying, gather_invariant, typed_axes, varying_axes
@@ -267,14 +267,6 @@ def sum_over_devices(
 def unbiased(var: jax.Array, size: jax.Array) -> jax.Array:
     """Returns `var` times m/(m-1) for m values; `var` itself where there is one, or none."""
     return var * (size / jnp.where(size > 1, size - 1, 1))
-
-
-def precision(dtype: DTypeLike) -> jnp.dtype:
-    """Returns the type that moments of `dtype` are computed in: at least float32.
-
-    Not `jnp.promote_types`, which refuses bfloat16 with float32 under strict promotion.
-    """
-    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def batch_size(

@@ -39,6 +39,13 @@ class Limits(NamedTuple):
     d_max: float | jax.Array
 
 
+def limits_of(
+    layer: Any, r_max: float | jax.Array | None, d_max: float | jax.Array | None
+) -> Limits:
+    """Returns the limits of a call, which are the layer's own where the call gives none."""
+    return Limits(layer.r_max if r_max is None else r_max, layer.d_max if d_max is None else d_max)
+
+
 def renormalize_batch(
     x: jax.Array,
     params: Params,

@@ -6,17 +6,17 @@ costs its name in `StatsAveraging` and its weight in `batch_norm.move_stats`.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from bnjax.normalization.dtypes import as_type, precision
 from bnjax.normalization.meshes import mapped_names
-from bnjax.normalization.moments import precision
 
 StatsAveraging = Literal["ema", "ema_debiased", "cumulative"]
 RunningVar = Literal["unbiased", "biased"]
@@ -144,25 +144,8 @@ def check_epsilon(epsilon: float, dtype: DTypeLike = jnp.float32) -> None:
         )
 
 
-def check_dtype(dtype: DTypeLike) -> None:
-    """Raises ValueError unless the output's type is floating."""
-    dtype = as_type(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be floating, got {dtype}: means, scales and outputs are.")
-
-
-def as_type(dtype: DTypeLike, name: str = "dtype") -> jnp.dtype:
-    """Returns the type of such a name; ValueError for what is none, such as an array."""
-    try:
-        if hasattr(dtype, "astype") and not isinstance(dtype, type):
-            raise TypeError  # an array, whose own type would be taken
-        return jnp.dtype(dtype)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be floating, got {dtype!r}, which is no type.") from error
-
-
-def check_choice(name: str, value: str, choices: object) -> None:
-    """Raises ValueError unless `value` is one of the `Literal` type `choices`."""
-    allowed = choices.__args__  # type: ignore[attr-defined]
-    if not isinstance(value, str) or value not in allowed:
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raises ValueError unless `value` is one of `choices`, a `Literal` type or a collection."""
+    allowed = get_args(choices) or tuple(choices)
+    if not isinstance(value, Hashable) or value not in allowed:  # an array has many answers to `in`
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from bnjax.normalization.dtypes import precision
 from bnjax.normalization.groups import Groups
-from bnjax.normalization.moments import Moments, batch_moments, precision
+from bnjax.normalization.moments import Moments, batch_moments
 from bnjax.normalization.settings import Activation
 
 

@@ -10,14 +10,14 @@ memory.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bnjax.scalars import integer
+from bnjax.scalars import check_choice, integer
 from bnjax.training.averaging import is_inexact, widened
 from bnjax.training.objectives import Metrics
 from bnjax.training.state import TrainState
@@ -89,7 +89,7 @@ def accumulate(
         ValueError: for bad `statistics`, or batches without a common leading axis; where a mean
             becomes complex that is not in `batch_stats`.
     """
-    _check_statistics(statistics)
+    check_choice("statistics", statistics, Statistics)
     once = statistics == "once"
     numbers = jnp.arange(_leading("batches", batches))
     keys = () if key is None else (jax.vmap(partial(jax.random.fold_in, key))(numbers),)
@@ -133,7 +133,7 @@ def make_accumulating_step(
 
     Arguments and errors are those of `accumulate`.
     """
-    _check_statistics(statistics)
+    check_choice("statistics", statistics, Statistics)
 
     def train_step(state: TrainState, batches: Tree) -> tuple[TrainState, Metrics]:
         gradient, batch_stats, metrics = accumulate(
@@ -175,11 +175,6 @@ def split_batch(batch: Tree, micro_batches: int) -> Tree:
     return jax.tree.map(
         lambda leaf: leaf.reshape(micro_batches, examples // micro_batches, *leaf.shape[1:]), batch
     )
-
-
-def _check_statistics(statistics: str) -> None:
-    if statistics not in get_args(Statistics):
-        raise ValueError(f"statistics must be 'once' or 'each', got {statistics!r}.")
 
 
 def _leading(name: str, tree: Tree) -> int:

@@ -13,12 +13,12 @@ weights; they differ more, the further the weights travel within the average's m
 """
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bnjax.scalars import number
+from bnjax.scalars import check_choice, check_decay
 
 Tree = Any
 
@@ -85,11 +85,8 @@ def update_average(
         >>> average.values
         {'w': Array([2.], dtype=float32)}
     """
-    if averaging not in get_args(Averaging):
-        names = ", ".join(map(repr, get_args(Averaging)))
-        raise ValueError(f"averaging must be one of {names}, got {averaging!r}.")
-    if not 0 <= number("decay", decay) < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}: it is the fraction kept.")
+    check_choice("averaging", averaging, Averaging)
+    check_decay(decay)
     updates = average.updates + 1
     weight = _weight(averaging, decay, updates.astype(jnp.float32))
     forgets = averaging in ("ema_debiased", "cumulative")  # the initial values, at the first update

@@ -34,7 +34,7 @@ def host_copies(state: PyTree) -> list[np.ndarray]:
     leaves = jax.device_get([to_array(as_array(leaf)) for leaf in jax.tree.leaves(state)])
     arrays = [np.array(leaf, order="C") for leaf in leaves]
     if not any(array.size for array in arrays):
-        raise ValueError("state has no values to save; give a pytree with at least one array")
+        raise ValueError("state has no values to save; give a pytree with at least one array.")
     return arrays
 
 

@@ -17,7 +17,6 @@ from an earlier one.
 
 import atexit
 import json
-import operator
 import re
 import shutil
 import warnings
@@ -33,6 +32,7 @@ import jax
 from bnjax.evidence.records import differences, sync
 from bnjax.extras import extra
 from bnjax.paths import local_path
+from bnjax.scalars import integer
 from bnjax.training.checkpoint_files import (
     holds,
     host_copies,
@@ -81,8 +81,8 @@ class Checkpoints:
     Raises:
         CheckpointError: Another writer holds the directory; or it holds checkpoints of another
             config, or of another schema version; or this is not process 0.
-        TypeError: `config` is not JSON-able, or `keep` is not an integer.
-        ValueError: `keep` is below 1, or `directory` is a URL.
+        TypeError: `config` is not JSON-able.
+        ValueError: `keep` is no integer or below 1, or `directory` is a URL.
     """
 
     def __init__(self, directory: str | Path, *, config: Mapping[str, Any], keep: int = 2) -> None:
@@ -90,13 +90,13 @@ class Checkpoints:
         with extra("train"):
             import orbax.checkpoint  # noqa: F401
 
-        self._keep = _integer("keep", keep, minimum=1)
+        self._keep = integer("keep", keep, least=1)
         self._config = _as_json("config", config)
         directory = local_path("directory", directory)
         if jax.process_index() != 0:
             raise CheckpointError(
                 f"this is process {jax.process_index()} of {jax.process_count()}; open checkpoints "
-                "on process 0 and broadcast what it restores"
+                "on process 0 and broadcast what it restores."
             )
         self._directory = directory.absolute()
         try:
@@ -146,10 +146,10 @@ class Checkpoints:
             CheckpointError: The save before this one failed; or `step` is not after the newest
                 step; or the disk is too full; or the object is closed.
             TypeError: A leaf is not an array; a Python float is none, as float32 would change it.
-            ValueError: `step` is negative, or `state` has no values.
+            ValueError: `step` is no integer or negative, or `state` has no values.
         """
         self._wait()
-        step = _integer("step", step, minimum=0)
+        step = integer("step", step, least=0)
         leaves = describe("state", state)
         arrays = host_copies(state)
         newest = self.latest()
@@ -160,12 +160,12 @@ class Checkpoints:
             except DamageError as damage:
                 raise CheckpointError(
                     f"step {step} cannot be saved: {self._folder(step)} exists and is damaged "
-                    f"({damage}); continue from restore(), or use another directory"
+                    f"({damage}); continue from restore(), or use another directory."
                 ) from damage
             content = ", with other content" if step == newest else ""
             raise CheckpointError(
                 f"step {step} cannot be saved: {self._directory} already holds step {newest}"
-                f"{content}; continue from restore(), or use another directory"
+                f"{content}; continue from restore(), or use another directory."
             )
         self._check_space(sum(array.nbytes for array in arrays))
         write = partial(
@@ -225,7 +225,7 @@ class Checkpoints:
         if problems:
             raise CheckpointError(
                 f"no checkpoint is whole; {self._listing(problems)}\n"
-                "put back a good copy of one of them, or start again in another directory"
+                "put back a good copy of one of them, or start again in another directory."
             )
         return None
 
@@ -247,7 +247,7 @@ class Checkpoints:
     def _wait(self) -> None:
         if self._lock.closed:
             raise CheckpointError(
-                f"the checkpoints in {self._directory} are closed; open them again"
+                f"the checkpoints in {self._directory} are closed; open them again."
             )
         if self._pending is None:
             return
@@ -257,7 +257,7 @@ class Checkpoints:
         if error is not None:
             raise CheckpointError(
                 f"step {step} was not saved in {self._directory}: {one_line(error)}; "
-                "check that the directory exists, is writable and has free space"
+                "check that the directory exists, is writable and has free space."
             ) from error
 
     def _folder(self, step: int) -> Path:
@@ -277,7 +277,7 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(
                 f"{self._directory} cannot be used ({one_line(error)}); if it was moved or "
-                "removed, put it back or give its new place; checkpoints that were saved are whole"
+                "removed, put it back or give its new place; checkpoints that were saved are whole."
             ) from error
 
     def _listing(self, problems: Mapping[int, str]) -> str:
@@ -290,7 +290,7 @@ class Checkpoints:
         if free < needed:
             raise CheckpointError(
                 f"the state has {needed:,} bytes, but the disk of {self._directory} has only "
-                f"{free:,} free; free some (a new checkpoint is written before an old one goes)"
+                f"{free:,} free; free some (a new checkpoint is written before an old one goes)."
             )
 
     def _clear_unfinished(self) -> None:
@@ -313,7 +313,7 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{self._folder(step)} belongs to another config:\n  "
                     + "\n  ".join(changed)
-                    + "\ngive the stored values to resume it, or use another directory"
+                    + "\ngive the stored values to resume it, or use another directory."
                 )
 
     def _write(self, step: int, write: Callable[[Path], None]) -> None:
@@ -343,15 +343,5 @@ def _as_json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name} must be a mapping of JSON values, got {value!r} ({error}); convert "
-            "dataclasses with dataclasses.asdict, arrays with .tolist() and paths with str"
+            "dataclasses with dataclasses.asdict, arrays with .tolist() and paths with str."
         ) from error
-
-
-def _integer(name: str, value: int, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from error
-    if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {number}")
-    return number

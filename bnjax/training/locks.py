@@ -25,7 +25,7 @@ def lock(file: Path, what: Path) -> TextIO:
     except OSError as error:
         raise LockError(
             f"{what} cannot be locked ({error}): {file} must be a file that you may write; remove "
-            "what is there, or use another directory"
+            "what is there, or use another directory."
         ) from error
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,10 +35,10 @@ def lock(file: Path, what: Path) -> TextIO:
         if isinstance(error, BlockingIOError):
             raise LockError(
                 f"{what} is in use by another writer (process {owner}); "
-                "close that one, or use another directory"
+                "close that one, or use another directory."
             ) from error
         raise LockError(
-            f"{what} cannot be locked ({error}); use a directory on a local disk"
+            f"{what} cannot be locked ({error}); use a directory on a local disk."
         ) from error
     held.truncate(0)
     held.write(str(os.getpid()))

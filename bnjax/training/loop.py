@@ -68,9 +68,7 @@ class Schedule(NamedTuple):
         """Raises ValueError unless all events fall between two dispatches."""
         together = 1 if self.steps_per_dispatch is None else self.steps_per_dispatch
         for name, value in (self._asdict() | {"steps_per_dispatch": together}).items():
-            least = 0 if name in ("dense_until", "checkpoint_every") else 1
-            if integer(name, value) < least:
-                raise ValueError(f"{name} must be >= {least}, got {value}.")
+            integer(name, value, least=0 if name in ("dense_until", "checkpoint_every") else 1)
         for name in ("eval_every", "sparse_eval_every", "checkpoint_every"):
             if getattr(self, name) % together:
                 raise ValueError(

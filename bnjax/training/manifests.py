@@ -56,14 +56,14 @@ def describe(name: str, tree: PyTree, *abstract: Any) -> list[dict[str, Any]]:
         if not isinstance(leaf, allowed):
             raise TypeError(
                 f"{name}{where} must be an array, got {leaf!r} of type {type(leaf).__name__}; "
-                "convert it with np.asarray and a dtype"
+                "convert it with np.asarray and a dtype."
             )
         numeric = any(jax.dtypes.issubdtype(leaf.dtype, kind) for kind in (np.number, np.bool_))
         wide = numeric and leaf.dtype.char in "gG"  # TensorStore does not know them
         if wide or not (is_key(leaf) or (numeric and leaf.dtype.isnative)):
             raise TypeError(
                 f"{name}{where} must have a native numeric or bool dtype, other than longdouble, "
-                f"got {leaf.dtype}"
+                f"got {leaf.dtype}."
             )
         facts: dict[str, Any] = {"path": where, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         if isinstance(leaf, jax.Array) and is_key(leaf):
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if schema != SCHEMA_VERSION:
         raise CheckpointError(
             f"{folder} has schema version {schema}, this bnjax reads {SCHEMA_VERSION}; "
-            f"use bnjax {writer}, which wrote it"
+            f"use bnjax {writer}, which wrote it."
         )
     if str(manifest["step"]) != folder.name:
         raise DamageError(f"its manifest is that of step {manifest['step']}")
@@ -164,7 +164,7 @@ def check_same_leaves(folder: Path, stored: Iterable[Leaf], wanted: Iterable[Lea
         raise CheckpointError(
             f"{folder} does not fit the target:\n  "
             + "\n  ".join(changed)
-            + "\nbuild the target with the code and config that saved it, or use another directory"
+            + "\nbuild the target with the code and config that saved it, or use another directory."
         )
 
 

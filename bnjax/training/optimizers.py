@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bnjax.scalars import number
+from bnjax.scalars import check_decay, number
 from bnjax.training.roles import ROLES, Role, Roles, check_roles, parameter_roles, role_mask
 
 
@@ -89,7 +89,7 @@ def momentum_sgd(
     Raises:
         ValueError: for a bad `momentum`.
     """
-    _check_fraction("momentum", momentum)
+    check_decay(momentum, "momentum")
     return optax.chain(optax.trace(momentum, nesterov), _descend(learning_rate, schedule))
 
 
@@ -116,8 +116,8 @@ def rmsprop(
     Raises:
         ValueError: for a bad `decay`, `momentum` or `epsilon`.
     """
-    _check_fraction("decay", decay)
-    _check_fraction("momentum", momentum)
+    check_decay(decay)
+    check_decay(momentum, "momentum")
     if not number("epsilon", epsilon) > 0:
         raise ValueError(f"epsilon must be > 0, got {epsilon}.")
     return optax.chain(
@@ -216,8 +216,3 @@ def _descend(
     return optax.inject_hyperparams(descend, hyperparam_dtype=jnp.float32)(
         initial=learning_rate, fraction=1.0 if schedule is None else schedule
     )
-
-
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= number(name, value) < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {value}: it is the fraction kept.")

@@ -11,13 +11,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bnjax.normalization.arguments import check_array, check_real, split_axes
 from bnjax.normalization.axes import check_integer
+from bnjax.normalization.dtypes import precision
 from bnjax.normalization.meshes import (
     check_axis_index_groups,
     check_mapped,
     explicit_parts,
     undivided,
 )
-from bnjax.normalization.moments import batch_moments, batch_size, precision, sum_over_devices
+from bnjax.normalization.moments import batch_moments, batch_size, sum_over_devices
 
 # Accelerators round the factors of a product to bfloat16 or so, unless told not to.
 einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)

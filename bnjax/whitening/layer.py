@@ -39,14 +39,14 @@ from bnjax.normalization.arguments import (
 )
 from bnjax.normalization.axes import check_integer
 from bnjax.normalization.batch_norm import move_stats
+from bnjax.normalization.dtypes import check_dtype, precision
 from bnjax.normalization.meshes import divided_like
-from bnjax.normalization.moments import Moments, precision
+from bnjax.normalization.moments import Moments
 from bnjax.normalization.settings import (
     RunningVar,
     Settings,
     StatsAveraging,
     check_choice,
-    check_dtype,
 )
 from bnjax.normalization.transform import widened
 from bnjax.whitening.covariance import (

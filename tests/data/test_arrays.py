@@ -160,7 +160,7 @@ def test_evaluation_sees_every_example_once(size, batch_size):
     [
         (3, 2, 1, "got 3 images, 2 labels"),
         (0, 0, 1, "got 0 images"),
-        (3, 3, 0, "batch_size=0"),
+        (3, 3, 0, "batch_size must be >= 1, got 0"),
         (3, 3, 1.5, "batch_size must be an integer, got 1.5"),
     ],
 )

@@ -111,7 +111,7 @@ def test_the_order_of_shards_is_even():
 @pytest.mark.parametrize(
     ("order", "said"),
     [
-        (Order(0, SIZES, "none"), "shuffle must be one of 'shards', .*; got 'none'"),
+        (Order(0, SIZES, "none"), "shuffle must be one of 'shards', .*, got 'none'"),
         (Order(0, (), "shards"), r"shard_sizes must be of 1 and more, got \(\)"),
         (Order(0, (3, 0), "shards"), "shard_sizes must be of 1 and more"),
     ],

@@ -30,6 +30,7 @@ def root(tmp_path_factory):
 def _made_is_known(monkeypatch):
     facts = sets.Facts("made", 3, 6, 2, "make it")
     monkeypatch.setitem(FACTS, "made", facts)
+    monkeypatch.setattr("bnjax.data.sets.DATA_SETS", (*DATA_SETS, "made"))
 
 
 def test_the_packaged_digits_are_those_of_mnist5k():

@@ -304,7 +304,7 @@ def test_consecutive_examples_form_a_micro_batch():
         (lambda: accumulated((jnp.float32(0),)), r"batches must .* got shapes \[\(\)\]"),
         (
             lambda: make_accumulating_step(linear_loss, momentum_sgd(0.1), statistics="all"),
-            r"statistics must be 'once' or 'each', got 'all'",
+            r"statistics must be one of 'once', 'each', got 'all'",
         ),
     ],
 )

@@ -394,8 +394,8 @@ def test_another_config_is_refused_with_the_differences(run):
     ("arguments", "error", "message"),
     [
         ({"config": {"path": object()}}, TypeError, "config must be a mapping of JSON values"),
-        ({"config": CONFIG, "keep": 0}, ValueError, "keep must be at least 1, got 0"),
-        ({"config": CONFIG, "keep": 1.5}, TypeError, "keep must be an integer, got 1.5"),
+        ({"config": CONFIG, "keep": 0}, ValueError, "keep must be >= 1, got 0"),
+        ({"config": CONFIG, "keep": 1.5}, ValueError, "keep must be an integer, got 1.5"),
         ({"config": CONFIG, "directory": "gs://bucket/run"}, ValueError, "must be a local folder"),
         ({"config": CONFIG, "directory": Path("gs://b")}, ValueError, "got 'gs:/b'; mount"),
     ],
@@ -409,8 +409,8 @@ def test_bad_arguments_are_named(tmp_path, arguments, error, message):
 @pytest.mark.parametrize(
     ("step", "state", "error", "message"),
     [
-        (-1, {"a": np.ones(1)}, ValueError, "step must be at least 0, got -1"),
-        (0.5, {"a": np.ones(1)}, TypeError, "step must be an integer"),
+        (-1, {"a": np.ones(1)}, ValueError, "step must be >= 0, got -1"),
+        (0.5, {"a": np.ones(1)}, ValueError, "step must be an integer"),
         (0, {"a": {"b": 0.5}}, TypeError, r"state\['a'\]\['b'\] must be an array, got 0.5"),
         (0, {"a": 2**31}, TypeError, r"state\['a'\] must be an array, got 2147483648"),
         (0, {"a": np.array(["x"])}, TypeError, r"state\['a'\] must have a native numeric"),

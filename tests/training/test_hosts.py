@@ -14,7 +14,7 @@ from small_runs import STEPS, batch_of, make_batches, make_state, make_step
 from tolerances import PARALLEL, assert_close
 
 from bnjax.training.parallel import DataParallel, HostsError, initialize_hosts, roll_call
-from bnjax.training.parallel.hosts import Meeting, find_meeting
+from bnjax.training.parallel.hosts import Meeting, find_meeting, own_share
 from bnjax.training.parallel.roll_call import call_roll
 
 
@@ -23,6 +23,15 @@ def seen(tmp_path_factory):
     """What two processes saw."""
     out = tmp_path_factory.mktemp("two hosts")
     return out, run_two_hosts("two_hosts.py", out)
+
+
+def test_the_shares_of_the_hosts_follow_one_another(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    shares = []
+    for index in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shares.append(list(range(12)[own_share(12)]))
+    assert shares == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 @pytest.mark.slow

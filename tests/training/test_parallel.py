@@ -155,7 +155,7 @@ def test_cpus_map():
     [
         (0, "map", "count must be >= 1, got 0"),
         (-2, "map", "count must be >= 1, got -2"),
-        (3, "scan", "together must be 'map' or 'vmap', got 'scan'"),
+        (3, "scan", "together must be one of 'map', 'vmap', got 'scan'"),
     ],
 )
 def test_bad_arguments(count, together, message):

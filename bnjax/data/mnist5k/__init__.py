@@ -52,12 +52,12 @@ def read_digits(path: Path = FILE) -> Digits:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
+        raise DataError(f"{path}: cannot be read ({error}); {_REMEDY}.") from error
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != SHA256:
         raise DataError(
             f"{path}: expected {SIZE} bytes with SHA-256 {SHA256}, "
-            f"got {len(data)} bytes with SHA-256 {sha256}; {_REMEDY}"
+            f"got {len(data)} bytes with SHA-256 {sha256}; {_REMEDY}."
         )
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return Digits(arrays["images"], arrays["labels"].astype(np.int32), arrays["mnist_index"])

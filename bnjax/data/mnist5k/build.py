@@ -59,10 +59,10 @@ def read_sample(path: Path) -> ArraySplit:
     if rows.shape != (len(expected), 785) or rows.min() < 0 or rows.max() > 255:
         raise DataError(
             f"{path}: expected {len(expected)} rows of 785 values in 0 .. 255, "
-            f"got {rows.shape} in {rows.min()} .. {rows.max()}"
+            f"got {rows.shape} in {rows.min()} .. {rows.max()}."
         )
     if not np.array_equal(rows[:, -1], expected):
-        raise DataError(f"{path}: expected {PER_CLASS} digits of each class in class order")
+        raise DataError(f"{path}: expected {PER_CLASS} digits of each class in class order.")
     return ArraySplit(rows[:, :-1].astype(np.uint8).reshape(-1, 28, 28, 1), rows[:, -1])
 
 
@@ -98,7 +98,7 @@ def check_original(split: ArraySplit) -> None:
     for field, data, expected in (("images", images, IMAGES_MD5), ("labels", labels, LABELS_MD5)):
         got = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if got != expected:
-            raise DataError(f"MNIST training {field}: expected MD5 {expected}, got {got}")
+            raise DataError(f"MNIST training {field}: expected MD5 {expected}, got {got}.")
 
 
 def find_digits(sample: ArraySplit, training: ArraySplit) -> Digits:
@@ -122,7 +122,7 @@ def find_digits(sample: ArraySplit, training: ArraySplit) -> Digits:
     for row, (image, label) in enumerate(zip(sample.images, sample.labels, strict=True)):
         place = places.get((image.tobytes(), int(label)))
         if place is None:
-            raise DataError(f"row {row}, a {label}, is not in MNIST's training set")
+            raise DataError(f"row {row}, a {label}, is not in MNIST's training set.")
         index.append(place)
     return Digits(sample.images, sample.labels, np.array(index, np.int32))
 
@@ -157,7 +157,7 @@ def main() -> None:
     if digest != SHA256:
         raise SystemExit(
             f"pinned in bnjax/data/mnist5k/__init__.py: {SIZE} bytes, SHA-256 {SHA256}. Another "
-            "implementation of zlib packs the same digits into other bytes"
+            "implementation of zlib packs the same digits into other bytes."
         )
 
 

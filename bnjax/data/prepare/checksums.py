@@ -30,4 +30,4 @@ def check_md5(files: Mapping[Path, str], remedy: str) -> None:
                     digest.update(chunk)
                     bar.update(len(chunk))
             if (got := digest.hexdigest()) != expected:
-                raise DataError(f"{path}: damaged: expected MD5 {expected}, got {got}; {remedy}")
+                raise DataError(f"{path}: damaged: expected MD5 {expected}, got {got}; {remedy}.")

@@ -66,7 +66,7 @@ def fetch_file(remote: Remote, path: Path) -> Path:
         got = _fetch_once(remote, path)
         if got == _expected(remote):
             return path
-    raise DataError(f"{remote.url}: expected {_expected(remote)}; got {got}, {ATTEMPTS} times")
+    raise DataError(f"{remote.url}: expected {_expected(remote)}; got {got}, {ATTEMPTS} times.")
 
 
 def _fetch_once(remote: Remote, path: Path) -> str:
@@ -118,7 +118,7 @@ def _open(url: str) -> HTTPResponse:
     try:
         answer = answers.get(timeout=ANSWER_S)
     except Empty:
-        raise DataError(f"{url}: no answer within {ANSWER_S:g} s") from None
+        raise DataError(f"{url}: no answer within {ANSWER_S:g} s.") from None
     if isinstance(answer, HTTPError):
         answer.close()
     if isinstance(answer, Exception):

@@ -108,7 +108,7 @@ def check_tars(tars: Path, release: Release) -> None:
         raise DataError(
             f"tars {tars}: {'; '.join(wrong)}. "
             f"The folder has: {', '.join(there[:8]) or 'nothing'}. "
-            f"The names must be these, and the files as downloaded, not unpacked: {_SOURCE}"
+            f"The names must be these, and the files as downloaded, not unpacked: {_SOURCE}."
         )
     check_md5({tars / tar.name: tar.md5 for tar in files}, _SOURCE)
 
@@ -140,12 +140,12 @@ def prepare(tars: Path, data_dir: Path, release: Release) -> Path:
     builder = fed_builder("imagenet2012", data_dir, examples)
     folder = Path(builder.data_dir)
     if folder.exists():
-        raise DataError(f"{folder}: is there already; delete it, or name another data_dir")
+        raise DataError(f"{folder}: is there already; delete it, or name another data_dir.")
     needed = 2 * (release.train.size + release.validation.size)
     if (free := shutil.disk_usage(data_dir).free) < needed:
         raise DataError(
             f"{data_dir}: has {free:,} bytes free, and preparing takes {needed:,}: half of them "
-            "only while it lasts"
+            "only while it lasts."
         )
     check_tars(tars, release)
     build(builder)
@@ -164,7 +164,7 @@ def _train_examples(path: Path, release: Release) -> Iterator[tuple[str, dict[st
     for name, data in _members(path):
         wnid = name.removesuffix(".tar")
         if wnid not in labels:
-            raise DataError(f"{path}: {name} is not the tar file of a class")
+            raise DataError(f"{path}: {name} is not the tar file of a class.")
         for file, image in _members(io.BytesIO(data)):
             count += 1
             encoded = _as_rgb_jpeg(image) if file in fixed else image
@@ -193,7 +193,7 @@ def _members(archive: Path | io.BytesIO) -> Iterator[tuple[str, bytes]]:
 
 def _check_count(path: Path, count: int, tar: Tar) -> None:
     if count != tar.images:
-        raise DataError(f"{path}: expected {tar.images:,} images, got {count:,}")
+        raise DataError(f"{path}: expected {tar.images:,} images, got {count:,}.")
 
 
 def _as_rgb_jpeg(data: bytes) -> bytes:

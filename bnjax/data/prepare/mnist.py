@@ -78,12 +78,12 @@ def _check(split: ArraySplit, count: int, where: str) -> None:
         if got != expected:
             raise DataError(
                 f"{where}: expected {field} {expected[0]} {list(expected[1])}, "
-                f"got {got[0]} {list(got[1])}"
+                f"got {got[0]} {list(got[1])}."
             )
     if split.labels.min() < 0 or split.labels.max() >= NUM_CLASSES:
         raise DataError(
             f"{where}: labels must be in 0 .. {NUM_CLASSES - 1}, "
-            f"got {split.labels.min()} .. {split.labels.max()}"
+            f"got {split.labels.min()} .. {split.labels.max()}."
         )
 
 
@@ -140,7 +140,7 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gz file: {error}") from error
+        raise DataError(f"{path}: not a whole gz file: {error}.") from error
     ndim = data[3] if len(data) > 3 and data[:3] == bytes((0, 0, _UNSIGNED_BYTE)) else 0
     start = 4 + 4 * ndim
     values = max(0, len(data) - start)
@@ -148,7 +148,7 @@ def read_idx(path: Path) -> np.ndarray:
     if not shape or values != math.prod(shape):
         raise DataError(
             f"{path}: not an IDX file of unsigned bytes: it begins with {data[:4].hex()}, states "
-            f"the shape {shape} and has {values} values"
+            f"the shape {shape} and has {values} values."
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 

@@ -97,12 +97,12 @@ def check_zip(path: Path, release: Release = PUBLISHED) -> None:
         DataError: the file is missing or another.
     """
     if not path.is_file():
-        raise DataError(f"{path}: missing; name the file tiny-imagenet-200.zip")
+        raise DataError(f"{path}: missing; name the file tiny-imagenet-200.zip.")
     if (size := path.stat().st_size) != release.size:
         raise DataError(
             f"{path}: has {size:,} bytes and must have {release.size:,}"
             + (": the download broke off" if size < release.size else "")
-            + f"; {_SOURCE}"
+            + f"; {_SOURCE}."
         )
     check_md5({path: release.md5}, _SOURCE)
 
@@ -133,7 +133,7 @@ def list_photos(files: Files, release: Release = PUBLISHED) -> tuple[list[str], 
     """
     wnids = _text(files, "wnids.txt").split()
     if len(set(wnids)) != release.classes or len(wnids) != release.classes:
-        raise DataError(f"wnids.txt: expected {release.classes} ids, each once, got {len(wnids)}")
+        raise DataError(f"wnids.txt: expected {release.classes} ids, each once, got {len(wnids)}.")
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     lines = _text(files, "val/val_annotations.txt").splitlines()
     wnid_of = {name: wnid for name, wnid, *_ in (line.split("\t") for line in lines)}
@@ -148,13 +148,13 @@ def list_photos(files: Files, release: Release = PUBLISHED) -> tuple[list[str], 
         else:
             continue
         if wnid not in label_of:
-            raise DataError(f"{file}: its class is {wnid}, which wnids.txt does not have")
+            raise DataError(f"{file}: its class is {wnid}, which wnids.txt does not have.")
         photos.append(_photo(files, file, split, label_of[wnid], release))
     counts = Counter((photo.split, photo.label) for photo in photos)
     for split, expected in (("train", release.train), ("validation", release.validation)):
         for wnid, label in label_of.items():
             if (got := counts[split, label]) != expected:
-                raise DataError(f"{wnid}: expected {expected} {split} images, got {got}")
+                raise DataError(f"{wnid}: expected {expected} {split} images, got {got}.")
     return wnids, photos
 
 
@@ -178,7 +178,7 @@ def prepare(files: Files, data_dir: Path, release: Release = PUBLISHED) -> tuple
     data_dir = writable_folder("data_dir", data_dir)
     folder = data_dir / NAME / VERSION
     if folder.exists():
-        raise DataError(f"{folder}: is there already; delete it, or name another data_dir")
+        raise DataError(f"{folder}: is there already; delete it, or name another data_dir.")
     wnids, photos = list_photos(files, release)
     splits = {
         split: _examples(files, [photo for photo in photos if photo.split == split])
@@ -206,7 +206,7 @@ def describe(photos: list[Photo]) -> str:
 
 def _text(files: Files, name: str) -> str:
     if name not in files.names:
-        raise DataError(f"{name}: missing; expected the layout of tiny-imagenet-200.zip")
+        raise DataError(f"{name}: missing; expected the layout of tiny-imagenet-200.zip.")
     return files.read(name).decode()
 
 
@@ -219,10 +219,10 @@ def _photo(files: Files, file: str, split: str, label: int, release: Release) ->
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             size, gray = image.size, image.mode == "L"
     except OSError as error:
-        raise DataError(f"{file}: not a JPEG file ({error}); {_SOURCE}") from error
+        raise DataError(f"{file}: not a JPEG file ({error}); {_SOURCE}.") from error
     if size != (release.side, release.side):
         raise DataError(
-            f"{file}: expected {release.side} x {release.side} pixels, got {size[0]} x {size[1]}"
+            f"{file}: expected {release.side} x {release.side} pixels, got {size[0]} x {size[1]}."
         )
     return Photo(split, file, label, hashlib.sha256(data).digest(), gray)
 

@@ -7,7 +7,7 @@ uint8; `Augmentation` and the arguments hold every choice, each with where it co
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from bnjax.data.views.decoding import (
 )
 from bnjax.data.views.distortions import Distortion, distort
 from bnjax.data.views.resizing import INTERPOLATIONS
-from bnjax.scalars import integer, number
+from bnjax.scalars import check_choice, integer, number
 
 __all__ = [
     "Augmentation",
@@ -89,20 +89,13 @@ class Augmentation:
     """Part of each range that "reduced" means; our choice."""
 
     def __post_init__(self) -> None:
-        for name, options in (
-            ("crop", get_args(Crop)),
-            ("aspect_spacing", get_args(Spacing)),
-            ("interpolation", (*INTERPOLATIONS, "random")),
-            ("photometric", get_args(Photometric)),
-        ):
-            if getattr(self, name) not in options:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(options)}; got {getattr(self, name)!r}."
-                )
+        check_choice("crop", self.crop, Crop)
+        check_choice("aspect_spacing", self.aspect_spacing, Spacing)
+        check_choice("interpolation", self.interpolation, (*INTERPOLATIONS, "random"))
+        check_choice("photometric", self.photometric, Photometric)
         _check_size(self.image_size)
-        for name, least in (("attempts", 1), ("padding", 0)):
-            if integer(name, getattr(self, name)) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}.")
+        integer("attempts", self.attempts, least=1)
+        integer("padding", self.padding, least=0)
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area must be two numbers, 0 < low <= high <= 1; got {self.area}.")
         if not 0 < self.aspect[0] <= self.aspect[1]:
@@ -172,8 +165,7 @@ def evaluation_view(
         ValueError: an argument is out of its range.
     """
     check_view(image_size, fraction)
-    if shape not in get_args(Shape):
-        raise ValueError(f"shape must be 'square' or 'image', got {shape!r}.")
+    check_choice("shape", shape, Shape)
     picture = open_image(image)
     window = central_window(picture.width, picture.height, fraction=fraction, shape=shape)
     if window == whole(picture.width, picture.height):
@@ -293,7 +285,7 @@ def _resized_to(pixels: np.ndarray, shorter: int) -> Picture:
     if size[0] * size[1] > MOST_PIXELS:
         raise DataError(
             f"an image of {picture.width} x {picture.height} pixels has {size[0]} x {size[1]}, "
-            f"more than {MOST_PIXELS} in all, when its shorter side has {shorter}"
+            f"more than {MOST_PIXELS} in all, when its shorter side has {shorter}."
         )
     return open_image(picture.resized(whole(picture.width, picture.height), size))
 

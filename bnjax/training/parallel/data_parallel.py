@@ -9,7 +9,7 @@ are told which it is by `axis_name`:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax.scalars import integer
+from bnjax.scalars import check_choice, integer
 from bnjax.training.keys import from_array, is_key, key_impl, to_array
 from bnjax.training.parallel.copies import check_kept, check_same
 
@@ -51,8 +51,7 @@ class DataParallel:
     """
 
     def __init__(self, how: How = "jit", *, devices: Sequence[jax.Device] | None = None) -> None:
-        if how not in get_args(How):
-            raise ValueError(f"how must be one of {list(get_args(How))}, got {how!r}.")
+        check_choice("how", how, How)
         if devices is None:
             devices = jax.devices()
         if not devices:
@@ -73,6 +72,10 @@ class DataParallel:
     def device_count(self) -> int:
         """The number of devices of all hosts."""
         return self._mesh.size
+
+    def under_jit(self) -> "DataParallel":
+        """Returns the same devices under `"jit"`, for functions that are jitted themselves."""
+        return DataParallel("jit", devices=self.devices)
 
     def check_batch(self, batch_size: int) -> None:
         """Raises ValueError unless each device gets equally many examples, at least one."""

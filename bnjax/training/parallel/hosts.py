@@ -151,6 +151,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def own_share(examples: int) -> slice:
+    """Returns which examples of a global batch are this process's, of equal shares in order."""
+    share = examples // jax.process_count()
+    return slice(share * jax.process_index(), share * (jax.process_index() + 1))
+
+
 def broadcast_from_first(tree: Tree) -> Tree:
     """Returns process 0's arrays, bit for bit, on all processes.
 

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax.cores import usable_cores
-from bnjax.scalars import integer
+from bnjax.scalars import check_choice, integer
 from bnjax.training.keys import from_array, key_impl, to_array
 
 Tree = Any
@@ -47,10 +47,8 @@ class Members:
     """
 
     def __init__(self, count: int, *, together: Together) -> None:
-        if integer("count", count) < 1:
-            raise ValueError(f"count must be >= 1, got {count}.")
-        if together not in ("map", "vmap"):
-            raise ValueError(f"together must be 'map' or 'vmap', got {together!r}.")
+        count = integer("count", count, least=1)
+        check_choice("together", together, Together)
         devices = jax.local_devices()[:count]
         self.count = count
         self.together = together

@@ -15,6 +15,7 @@ from bnjax.data.stream import evaluation_batches
 from bnjax.data.views.augmentation import Crops, evaluation_views
 from bnjax.progress import ProgressBar
 from bnjax.training.parallel import DataParallel
+from bnjax.training.parallel.hosts import own_share
 from bnjax.training.predictions import Errors, count_errors, mean_prediction, predict
 from experiments.harness import affects
 from experiments.harness.experiment import Task
@@ -127,8 +128,7 @@ def measure(
     """
     size = plan(crops, devices=parallel.device_count, views=views)
     networks = _Networks(runs, scores, data.classes, size, parallel)
-    share = size.images // jax.process_count()
-    rows = np.arange(share, dtype=np.int32) + share * jax.process_index()
+    rows = np.arange(size.images, dtype=np.int32)[own_share(size.images)]
     view = partial(
         evaluation_views,
         image_size=runs[0].image_size,

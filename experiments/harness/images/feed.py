@@ -108,7 +108,7 @@ class Feed:
         self._kept = kept if keeps else None
 
     def _population(self) -> Iterator[jax.Array]:
-        whole = DataParallel("jit", devices=self._parallel.devices)  # recalibrate is jitted
+        whole = self._parallel.under_jit()  # recalibrate is jitted
         with self._training_stream(0, self._seed + POPULATION_SEED) as stream:
             for _ in range(self._config.population_batches):
                 yield whole.split(next(stream).images)

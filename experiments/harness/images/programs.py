@@ -204,8 +204,8 @@ class Programs:
         else:
             of_batches = make_eval_step(logits, views.evaluation)
             self.evaluate = parallel.compile_eval(of_batches, axis=1)
-            whole = DataParallel("jit", devices=parallel.devices)  # recalibrate is jitted
-            self.views = whole.compile_map(views.training)
+            # recalibrate, which gets them, is jitted
+            self.views = parallel.under_jit().compile_map(views.training)
 
     def compile(self, arguments: tuple[Any, ...], test: Any) -> None:
         """Compiles what trains and evaluates, for the arguments after the first; runs nothing."""

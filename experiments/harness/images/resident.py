@@ -12,6 +12,7 @@ from bnjax.data import DataError, DataSet, in_memory
 from bnjax.data.arrays import ArraySplit, EvalBatches, eval_batches
 from bnjax.data.order import Order
 from bnjax.training.parallel import DataParallel
+from bnjax.training.parallel.hosts import own_share
 from experiments.harness.experiment import Task
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import POPULATION_SEED
@@ -64,7 +65,7 @@ def decode(config: Any, data: DataSet) -> DataSet:
     try:
         return in_memory(data)
     except DataError as error:
-        raise DataError(f"{error}. Or give --pipeline streamed") from error
+        raise DataError(f"{str(error).removesuffix('.')}. Or give --pipeline streamed.") from error
 
 
 def check(task: Task, data: DataSet, compute: ImageCompute) -> None:
@@ -148,7 +149,7 @@ class ResidentFeed:
 
     def population(self) -> Iterator[jax.Array]:
         """Images for Algorithm 2: training views in another order than training's."""
-        whole = DataParallel("jit", devices=self._parallel.devices)  # recalibrate is jitted
+        whole = self._parallel.under_jit()  # recalibrate is jitted
         data = self._resident(self._task.seed + _POPULATION_VIEWS)
         for step in range(self._task.config.population_batches):
             batches = self._chosen(self._task.seed + POPULATION_SEED, step, 1)
@@ -158,8 +159,7 @@ class ResidentFeed:
     def _chosen(self, seed: int, first_step: int, steps: int) -> Chosen:
         """This host's examples of the global batches, `[steps, share]`."""
         size = self._task.config.batch_size
-        share = size // jax.process_count()
-        own = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+        own = own_share(size)
         order = Order(seed, self._placed.data.train.shard_sizes, self._task.arm.order())
         first, count = first_step * size, steps * size
         indices = order.indices(first, count).astype(np.int32)
@@ -186,8 +186,7 @@ def _place(data: DataSet, parallel: DataParallel, eval_batch: int) -> Placed:
     splits = (data.train, data.test)
     rows, test_rows = (split.images.reshape(len(split), -1) for split in splits)
     test = eval_batches(test_rows, data.test.labels, eval_batch)
-    share = eval_batch // jax.process_count()
-    own = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    own = own_share(eval_batch)
     count = len(test.labels)
     parts = [slice(0, count)] if loops(parallel) else [slice(i, i + 1) for i in range(count)]
     return Placed(
