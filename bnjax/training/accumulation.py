@@ -21,7 +21,13 @@ from bnjax.scalars import check_choice, integer
 from bnjax.training.averaging import is_inexact, widened
 from bnjax.training.objectives import Metrics
 from bnjax.training.state import TrainState
-from bnjax.training.updates import AxisName, step_keys, sum_over_devices, update
+from bnjax.training.updates import (
+    AxisName,
+    as_each_devices,
+    step_keys,
+    sum_over_devices,
+    update,
+)
 
 Tree = Any
 
@@ -106,8 +112,10 @@ def accumulate(
         )
         return (sums, _with_largest_counts(stats, new) if once else new), None
 
+    params = as_each_devices(params, axis_name)
     parts = params, _floats(batch_stats) if once else (), Metrics.zero()
     zeros = jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), parts)
+    zeros = as_each_devices(zeros, axis_name)
     (sums, stats), _ = lax.scan(visit, (zeros, batch_stats), (batches, *keys))
     gradient, changes, metrics = sum_over_devices(sums, axis_name)
     examples = jnp.maximum(metrics.examples, 1)

@@ -12,7 +12,13 @@ from bnjax.training.accumulation import Loss
 from bnjax.training.averaging import widened
 from bnjax.training.objectives import Metrics, Objective, classification_metrics
 from bnjax.training.state import TrainState
-from bnjax.training.updates import AxisName, step_keys, sum_over_devices, update
+from bnjax.training.updates import (
+    AxisName,
+    as_each_devices,
+    step_keys,
+    sum_over_devices,
+    update,
+)
 
 Tree = Any
 State = TypeVar("State")
@@ -84,7 +90,8 @@ def make_train_step(
             count = jnp.maximum(metrics.examples, 1)  # a mask may leave none: no gradient then
             return total / count.astype(jnp.float32), (batch_stats, metrics)
 
-        gradient, (batch_stats, metrics) = jax.grad(mean, has_aux=True)(state.params)
+        params = as_each_devices(state.params, axis_name)
+        gradient, (batch_stats, metrics) = jax.grad(mean, has_aux=True)(params)
         if axis_name is not None:
             gradient, metrics = sum_over_devices((gradient, metrics), axis_name)
             count = jnp.maximum(metrics.examples, 1).astype(jnp.float32)

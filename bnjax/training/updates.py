@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from bnjax.normalization.versions import as_varying, typed_axes
 from bnjax.training.divergence import keep_finite
 from bnjax.training.objectives import Metrics
 from bnjax.training.state import TrainState
@@ -20,6 +21,17 @@ AxisName = str | Sequence[str] | None
 def step_keys(state: TrainState) -> tuple[jax.Array, ...]:
     """Returns this step's PRNG key, from the run's key and the step; nothing for a run without."""
     return () if state.key is None else (jax.random.fold_in(state.key, state.step),)
+
+
+def as_each_devices(tree: Tree, axis_name: AxisName) -> Tree:
+    """Returns values that all devices share, as each one's own: a gradient by them is its own too.
+
+    `shard_map` with types (`check_vma`, JAX's default) sums a gradient by what devices share, and
+    `sum_over_devices` would sum it again.
+    """
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    typed = typed_axes(names)
+    return jax.tree.map(lambda leaf: as_varying(leaf, typed), tree) if typed else tree
 
 
 def sum_over_devices(tree: Tree, axis_name: AxisName) -> Tree:

@@ -4,10 +4,12 @@ import itertools
 import re
 from functools import lru_cache
 
+import eight_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from marks import slow, slow_but
 from small_runs import (
     EXAMPLES,
@@ -172,6 +174,46 @@ def test_accumulation_over_devices(how, statistics):
     assert parallel.fetch(metrics).examples == two[2][1].sum()
     if statistics == "once":
         assert_trees_close(state.batch_stats, expected.batch_stats, PARALLEL)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("statistics", [None, "once", "each"])
+def test_steps_in_a_shard_map_of_ones_own(statistics, typed):
+    """With types, which are JAX's default, JAX itself sums a gradient by what devices share.
+
+    Seen red with types: eight times the gradient, and accumulation refused by its scan.
+    """
+    groups, apply = 1, make_apply(make_model("data"))
+    step = make_train_step(apply, sgd(RATE), axis_name="data")
+    if statistics is not None:
+        groups = 2
+        micro = make_accumulating_step(
+            make_loss(apply), sgd(RATE), statistics=statistics, axis_name="data"
+        )
+
+        def step(state, batch):
+            return micro(state, split_batch(batch, groups))
+
+    devices = eight_devices.mesh(8)
+    spec = {"in_specs": (P(), P("data")), "out_specs": P(), "check_vma": typed}
+    step = jax.jit(jax.shard_map(step, mesh=devices, **spec))
+    state = make_state()
+    for i in range(2):
+        batch = batch_of(make_batches(), i)
+        if groups == 2:  # each device has its share of both
+            batch = jax.tree.map(interleaved, batch)
+        state, metrics = step(state, batch)
+    two = make_batches(2)
+    expected = float64_steps(make_state(), two, EXAMPLES // groups, weighted=groups > 1)
+    assert_trees_close(state.params, expected.params, PARALLEL)
+    assert metrics.examples == two[2][1].sum()
+    if statistics != "each":
+        assert_trees_close(state.batch_stats, expected.batch_stats, PARALLEL)
+
+
+def interleaved(leaf):
+    """Examples in the order in which eight devices hold halves of two micro-batches."""
+    return leaf.reshape(2, 8, -1, *leaf.shape[1:]).swapaxes(0, 1).reshape(leaf.shape)
 
 
 @pytest.mark.parametrize("how", PARTS)
