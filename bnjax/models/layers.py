@@ -14,6 +14,7 @@ from jax import lax
 from bnjax.models.convolutions import pointwise_convolution
 from bnjax.models.norms import Activation, Norm, WithNorm, normalize_and_activate
 from bnjax.models.pooling import average_pool
+from bnjax.normalization.meshes import divided_like
 
 Initializer = Callable[..., jax.Array]
 Padding = Literal["SAME", "SYMMETRIC", "VALID"]
@@ -238,6 +239,7 @@ class Dropout(nn.Module):
         if self.axis_name is not None:
             first = n * lax.axis_index(self.axis_name)
             kept = lax.dynamic_slice_in_dim(kept, first, n)
+        kept = divided_like(kept, x)  # on an explicit mesh, where what is drawn lies whole
         return jnp.where(kept, x / keep, jnp.zeros_like(x))
 
 

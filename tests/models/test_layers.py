@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from bnjax.linen import BatchNorm
 from bnjax.models import InceptionV3, scaled_tanh
@@ -225,6 +226,24 @@ def test_a_rate_out_of_range_is_refused(rate):
     """1.0 gave gradients of NaN, and -0.5 scaled."""
     with pytest.raises(ValueError, match=rf"rate must be in \[0, 1\), got {rate}"):
         Dropout(rate)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_dropout_on_a_mesh_is_dropout_on_one_device(kind):
+    """Seen red on the explicit mesh, where what is drawn was not divided as the input is."""
+
+    def drop(x):
+        return Dropout(0.5).apply({}, x, train=True, rngs={"dropout": jax.random.key(1)})
+
+    x = jnp.arange(1.0, 129.0).reshape(8, 16)
+    mesh = jax.make_mesh((8,), ("data",), (kind,))
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+        got = jax.jit(drop)(divided)
+        slope = jax.jit(jax.grad(lambda x: jnp.sum(jnp.square(drop(x)))))(divided)
+    assert got.sharding.is_equivalent_to(divided.sharding, got.ndim)
+    np.testing.assert_array_equal(got, drop(x))
+    np.testing.assert_allclose(slope, 4 * np.asarray(drop(x)), rtol=1e-6)
 
 
 def test_dropout_on_eight_devices_is_dropout_on_one():

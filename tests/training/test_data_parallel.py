@@ -5,6 +5,7 @@ import re
 from functools import lru_cache
 
 import eight_devices
+import host_memory
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -271,6 +272,17 @@ def test_what_is_fetched_outlives_donation():
     step(state, parallel.split(np.ones(8)))
     assert jax.random.key_data(fetched["key"]).tolist() == [0, 3]
     assert fetched["weight"].tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("put", ["replicate", "split"])
+def test_host_arrays_may_be_changed_once_they_are_put(how, put):
+    """Seen red: devices read the host's memory, and saw what became of it."""
+    host = host_memory.aligned((64, 32))
+    placed = getattr(over(how, 1), put)({"a": host})["a"]
+    jax.block_until_ready(placed)
+    host[:] = 1
+    assert not np.any(placed)
 
 
 APART = [("shard_map", "step"), ("pmap", "layers")]

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+import host_memory
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +127,14 @@ def test_shared_data_lies_whole_on_each_device():
     assert len(shared.addressable_shards) == 3
     for shard in shared.addressable_shards:
         np.testing.assert_array_equal(shard.data, np.arange(5))
+
+
+def test_shared_data_may_be_changed_once_it_is_put():
+    """Seen red: devices read the host's memory."""
+    host = host_memory.aligned((64, 32))
+    shared = jax.block_until_ready(Members(1, together="map").share(host))
+    host[:] = 1
+    assert not np.any(shared)
 
 
 @pytest.mark.parametrize("donate", [False, True])

@@ -1,4 +1,4 @@
-"""The copies of a state on several devices: still there, and the same on each."""
+"""What lies on several devices: host arrays as they were, a state still there, the same on each."""
 
 from typing import Any
 
@@ -13,6 +13,11 @@ Tree = Any
 
 _NAMED = 3
 """How many of the leaves that differ an error names."""
+
+
+def as_own(array: Any, device: jax.Device) -> np.ndarray:
+    """Returns a host array to put on a device; CPUs, which may read it in place, get a copy."""
+    return np.array(array) if device.platform == "cpu" else np.asarray(array)
 
 
 def check_kept(state: Tree) -> None:

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from bnjax.scalars import check_choice, integer
 from bnjax.training.keys import from_array, is_key, key_impl, to_array
-from bnjax.training.parallel.copies import check_kept, check_same
+from bnjax.training.parallel.copies import as_own, check_kept, check_same
 
 Tree = Any
 How = Literal["jit", "shard_map", "pmap"]
@@ -90,14 +90,14 @@ class DataParallel:
         """Puts a copy of host arrays, which are the same on all hosts, on every device."""
 
         def put(leaf: Any) -> jax.Array:
-            array = np.asarray(to_array(leaf))
+            array = as_own(to_array(leaf), self.devices[0])
             copies = jax.make_array_from_process_local_data(self._replicated, array, array.shape)
             return from_array(copies, key_impl(leaf))
 
         return jax.tree.map(put, tree)
 
     def split(self, batch: Tree, *, axis: int = 0) -> Tree:
-        """Puts this host's share of a batch on its devices.
+        """Puts a copy of this host's share of a batch on its devices.
 
         Args:
             batch: tree of host arrays, each with this host's examples along `axis`, in order.
@@ -114,7 +114,7 @@ class DataParallel:
         _check_examples(batch, axis, local)
 
         def put(leaf: Any) -> jax.Array:
-            leaf = np.asarray(leaf)
+            leaf = as_own(leaf, self.devices[0])
             if self.how == "pmap":  # an axis of devices before that of their examples
                 leaf = leaf.reshape(*leaf.shape[:axis], local, -1, *leaf.shape[axis + 1 :])
             whole = leaf.shape[axis] * self.device_count // local  # of all hosts

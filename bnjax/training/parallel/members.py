@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from bnjax.cores import usable_cores
 from bnjax.scalars import check_choice, integer
 from bnjax.training.keys import from_array, key_impl, to_array
+from bnjax.training.parallel.copies import as_own
 
 Tree = Any
 Together = Literal["map", "vmap"]
@@ -72,7 +73,11 @@ class Members:
 
     def share(self, data: Tree) -> Tree:
         """Puts a copy of arrays that all members read on each device."""
-        return jax.device_put(data, NamedSharding(self._mesh, P()))
+
+        def own(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+            return leaf if isinstance(leaf, jax.Array) else as_own(leaf, self._mesh.devices.flat[0])
+
+        return jax.device_put(jax.tree.map(own, data), NamedSharding(self._mesh, P()))
 
     def fetch(self, stacked: Tree) -> Tree:
         """NumPy arrays `[count, ...]`, the filling dropped; keys stay keys."""
