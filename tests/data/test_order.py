@@ -187,8 +187,8 @@ def test_integers_of_numpy_do_not_wrap():
     [
         ({"batch_size": 0}, "batch_size must be between 1 and the 10 training examples, got 0"),
         ({"batch_size": 11}, "batch_size must be between 1 and the 10 training examples, got 11"),
-        ({"first_step": -1}, "first_step=-1"),
-        ({"steps": 0}, "steps=0"),
+        ({"first_step": -1}, "first_step must be >= 0, got -1"),
+        ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"first_step": 0.5}, "first_step must be an integer, got 0.5"),
     ],
 )
