@@ -125,6 +125,7 @@ def train(
             final["test_population"] = as_json(evaluate(population))
             weights["population_stats"] = jax.device_get(population["batch_stats"])
         final |= digests(weights) | {"diverged": diverged}
+        final |= task.arm.facts(config, classes=data.classes)
         series: dict[str, list[int | None]] = {
             "host": [moment.host for moment in memory],
             "arrays": [moment.arrays for moment in memory],
