@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from bnjax.evidence.tables import bullets, table, verdict
-from experiments.compiled.rows import Result, Row
+from experiments.compiled.kept_rows import Row
+from experiments.compiled.rows import Result
 from experiments.harness.arm import Arm, by_name
 
 PAPER_BATCH = 32

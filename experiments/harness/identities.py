@@ -42,7 +42,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
         raise LookupError(f"it has {what} that this code lacks: {', '.join(unknown)}")
 
 
-def check_seeds(runs: Iterable[tuple[Path, dict[str, Any]]], remedy: str) -> None:
+def check_alike(runs: Iterable[tuple[Path, dict[str, Any]]], remedy: str) -> None:
     """Holds that an arm's runs differ by their seeds alone: they are averaged as one network's.
 
     Args:
