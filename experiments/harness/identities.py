@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bnjax.evidence.records import RecordError, completed, differences, making_sense
-from experiments.harness import affects
+from experiments.harness import affects, found
 
 
 def defaults(config: type, arm: type) -> dict[str, dict[str, Any]]:
@@ -26,8 +26,6 @@ def identity_of(record: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _defaults(experiment: Any, arm: str) -> dict[str, dict[str, Any]]:
-    from experiments.harness import found  # late: experiments have pages, and those read runs
-
     if experiment not in found.names():
         return {}
     of = found.experiment(experiment)

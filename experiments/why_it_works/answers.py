@@ -13,6 +13,7 @@ from bnjax.evidence.records import check_log_digest
 from bnjax.evidence.tables import table
 from experiments.harness.differences import confidence_95, side
 from experiments.harness.identities import check_alike
+from experiments.harness.page import Report
 from experiments.harness.results import ELSEWHERE, runs_below
 from experiments.why_it_works.question import Question
 
@@ -23,7 +24,7 @@ _NOT_FINITE = "not finite"
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(Report):
     """The report of an experiment whose arms are questions."""
 
     questions: Sequence[Question]
@@ -51,9 +52,9 @@ class Answers:
         """Returns what the command prints."""
         return [self.table(summary), self.deviations(summary), self.numbers(summary)]
 
-    def blocks(self, results: Path) -> dict[str, str]:
+    def blocks(self, out: Path) -> dict[str, str]:
         """Returns what the page holds."""
-        parts = self.tables(results, self.summarize(results))
+        parts = self.tables(out, self.summarize(out))
         return dict(zip(("answers", "deviations", "numbers"), parts, strict=True))
 
     def table(self, summary: dict[str, Any]) -> str:

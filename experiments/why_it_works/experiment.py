@@ -146,8 +146,6 @@ def train(
     return [Outcome(answer._asdict() | {"checks": checks}, {})]
 
 
-_ANSWERS = Answers(QUESTIONS)
-
 EXPERIMENT = Experiment(
     name="why_it_works",
     config=Config,
@@ -164,5 +162,5 @@ EXPERIMENT = Experiment(
     tasks=tasks,
     decode=lambda config, data: in_memory(data),
     train=train,
-    page=Page(_ANSWERS, more=_ANSWERS.blocks),
+    page=Page(Answers(QUESTIONS)),
 )
