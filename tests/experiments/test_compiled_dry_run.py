@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bnjax.compilers import topologies
 from bnjax.compilers.topologies import MissingCompilerError
-from bnjax.models import bn_inception
 from bnjax.training.objectives import Metrics
 from experiments.compiled import dry_run as module
 from experiments.compiled.dry_run import dry_run, subcommand
@@ -116,9 +114,8 @@ def test_what_runs_is_what_is_compiled(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_network_normalizes_without_collectives_where_groups_stay_on_a_chip(monkeypatch):
+def test_the_network_normalizes_without_collectives_where_groups_stay_on_a_chip(short_network):
     """The gradients' are the only ones, few and together; one Inception module of ten."""
-    monkeypatch.setattr(bn_inception, "FIGURE_5", bn_inception.FIGURE_5[2:3])
     config = replace(PRESETS["quick"], arms=("bn_x5",), width=1 / 32, normalize_together=4)
     (row,) = dry_run(EXPERIMENT, config, ("cpu:2",), per_chip=4)["rows"]
     (sums,) = row["collectives"].values()
@@ -166,11 +163,7 @@ def test_bad_input_is_refused_before_anything_is_compiled(arguments, said, monke
         main(["--preset", "quick", *arguments])
 
 
-def test_a_missing_compiler_names_what_installs_it(monkeypatch):
-    def describe(**_):
-        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
-
-    monkeypatch.setattr(topologies.jax_topologies, "get_topology_desc", describe)
+def test_a_missing_compiler_names_what_installs_it(no_libtpu, monkeypatch):
     monkeypatch.setattr(module, "compile_cases", None)
     with pytest.raises(SystemExit, match=r"needs libtpu.*pip install -c .* -e '\.\[tpu-aot\]'"):
         main(["--topology", "cpu:1", "v5e:4x4"])
