@@ -178,10 +178,10 @@ def test_what_is_refused_has_the_name_of_its_own_experiment_s_arm():
     assert "- + BN-auxiliary = Inception-v3, v5e:1x1: no room" in text
 
 
-def peak(network, batch_size, topology="v5e:1x1", **changes):
+def peak(network, batch_size, **changes):
     return {
         "network": network,
-        "topology": topology,
+        "topology": "v5e:1x1",
         "batch_size": batch_size,
         "memory_bytes": 17 * 10**9,
         "refused": None,

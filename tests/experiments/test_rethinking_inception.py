@@ -40,9 +40,9 @@ def network(name, config=PAPER):
     return arm(name, config).model(config, classes=1000)
 
 
-def changed(first, second, config=PAPER):
+def changed(first, second):
     """Fields of the networks, and settings of training, in which two arms differ."""
-    one, other = network(first, config), network(second, config)
+    one, other = network(first), network(second)
     names = {item.name for item in fields(one)} - {"parent", "name"}
     differing = {name for name in names if getattr(one, name) != getattr(other, name)}
     training = {
