@@ -131,7 +131,7 @@ def test_so_it_is_of_digits(tmp_path):
     report = DIGITS.page.report
     said = "- The arms differ in more than themselves: decay is 0.99 of mlp; 0.5 of mlp_bn."
     assert said in report.tables(tmp_path, report.summarize(tmp_path))
-    assert said in DIGITS.page.more(tmp_path)["arms"]
+    assert said in report.blocks(tmp_path)["arms"]
 
 
 @pytest.fixture
