@@ -18,7 +18,7 @@ from experiments.harness.differences import prediction_interval
 from experiments.harness.experiment import Experiment
 from experiments.harness.identities import identity_of
 from experiments.harness.repetition import rerun, task_of
-from experiments.harness.results import Result, read_result, runs_below
+from experiments.harness.results import Recorded, read_result, runs_below
 
 CONFIDENCE = 0.95
 """Of twenty honest repetitions elsewhere, each as one more seed, nineteen are accepted."""
@@ -174,7 +174,7 @@ def _bitwise(
     return Verdict(False, True, [f"{what}: DIFFERENT.", *changed[:10], *more])
 
 
-def _all_seeds(run: Path, record: dict[str, Any]) -> list[Result]:
+def _all_seeds(run: Path, record: dict[str, Any]) -> list[Recorded]:
     """The finished runs beside one that differ by their seeds alone, itself among them."""
 
     def without_seed(record: dict[str, Any]) -> dict[str, Any]:

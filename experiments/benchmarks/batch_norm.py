@@ -15,13 +15,9 @@ from experiments.benchmarks import machine
 from experiments.benchmarks.batch_norm_collectives import collectives_in_subprocess
 from experiments.benchmarks.batch_norm_costs import accuracy, residual_bytes
 from experiments.benchmarks.batch_norm_layers import LAYERS, LayerSpec
-from experiments.benchmarks.batch_norm_programs import (
-    TORCH_THREADS,
-    make_inputs,
-    make_layer,
-    make_program,
-)
+from experiments.benchmarks.batch_norm_programs import TORCH_THREADS, make_layer, make_program
 from experiments.benchmarks.batch_norm_table import table
+from experiments.benchmarks.batch_norm_values import make_inputs
 from experiments.benchmarks.benchmark import (
     Result,
     TimedConfig,

@@ -19,12 +19,8 @@ from jax.sharding import PartitionSpec as P
 from bnjax.command import command
 from bnjax.compilers import hlo, hlo_counts
 from experiments.benchmarks.batch_norm_layers import LayerSpec
-from experiments.benchmarks.batch_norm_programs import (
-    forward_and_backward,
-    make_inputs,
-    make_layer,
-    to_layout,
-)
+from experiments.benchmarks.batch_norm_programs import forward_and_backward, make_layer, to_layout
+from experiments.benchmarks.batch_norm_values import make_inputs
 
 DEVICES = 8
 

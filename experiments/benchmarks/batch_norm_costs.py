@@ -8,12 +8,8 @@ import numpy as np
 from jax.extend.core import Literal
 
 from experiments.benchmarks.batch_norm_layers import EPSILON, Layer, LayerSpec
-from experiments.benchmarks.batch_norm_programs import (
-    Inputs,
-    Outputs,
-    make_inputs,
-    make_program,
-)
+from experiments.benchmarks.batch_norm_programs import make_program
+from experiments.benchmarks.batch_norm_values import Inputs, Outputs, make_inputs
 
 OFFSETS = (0.0, 1e3, 1e5)
 """Means of the input, in standard deviations."""

@@ -1,7 +1,7 @@
 """Forward and backward pass of one layer, as a program that can be timed and compared."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,34 +9,10 @@ import numpy as np
 from jax import lax
 
 from experiments.benchmarks.batch_norm_layers import LAYERS, Layer, LayerSpec, Tree
+from experiments.benchmarks.batch_norm_values import Inputs, Outputs
 
 TORCH_THREADS = {"torch": None, "torch_one_thread": 1}
 """PyTorch's contestants, and their numbers of threads; None is PyTorch's own choice."""
-
-
-class Inputs(NamedTuple):
-    """Every contestant's inputs, float64 `[..., features]`; each rounds them to its dtype.
-
-    Attributes:
-        x: the layer's input.
-        dy: the cotangent of the output.
-        scale: float64 `[features]`.
-        bias: float64 `[features]`.
-    """
-
-    x: np.ndarray
-    dy: np.ndarray
-    scale: np.ndarray
-    bias: np.ndarray
-
-
-class Outputs(NamedTuple):
-    """Outputs of one call, float64, channels last. `dscale` is None without a scale."""
-
-    y: np.ndarray
-    dx: np.ndarray
-    dscale: np.ndarray | None
-    dbias: np.ndarray
 
 
 class LayerProgram(Protocol):
@@ -50,18 +26,6 @@ class LayerProgram(Protocol):
 
     def temporary_bytes(self) -> int | None:
         """Returns a call's memory besides inputs and outputs; None where it cannot be known."""
-
-
-def make_inputs(shape: tuple[int, ...], *, offset: float = 0) -> Inputs:
-    """Returns normal values around `offset` with standard deviation 1, the same at every call."""
-    random = np.random.default_rng(0)
-    features = shape[-1]
-    return Inputs(
-        offset + random.normal(size=shape),
-        random.normal(size=shape),
-        random.uniform(0.5, 1.5, features),
-        random.normal(size=features),
-    )
 
 
 def forward_and_backward(layer: Layer) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from experiments.benchmarks.batch_norm_layers import DECAY, EPSILON, LayerSpec
-from experiments.benchmarks.batch_norm_programs import Inputs, Outputs
+from experiments.benchmarks.batch_norm_values import Inputs, Outputs
 
 
 class TorchProgram:

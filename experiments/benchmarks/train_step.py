@@ -15,7 +15,8 @@ from experiments.benchmarks.benchmark import (
     provenance,
     start_keeping_memory,
 )
-from experiments.benchmarks.training import NETWORKS, StepSpec, find_torch, race
+from experiments.benchmarks.training import NETWORKS, find_torch, race
+from experiments.benchmarks.training_spec import StepSpec
 from experiments.benchmarks.turns import Spread, spread
 from experiments.harness.bounds import check_fields
 

@@ -19,13 +19,8 @@ import bnjax.linen
 from bnjax.models import apply_train
 from bnjax.models.bn_inception import BNInception
 from experiments.benchmarks.benchmark import not_installed
+from experiments.benchmarks.training_spec import EPSILON, MOMENTUM, StepSpec, make_batch
 from experiments.benchmarks.turns import raw, take_turns
-
-MOMENTUM = 0.9
-"""The optimizer's momentum, and the fraction that the running statistics keep."""
-
-EPSILON = 1e-5
-"""The normalization's epsilon."""
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "ours": {"norm": partial(bnjax.linen.BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)},
@@ -40,18 +35,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 TORCH = {"torch": "flax", "torch_compiled": "flax", "torch_bias": "bias"}
 """PyTorch's contestants, and whose initial parameters they take."""
-
-
-class StepSpec(NamedTuple):
-    """The step that all contestants make; fields as in `train_step.Config`."""
-
-    width: float
-    image_size: int
-    stem_stride: int
-    batch_size: int
-    classes: int
-    dtype: str
-    learning_rate: float
 
 
 class Training(Protocol):
@@ -188,14 +171,6 @@ def make_network(name: str, spec: StepSpec) -> BNInception:
         dtype=jnp.dtype(spec.dtype),
         **NETWORKS[name],
     )
-
-
-def make_batch(spec: StepSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the same random images, float32 `[n, h, w, 3]`, and labels, int32 `[n]`, always."""
-    random = np.random.default_rng(0)
-    size = (spec.batch_size, spec.image_size, spec.image_size, 3)
-    images = random.normal(size=size).astype(np.float32)
-    return images, random.integers(spec.classes, size=spec.batch_size, dtype=np.int32)
 
 
 def initial_variables(model: BNInception, spec: StepSpec) -> dict[str, Any]:

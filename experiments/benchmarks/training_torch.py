@@ -11,7 +11,7 @@ from torch.nn import functional
 from bnjax.models.bn_inception import FIGURE_5, Row
 from bnjax.models.inception import REDUCTIONS
 from bnjax.models.layers import scaled
-from experiments.benchmarks.training import EPSILON, MOMENTUM, StepSpec, make_batch
+from experiments.benchmarks.training_spec import EPSILON, MOMENTUM, StepSpec, make_batch
 
 
 class TorchTraining:

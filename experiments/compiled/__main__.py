@@ -23,6 +23,7 @@ from experiments.compiled.results import write
 from experiments.compiled.rows import Result, measure
 from experiments.compiled.tables import memory_table, normalization_table
 from experiments.harness.command_line import ending, unknown_word
+from experiments.imagenet_inception.experiment import EXPERIMENT
 
 _MODULE = "experiments.compiled"
 _RESULTS = Path(__file__).parent / "results"
@@ -53,7 +54,7 @@ def main() -> None:
     """Hands the command line on to what its first word names."""
     word, argv = next(iter(sys.argv[1:]), "--help"), sys.argv[2:]
     if word == "dry-run":
-        dry_run.main(argv, _MODULE)
+        dry_run.subcommand(EXPERIMENT, "bn_x5", _MODULE)(argv)
         return
     with ending(_MODULE):
         if word in ("-h", "--help"):

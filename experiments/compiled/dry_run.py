@@ -5,7 +5,7 @@
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ from experiments.harness.command_line import ending, preset_in
 from experiments.harness.experiment import Experiment
 from experiments.harness.images.config import ImageConfig
 from experiments.harness.images.programs import Resident, Views, training_program
-from experiments.imagenet_inception.experiment import EXPERIMENT as IMAGENET
 
 PER_CHIP = 32
 """Images on a chip: the paper's mini-batch, of one replica."""
@@ -56,31 +55,31 @@ class Arguments:
     """File for the result as JSON. A dry run that was cut short goes on with the same command."""
 
 
-def main(
-    argv: Sequence[str],
-    module: str = IMAGENET.module,
-    *,
-    experiment: Experiment = IMAGENET,
-    arm: str = "bn_x5",
-) -> None:
-    """Reads the command line after `dry-run` of a module; compiles, prints a table.
+def subcommand(
+    experiment: Experiment, arm: str, module: str | None = None
+) -> Callable[[Sequence[str]], None]:
+    """Returns what `run_command` takes for `dry-run`.
 
     Args:
-        argv: the command line.
-        module: what `python -m` was given.
-        experiment: whose arms are compiled.
+        experiment: whose arms are compiled; they are networks of images.
         arm: the one that is compiled if the command line names none.
+        module: what `python -m` was given; the experiment's by default.
     """
+    return partial(main, experiment, arm, module or experiment.module)
+
+
+def main(experiment: Experiment, arm: str, module: str, argv: Sequence[str]) -> None:
+    """Reads the command line after `dry-run`; compiles, prints a table."""
     with ending(module):
         arguments = _parse(argv, module, experiment, arm)
         write(
             partial(
                 dry_run,
+                experiment,
                 arguments.config,
                 arguments.topology,
                 per_chip=arguments.per_chip,
                 how=arguments.parallel,
-                experiment=experiment,
             ),
             partial(dry_run_table, arms=experiment.arms),
             arguments.out,
@@ -89,23 +88,23 @@ def main(
 
 
 def dry_run(
+    experiment: Experiment,
     config: Any,
     topologies: Sequence[str],
     *,
     per_chip: int | None = PER_CHIP,
     how: How = "jit",
-    experiment: Experiment = IMAGENET,
     keep: Path | None = None,
     progress: Progress = lambda text: None,
 ) -> Result:
     """Compiles the step of each arm for each topology.
 
     Args:
+        experiment: whose configuration it is.
         config: of the run, but for `steps_per_dispatch`, which is one here.
         topologies: names, see `bnjax.compilers.topologies`.
         per_chip: images on each chip; None to split `batch_size`.
         how: the way that the chips share the step.
-        experiment: whose configuration it is.
         keep: a file for the rows until all are there: the same call goes on after it.
         progress: is told what is compiled next.
 

@@ -10,12 +10,11 @@ from bnjax.compilers.step_time import step_time
 from bnjax.compilers.topologies import Topology, compiler_versions, find_topologies
 from bnjax.evidence.environment import environment
 from bnjax.training.parallel import DataParallel
-from experiments.compiled.kept_rows import KeptRows
+from experiments.compiled.kept_rows import KeptRows, Row
 from experiments.compiled.steps import AbstractStep, compile_step
 
 SCHEMA = 1
 
-Row = dict[str, Any]
 Result = dict[str, Any]
 Progress = Callable[[str], None]
 

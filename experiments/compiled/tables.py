@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from bnjax.evidence.tables import bullets, table, verdict
+from experiments.compiled.kept_rows import Row
+from experiments.compiled.rows import Result
 from experiments.harness.arm import Arm, by_name
-from experiments.imagenet_inception.arms import ARMS
 
 PAPER_BATCH = 32
 
@@ -39,13 +39,11 @@ _COMPARED = {
 }
 _NETWORKS = {"bn_inception": "BN-Inception, 224x224", "inception_v3": "Inception-v3, 299x299"}
 
-Row = dict[str, Any]
-Result = dict[str, Any]
 Arms = dict[str, Row]
 """The rows of one program and topology, by normalization: bias, flax, bnjax."""
 
 
-def dry_run_table(result: Result, arms: Sequence[Arm] = ARMS) -> str:
+def dry_run_table(result: Result, arms: Sequence[Arm]) -> str:
     """Returns what a step takes on each chip, and for how long at least; then how to read it."""
     parts = []
     for arm in dict.fromkeys(row["arm"] for row in result["rows"]):

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
+import tyro
+
 from experiments.harness import affects
 from experiments.harness.affects import nothing
 
@@ -70,10 +72,8 @@ def by_name(arms: Sequence[Kind], name: str) -> Kind:
     raise ValueError(f"arms: unknown {name!r}; choose from {', '.join(arm.name for arm in arms)}.")
 
 
-def expanded(
-    names: Iterable[str], arms: Sequence[Arm], groups: Mapping[str, tuple[str, ...]]
-) -> tuple[str, ...]:
-    """Returns names of arms, with those of a group in the place of its word.
+def expand_arms(config: Any, arms: Sequence[Arm], groups: Mapping[str, tuple[str, ...]]) -> None:
+    """Puts the arms of a group in the place of its word, in a configuration in the making.
 
     An arm of several groups stands where the first of their words is.
 
@@ -83,7 +83,7 @@ def expanded(
     known = [arm.name for arm in arms]
     found: list[str] = []
     of_words: set[str] = set()
-    for name in names:
+    for name in config.arms:
         if name not in groups and name not in known:
             raise ValueError(
                 f"arms: unknown {name!r}; choose from {', '.join(known)}, or from the words for "
@@ -91,7 +91,13 @@ def expanded(
             )
         found += [arm for arm in groups.get(name, (name,)) if arm not in of_words]
         of_words.update(groups.get(name, ()))
-    return tuple(found)
+    object.__setattr__(config, "arms", tuple(found))  # it is frozen
+
+
+def arms_shown(arms: Sequence[Arm], words: Iterable[str] = ()) -> Any:
+    """Returns what a configuration's field `arms` is annotated with, so that --help names them."""
+    names = ",".join([*(arm.name for arm in arms), *words])
+    return tyro.conf.arg(metavar=f"{{{names}}} ...")
 
 
 def check_arms(given: tuple[str, ...], arms: Sequence[Arm]) -> None:

@@ -28,6 +28,20 @@ def check_fraction(name: str, value: float) -> None:
         raise ValueError(f"{name} must be in [0, 1), got {value}, as a float32.")
 
 
+def check_l2(value: float) -> None:
+    """Raises ValueError for a weight of squared norms that is negative or infinite."""
+    if not 0 <= value < 1e30:
+        raise ValueError(f"l2 must be >= 0 and finite, got {value}.")
+
+
+def check_falls(factor: float, every: float) -> None:
+    """Raises ValueError unless a learning rate can fall: by `decay_factor`, each `decay_every`."""
+    check_positive("decay_every", every)
+    check_positive("decay_factor", factor)
+    if factor > 1:
+        raise ValueError(f"decay_factor must be in (0, 1], got {factor}.")
+
+
 def check_rates(name: str, rates: Sequence[float]) -> None:
     """Raises ValueError for rates that are not positive, or that folders would not tell apart."""
     for rate in rates:

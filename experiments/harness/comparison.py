@@ -21,13 +21,14 @@ from bnjax.evidence.statistics import accuracy, spread, steps_to, times
 from bnjax.evidence.tables import divergence, percent, plain, steps, table
 from experiments.harness.arm import Arm, by_name, label_of
 from experiments.harness.differences import difference_line, paired
+from experiments.harness.page import Report
 from experiments.harness.results import Runs, load_runs, load_sweep, runs_below, unlike
 from experiments.harness.sweeps import Entry, Label, best_rates_text, sweep_table
 from experiments.harness.weights import FILE
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Report):
     """Best accuracy of each arm, how soon it is as good as a reference's best, and curves.
 
     If records state the size of networks, as `network` in `final`, the table has it.
@@ -45,7 +46,6 @@ class Comparison:
     figure: str = "curves.png"
     batch: int | None = None
     block_names: ClassVar[tuple[str, ...]] = ("arms", "differences", "divergence", "sweep")
-    """Markers of a README between which the tables of a folder stand."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

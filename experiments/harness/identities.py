@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bnjax.evidence.records import RecordError, completed, differences, making_sense
-from experiments.harness import affects
+from experiments.harness import affects, found
 
 
 def defaults(config: type, arm: type) -> dict[str, dict[str, Any]]:
@@ -26,8 +26,6 @@ def identity_of(record: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _defaults(experiment: Any, arm: str) -> dict[str, dict[str, Any]]:
-    from experiments.harness import found  # late: experiments have pages, and those read runs
-
     if experiment not in found.names():
         return {}
     of = found.experiment(experiment)
@@ -42,7 +40,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
         raise LookupError(f"it has {what} that this code lacks: {', '.join(unknown)}")
 
 
-def check_seeds(runs: Iterable[tuple[Path, dict[str, Any]]], remedy: str) -> None:
+def check_alike(runs: Iterable[tuple[Path, dict[str, Any]]], remedy: str) -> None:
     """Holds that an arm's runs differ by their seeds alone: they are averaged as one network's.
 
     Args:

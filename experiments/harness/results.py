@@ -19,7 +19,7 @@ from bnjax.evidence.records import (
 from bnjax.evidence.statistics import accuracy
 from bnjax.training.loop import Schedule
 from experiments.harness.arm import Arm, label_of
-from experiments.harness.identities import check_seeds, identity_of, refuse_unknown
+from experiments.harness.identities import check_alike, identity_of, refuse_unknown
 from experiments.harness.weights import check_weights
 
 Log = list[dict[str, Any]]
@@ -27,7 +27,7 @@ Log = list[dict[str, Any]]
 ELSEWHERE = "move the runs of one of both to another folder"
 
 
-class Result(NamedTuple):
+class Recorded(NamedTuple):
     """A run's record and log."""
 
     record: dict[str, Any]
@@ -188,7 +188,7 @@ def _found(arms: Sequence[Arm], out: Path) -> Iterator[_Found]:
 
 
 def _runs(arm: Arm, found: list[_Found], arms: Sequence[Arm]) -> Runs:
-    check_seeds([(run.folder, run.record) for run in found], ELSEWHERE)
+    check_alike([(run.folder, run.record) for run in found], ELSEWHERE)
     found = sorted(found, key=lambda run: run.record["seed"])
     return Runs(
         arm,
@@ -269,7 +269,7 @@ def runs_below(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield folder, record
 
 
-def read_result(folder: Path) -> Result:
+def read_result(folder: Path) -> Recorded:
     """A finished run, whose name, record and log agree.
 
     Raises:
@@ -280,7 +280,7 @@ def read_result(folder: Path) -> Result:
     if not record["finished"]:
         raise RecordError(f"{folder} is not finished: complete it first, with --resume.")
     check_log_digest(folder, record)
-    return Result(record, read_log(folder, record))
+    return Recorded(record, read_log(folder, record))
 
 
 def read_log(folder: Path, record: dict[str, Any]) -> Log:

@@ -9,8 +9,11 @@ from experiments.imagenet_inception.page import PUBLISHED
 
 def main() -> None:
     """Reads the command line, trains, prints tables, draws figures; or hands it on."""
-    evaluation = evaluate.subcommand(EXPERIMENT, PUBLISHED)
-    run_command(EXPERIMENT, {"dry-run": dry_run.main, "evaluate": evaluation})
+    words = {
+        "dry-run": dry_run.subcommand(EXPERIMENT, "bn_x5"),
+        "evaluate": evaluate.subcommand(EXPERIMENT, PUBLISHED),
+    }
+    run_command(EXPERIMENT, words)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from experiments.harness.identities import identity_of
 from experiments.harness.results import Runs
 
 
-class Claim(NamedTuple):
+class PaperClaim(NamedTuple):
     """A claim of the paper.
 
     Attributes:
@@ -49,10 +49,10 @@ def fewer_steps(first: Runs, second: Runs) -> Difference:
     return times(before, after, "fewer")
 
 
-def _one_change(text: str, paper: str, setting: str) -> Claim:
+def _one_change(text: str, paper: str, setting: str) -> PaperClaim:
     """What section 4.2.1 says of a change: held against BN-x5 without it."""
     pair = ("left_out/bn_x5", f"left_out/left_out_{setting}")
-    return Claim(text, paper, setting, best_accuracy, (pair,))
+    return PaperClaim(text, paper, setting, best_accuracy, (pair,))
 
 
 _NORMALIZED = (
@@ -67,21 +67,21 @@ _NORMALIZED = (
     ("wide/bn_x30", "wide/inception"),
 )
 CLAIMS = (
-    Claim(
+    PaperClaim(
         "Fewer steps to the best of the network without normalization",
         "BN-Baseline 2.3, BN-x5 14.8, BN-x30 11.5 times fewer",
         "normalized",
         fewer_steps,
         _NORMALIZED,
     ),
-    Claim(
+    PaperClaim(
         "A higher maximum",
         "BN-Baseline +0.5, BN-x5 +0.8, BN-x30 +2.6 points",
         "normalized",
         best_accuracy,
         _NORMALIZED,
     ),
-    Claim(
+    PaperClaim(
         "Higher learning rates can be used",
         "BN-x30 minus BN-x5: +1.8 points",
         "learning_rate_factor",
@@ -92,7 +92,7 @@ CLAIMS = (
             ("left_out/bn_x5", "left_out/left_out_learning_rate_factor"),
         ),
     ),
-    Claim(
+    PaperClaim(
         "Without normalization they cannot",
         "Inception at x5 reaches infinity",
         "learning_rate_factor",
@@ -111,7 +111,7 @@ CLAIMS = (
     _one_change("Local response normalization is not needed", "no number", "local_response_norm"),
     _one_change("Shuffling within shards is better", "about +1 %", "shuffle"),
     _one_change("Fewer distortions are better", "no number", "photometric"),
-    Claim(
+    PaperClaim(
         "Sigmoid trains, and without normalization does not",
         "69.8 %, without at most 0.1 %",
         "normalized",
@@ -123,7 +123,7 @@ CLAIMS = (
 _MADE_BY = ("versions", "processor", "device_kind")
 
 
-def claims_table(results: Path, report: Comparison) -> str:
+def paper_claims_table(results: Path, report: Comparison) -> str:
     """Returns each claim with its pairs, a line each; a function of the runs below `results`."""
     load = cache(lambda folder: report.load(folder))
     rows = []
@@ -142,7 +142,7 @@ def claims_table(results: Path, report: Comparison) -> str:
     return table([*heads, "verdict"], rows, left=4)
 
 
-def _judged(claim: Claim, pair: Sequence[Runs]) -> list[str]:
+def _judged(claim: PaperClaim, pair: Sequence[Runs]) -> list[str]:
     """Returns what a pair differs in, its seeds, how much better the first is, the verdict.
 
     Versions and machines, those of the first seed, are told and do not change the verdict.

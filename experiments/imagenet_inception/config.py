@@ -4,15 +4,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
-import tyro
-
 from bnjax.data.order import Shuffle
 from bnjax.data.views.augmentation import Crop, Photometric
 from bnjax.normalization.settings import Activation, RunningVar, StatsAveraging
 from experiments.harness import affects
 from experiments.harness.affects import arm, network, nothing, numbers, training, views
-from experiments.harness.arm import by_name, expanded
-from experiments.harness.bounds import check_fraction, check_positive, check_together
+from experiments.harness.arm import arms_shown, by_name, expand_arms
+from experiments.harness.bounds import (
+    check_falls,
+    check_fraction,
+    check_l2,
+    check_positive,
+    check_together,
+)
 from experiments.harness.images.config import ImageConfig, ParameterAveraging, StemStride
 from experiments.imagenet_inception.arms import ARMS, FIVE, GROUPS
 
@@ -61,10 +65,7 @@ class Config(ImageConfig):
     image; or the whole image. Open: GoogLeNet's."""
     centre: float = views(1.0)
     """Part of the shorter side that evaluation sees. Open: 0.875 for ImageNet, 224 of 256."""
-    arms: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(metavar=f"{{{','.join([*(arm.name for arm in ARMS), *GROUPS])}}} ..."),
-    ] = nothing(FIVE)
+    arms: Annotated[tuple[str, ...], arms_shown(ARMS, GROUPS)] = nothing(FIVE)
     """Networks to train, or words that stand for several. five: inception, bn_baseline, bn_x5,
     bn_x30, bn_x5_sigmoid (section 4.2.2). recipes: recipe_x1, recipe_x5, recipe_x30, the seven
     changes without normalization. alone: alone_SETTING, one change on BN-Baseline. left_out:
@@ -120,8 +121,7 @@ class Config(ImageConfig):
     """Average of the parameters that is evaluated in their place. Open: GoogLeNet averaged."""
 
     def __post_init__(self) -> None:
-        arms = expanded(self.arms, ARMS, GROUPS)
-        object.__setattr__(self, "arms", arms)  # frozen, still in the making
+        expand_arms(self, ARMS, GROUPS)
         super().__post_init__()
 
     def check(self) -> None:
@@ -133,13 +133,10 @@ class Config(ImageConfig):
         for name in ("learning_rate_factor", "decay_speed"):
             if given[name] is not None:
                 check_positive(name, given[name])
-        if self.l2 is not None and not 0 <= self.l2 < 1e30:
-            raise ValueError(f"l2 must be >= 0 and finite, got {self.l2}.")
+        if self.l2 is not None:
+            check_l2(self.l2)
         check_together(self.normalize_together, self.batch_size // self.micro_batches)
-        check_positive("decay_every", self.decay_every)
-        check_positive("decay_factor", self.decay_factor)
-        if self.decay_factor > 1:
-            raise ValueError(f"decay_factor must be in (0, 1], got {self.decay_factor}.")
+        check_falls(self.decay_factor, self.decay_every)
         for name in self.arms:
             by_name(ARMS, name).check_size(self)
         self.schedule(self.accelerated_steps).check()

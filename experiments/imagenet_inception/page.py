@@ -11,7 +11,7 @@ from experiments.harness.images.evaluation_table import Published
 from experiments.harness.page import Page
 from experiments.harness.results import Runs, load_rates, read_result
 from experiments.imagenet_inception.arms import ARMS
-from experiments.imagenet_inception.claims import claims_table
+from experiments.imagenet_inception.claims import paper_claims_table
 from experiments.imagenet_inception.rates import rate_text, rates_text, tuned_text
 
 PUBLISHED = (  # Figure 4
@@ -46,7 +46,7 @@ def more(results: Path) -> dict[str, str]:
         "control_differences": differences_text(controls),
         "wide_control_differences": differences_text(wide_controls),
         "eight_epochs_pair": differences_text([(longer["bn_x5"], longer["recipe_x5"])]),
-        "claims": claims_table(results, REPORT),
+        "claims": paper_claims_table(results, REPORT),
         "rates": rates_text(lambda name: load(str(Path(name).parent))[Path(name).name]),
         "tuned": tuned_text(tuned["left_out_learning_rate_factor"], tuned["recipe_x1"]),
         "eight_epochs_rates": "\n\n".join(

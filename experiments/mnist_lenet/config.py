@@ -3,12 +3,11 @@
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
 
-import tyro
-
 from bnjax.models.lenet import Convolution, Pool
 from bnjax.normalization.settings import RunningVar, StatsAveraging
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import network, nothing, numbers, training, views
+from experiments.harness.arm import arms_shown
 from experiments.harness.bounds import (
     check_fraction,
     check_literals,
@@ -31,9 +30,7 @@ class Config:
 
     data: str = numbers("mnist5k")
     """Data set: mnist5k (packaged, 4,000 + 1,000 digits), mnist or fashion_mnist."""
-    arms: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(arm.name for arm in ARMS)}}} ...")
-    ] = nothing(tuple(arm.name for arm in ARMS))
+    arms: Annotated[tuple[str, ...], arms_shown(ARMS)] = nothing(tuple(arm.name for arm in ARMS))
     """Networks to train: mlp, mlp_bn (the paper's pair), lenet, lenet_bn."""
     seeds: int = nothing(4)
     """Runs of each arm, with seeds 0, 1, ...; a seed sets weights and data order."""

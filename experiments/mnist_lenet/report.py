@@ -5,7 +5,7 @@ from typing import Any
 
 from bnjax.evidence.figures import Form
 from experiments.harness.comparison import unlike_text
-from experiments.harness.page import Page
+from experiments.harness.page import Page, Report
 from experiments.mnist_lenet.figures import draw
 from experiments.mnist_lenet.summary import summarize
 from experiments.mnist_lenet.table import (
@@ -18,7 +18,7 @@ from experiments.mnist_lenet.table import (
 )
 
 
-class MnistReport:
+class MnistReport(Report):
     """The report of the experiment; each part is a pure function of the runs' folders."""
 
     def summarize(self, out: Path) -> dict[str, Any]:
@@ -42,20 +42,19 @@ class MnistReport:
             unlike_text(summary),
         ]
 
+    def blocks(self, out: Path) -> dict[str, str]:
+        """Returns what the experiment's README holds."""
+        summary = summarize(out)
+        return {
+            "arms": "\n\n".join(filter(None, (arms_table(summary), unlike_text(summary)))),
+            "differences": differences_text(summary),
+            "drift": drift_text(summary),
+            "sweep": sweep_table(summary),
+        }
+
     def draw(self, out: Path, to: Path | None = None, *, form: Form = "png") -> list[Path]:
         """Draws what the runs allow; returns the files."""
         return draw(out, to, form=form)
 
 
-def blocks(results: Path) -> dict[str, str]:
-    """Returns what the experiment's README holds."""
-    summary = summarize(results)
-    return {
-        "arms": "\n\n".join(filter(None, (arms_table(summary), unlike_text(summary)))),
-        "differences": differences_text(summary),
-        "drift": drift_text(summary),
-        "sweep": sweep_table(summary),
-    }
-
-
-PAGE = Page(MnistReport(), more=blocks)
+PAGE = Page(MnistReport())

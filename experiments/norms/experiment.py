@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
-import tyro
 
 from bnjax.models import BNInception, norm_by_name
 from bnjax.models.initialization import draw_kernels
 from experiments.harness.affects import network, nothing, numbers
+from experiments.harness.arm import arms_shown
 from experiments.harness.comparison import Comparison
 from experiments.harness.images.arm import ImageArm, batch_norm, dtype_of
 from experiments.harness.images.config import ImageConfig
@@ -64,9 +64,7 @@ ARMS = (  # the colours are those of Okabe & Ito
 class Config(ImageConfig):
     """BN-Inception without normalization, and with that of batches, groups and layers."""
 
-    arms: Annotated[
-        tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(arm.name for arm in ARMS)}}} ...")
-    ] = nothing(tuple(arm.name for arm in ARMS))
+    arms: Annotated[tuple[str, ...], arms_shown(ARMS)] = nothing(tuple(arm.name for arm in ARMS))
     """Normalizations to train with."""
     decay: float = network(0.9)
     """Fraction of the running statistics kept per step: they must forget within a short run."""

@@ -1,8 +1,5 @@
 """python -m experiments.rethinking_inception: from GoogLeNet to Inception-v3, row by row."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
 from experiments.compiled import dry_run
 from experiments.harness.images import evaluate
 from experiments.harness.main import run_command
@@ -13,10 +10,8 @@ from experiments.rethinking_inception.page import PUBLISHED
 
 def main() -> None:
     """Reads the command line, trains, prints tables, draws the figure; or hands it on."""
-    words: dict[str, Callable[[Sequence[str]], None]] = {
-        "dry-run": partial(
-            dry_run.main, module=EXPERIMENT.module, experiment=EXPERIMENT, arm="inception_v3"
-        ),
+    words = {
+        "dry-run": dry_run.subcommand(EXPERIMENT, "inception_v3"),
         "sizes": sizes.main,
         "evaluate": evaluate.subcommand(EXPERIMENT, PUBLISHED),
     }

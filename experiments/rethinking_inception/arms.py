@@ -14,7 +14,7 @@ from bnjax.models.inception_modules import ReductionOrder
 from bnjax.models.inception_v3 import Auxiliary
 from bnjax.models.initialization import draw_kernels
 from bnjax.models.rethinking import TABLE_3
-from bnjax.models.summary import is_auxiliary
+from bnjax.models.summary import is_auxiliary, summarize
 from bnjax.training.objectives import Objective, classification_objective
 from bnjax.training.optimizers import ExponentialDecay, make_optimizer, momentum_sgd, rmsprop
 from experiments.harness.affects import network, training
@@ -99,6 +99,16 @@ class RethinkingArm(ImageArm):
     def augmentation(self, config: Any) -> Augmentation:
         """Returns how training views are made."""
         return replace(super().augmentation(config), photometric=config.photometric)
+
+    def facts(self, config: Any, *, classes: int) -> dict[str, Any]:
+        """Returns how large the network is."""
+        return {"network": self.network_size(config, classes=classes)}
+
+    def network_size(self, config: Any, *, classes: int) -> dict[str, int]:
+        """Returns the network's parameters, and multiply-adds of an image, without side heads."""
+        size = self.image_size(config)
+        network = summarize(self.model(config, classes=classes), (size, size, 3)).network
+        return {"parameters": network.parameters, "multiply_adds": network.multiply_adds}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
-import tyro
-
 from bnjax.data.views.augmentation import MOST_SIDE, Crop, Photometric
 from bnjax.models.inception_v3 import StemPadding
 from experiments.harness.affects import network, nothing, numbers, training, views
-from experiments.harness.arm import by_name, expanded
-from experiments.harness.bounds import check_fraction, check_positive, check_together
+from experiments.harness.arm import arms_shown, by_name, expand_arms
+from experiments.harness.bounds import (
+    check_falls,
+    check_fraction,
+    check_l2,
+    check_positive,
+    check_together,
+)
 from experiments.harness.images.config import ImageConfig, ParameterAveraging, StemStride
 from experiments.rethinking_inception.arms import ARMS, GROUPS, InceptionV3Arm
 
@@ -38,10 +42,9 @@ class Config(ImageConfig):
     """Strength of the distortions of colours in training views. Open."""
     centre: float = views(1.0)
     """Part of the shorter side that evaluation sees. Open: 0.875 for ImageNet."""
-    arms: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(metavar=f"{{{','.join([*(arm.name for arm in ARMS), *GROUPS])}}} ..."),
-    ] = nothing(("googlenet", "inception_v3"))
+    arms: Annotated[tuple[str, ...], arms_shown(ARMS, GROUPS)] = nothing(
+        ("googlenet", "inception_v3")
+    )
     """Networks to train, or words that stand for several. table3: its eight rows, each with what
     the rows above have. table2: Inception-v3 at three resolutions and nearly one cost. figure2:
     ReLU or nothing between factors. section3: 5x5 against two 3x3, n of the 1xn and nx1 kernels,
@@ -97,21 +100,17 @@ class Config(ImageConfig):
     ImageNet; shorter runs forget sooner."""
 
     def __post_init__(self) -> None:
-        arms = expanded(self.arms, ARMS, GROUPS)
-        object.__setattr__(self, "arms", arms)  # frozen, still in the making
+        expand_arms(self, ARMS, GROUPS)
         super().__post_init__()
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
         super().check()
-        for name in ("unnormalized_factor", "rmsprop_epsilon", "clip_norm", "decay_every"):
+        for name in ("unnormalized_factor", "rmsprop_epsilon", "clip_norm"):
             check_positive(name, getattr(self, name))
         check_fraction("rmsprop_decay", self.rmsprop_decay)
-        if not 0 <= self.l2 < 1e30:
-            raise ValueError(f"l2 must be >= 0 and finite, got {self.l2}.")
-        check_positive("decay_factor", self.decay_factor)
-        if self.decay_factor > 1:
-            raise ValueError(f"decay_factor must be in (0, 1], got {self.decay_factor}.")
+        check_l2(self.l2)
+        check_falls(self.decay_factor, self.decay_every)
         for name in ("googlenet_size", "half_size", "quarter_size"):
             if getattr(self, name) > MOST_SIDE:
                 raise ValueError(f"{name} must be at most {MOST_SIDE}, got {getattr(self, name)}.")

@@ -4,18 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from bnjax.data.sets import FACTS
 from bnjax.evidence.environment import environment, require_commit
 from bnjax.evidence.tables import table
-from bnjax.models.summary import summarize
 from bnjax.paths import writable_folder
 from experiments.harness.command_line import ending
 from experiments.rethinking_inception.arms import ARMS
-from experiments.rethinking_inception.config import PRESETS
+from experiments.rethinking_inception.config import PRESETS, Config
 
 FILE = "sizes.json"
 RESULTS = Path(__file__).parent / "results"
@@ -45,27 +43,21 @@ def main(argv: Sequence[str]) -> None:
         folder = None if out is None else writable_folder("--out", out)
         if folder is not None:
             require_commit(folder, RESULTS)
-        sizes = {
-            preset: {
-                arm.name: network_size(arm, PRESETS[preset], FACTS[PRESETS[preset].data].classes)
-                for arm in ARMS
-            }
-            for preset in _OF
-        }
+        sizes = {preset: _sizes(PRESETS[preset]) for preset in _OF}
         if folder is not None:
             result = {"environment": environment(), "sizes": sizes}
             (folder / FILE).write_text(json.dumps(result, indent=1) + "\n")
         print(sizes_table(sizes))
 
 
-def network_size(arm: Any, config: Any, classes: int) -> dict[str, int]:
-    """Returns a network's image size, parameters, and multiply-adds, without side heads."""
-    size = arm.image_size(config)
-    network = summarize(arm.model(config, classes=classes), (size, size, 3)).network
+def _sizes(config: Config) -> dict[str, dict[str, int]]:
+    classes = FACTS[config.data].classes
     return {
-        "image_size": size,
-        "parameters": network.parameters,
-        "multiply_adds": network.multiply_adds,
+        arm.name: {
+            "image_size": arm.image_size(config),
+            **arm.network_size(config, classes=classes),
+        }
+        for arm in ARMS
     }
 
 

@@ -12,13 +12,14 @@ import optax
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from bnjax.linen import BatchNorm
 from bnjax.models import apply_train
 from bnjax.training.state import TrainState
 from bnjax.training.steps import make_train_step
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import draw_over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation, rounded
+from experiments.why_it_works.question import Answer, Observation, rounded
 from experiments.why_it_works.side_by_side import Digits, orders, perceptron, seeds_of, start
 
 Loss = Callable[[Any, Any], jax.Array]

@@ -12,7 +12,8 @@ from bnjax.evidence.figures import Form, save
 from bnjax.evidence.records import check_log_digest
 from bnjax.evidence.tables import table
 from experiments.harness.differences import confidence_95, side
-from experiments.harness.identities import check_seeds
+from experiments.harness.identities import check_alike
+from experiments.harness.page import Report
 from experiments.harness.results import ELSEWHERE, runs_below
 from experiments.why_it_works.question import Question
 
@@ -23,7 +24,7 @@ _NOT_FINITE = "not finite"
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(Report):
     """The report of an experiment whose arms are questions."""
 
     questions: Sequence[Question]
@@ -32,7 +33,7 @@ class Answers:
         """Reads what finished runs below a folder came to, by question, in order of seeds."""
         found: dict[str, dict[int, dict[str, Any]]] = {}
         finished = [run for run in runs_below(out) if run[1]["finished"]]
-        check_seeds(finished, ELSEWHERE)
+        check_alike(finished, ELSEWHERE)
         for folder, record in finished:
             check_log_digest(folder, record)
             found.setdefault(record["arm"], {})[record["seed"]] = record["final"]
@@ -51,9 +52,9 @@ class Answers:
         """Returns what the command prints."""
         return [self.table(summary), self.deviations(summary), self.numbers(summary)]
 
-    def blocks(self, results: Path) -> dict[str, str]:
+    def blocks(self, out: Path) -> dict[str, str]:
         """Returns what the page holds."""
-        parts = self.tables(results, self.summarize(results))
+        parts = self.tables(out, self.summarize(out))
         return dict(zip(("answers", "deviations", "numbers"), parts, strict=True))
 
     def table(self, summary: dict[str, Any]) -> str:
@@ -146,10 +147,10 @@ def _summary(finals: Sequence[dict[str, Any]], exact: bool) -> dict[str, Any]:
     summary["effect"] = round(float(np.mean(effects)), 6)
     if len(effects) > 1 and np.isfinite(effects).all():
         summary["confidence_95"] = confidence_95(effects)
-    return summary | {"verdict": verdict(effects)}
+    return summary | {"verdict": verdict_of_effects(effects)}
 
 
-def verdict(effects: Sequence[float]) -> str:
+def verdict_of_effects(effects: Sequence[float]) -> str:
     """Returns what effects of several seeds, above zero where a claim holds, say to it."""
     if not np.isfinite(effects).all():
         return _NOT_FINITE

@@ -19,17 +19,10 @@ from matplotlib.axes import Axes
 
 from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import name_lines
-from experiments.why_it_works.question import (
-    NORMALIZED,
-    PLAIN,
-    THEORY,
-    Answer,
-    Check,
-    Question,
-    rounded,
-)
+from experiments.why_it_works.question import THEORY, Answer, Check, Question, rounded
 
 _CLASSES = 10
 

@@ -5,11 +5,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import tyro
-
 from bnjax.data import DataSet, in_memory
 from bnjax.training.loop import Schedule
 from experiments.harness.affects import nothing
+from experiments.harness.arm import arms_shown
 from experiments.harness.bounds import check_seeds
 from experiments.harness.compute import Compute
 from experiments.harness.experiment import Experiment, Member, Outcome, RunLog, Task
@@ -96,7 +95,6 @@ _AT_ONCE = Schedule(
 )
 """A measurement is a run of one step."""
 _DIGITS = ("mnist5k", "mnist", "fashion_mnist")
-_NAMES = tuple(question.name for question in QUESTIONS)
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,8 @@ class Config:
 
     data: str = nothing("mnist5k")
     """Digits to train on, where a question trains: mnist5k (packaged), mnist, fashion_mnist."""
-    arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(_NAMES)}}} ...")] = (
-        nothing(_NAMES)
+    arms: Annotated[tuple[str, ...], arms_shown(QUESTIONS)] = nothing(
+        tuple(question.name for question in QUESTIONS)
     )
     """Questions to ask."""
     seeds: int = nothing(1)
@@ -148,8 +146,6 @@ def train(
     return [Outcome(answer._asdict() | {"checks": checks}, {})]
 
 
-_ANSWERS = Answers(QUESTIONS)
-
 EXPERIMENT = Experiment(
     name="why_it_works",
     config=Config,
@@ -166,5 +162,5 @@ EXPERIMENT = Experiment(
     tasks=tasks,
     decode=lambda config, data: in_memory(data),
     train=train,
-    page=Page(_ANSWERS, more=_ANSWERS.blocks),
+    page=Page(Answers(QUESTIONS)),
 )

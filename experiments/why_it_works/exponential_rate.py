@@ -16,17 +16,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import name_lines
-from experiments.why_it_works.question import (
-    NORMALIZED,
-    THEORY,
-    Answer,
-    Check,
-    Question,
-    deviation,
-    rounded,
-)
+from experiments.why_it_works.question import THEORY, Answer, Check, Question, deviation, rounded
 from experiments.why_it_works.scale_invariant import Problem, Weights, problem
 
 _SHOWN = 10

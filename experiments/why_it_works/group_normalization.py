@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from bnjax.linen import BatchNorm
 from bnjax.models.layers import DenseNorm
 from bnjax.models.norms import Norm
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import name_lines
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation, rounded
+from experiments.why_it_works.question import Answer, Observation, rounded
 from experiments.why_it_works.rates import Kind, accuracies_and_rates, compared, hold_out
 from experiments.why_it_works.side_by_side import Digits, perceptron, seeds_of
 

@@ -18,10 +18,11 @@ import optax
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED
 from bnjax.linen import BatchNorm
 from bnjax.models import apply_train
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import NORMALIZED, Answer, Observation, rounded
+from experiments.why_it_works.question import Answer, Observation, rounded
 from experiments.why_it_works.side_by_side import Digits, perceptron, seeds_of, trained
 
 

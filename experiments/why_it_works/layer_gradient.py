@@ -17,16 +17,9 @@ from matplotlib.axes import Axes
 
 from bnjax import init_stats, normalize_batch
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import (
-    NORMALIZED,
-    THEORY,
-    Answer,
-    Check,
-    Question,
-    deviation,
-    rounded,
-)
+from experiments.why_it_works.question import THEORY, Answer, Check, Question, deviation, rounded
 from experiments.why_it_works.standardize import TINY
 
 

@@ -19,12 +19,13 @@ import optax
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from bnjax.linen import BatchNorm, model_moments
 from bnjax.models import MLP
 from bnjax.training.state import TrainState
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import name_lines
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation, rounded
+from experiments.why_it_works.question import Answer, Observation, rounded
 from experiments.why_it_works.side_by_side import (
     Digits,
     orders,

@@ -16,15 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import (
-    NORMALIZED,
-    THEORY,
-    Answer,
-    Check,
-    Question,
-    rounded,
-)
+from experiments.why_it_works.question import THEORY, Answer, Check, Question, rounded
 from experiments.why_it_works.standardize import standardize
 
 

@@ -18,11 +18,12 @@ import optax
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from bnjax.linen import BatchNorm
 from bnjax.models import MLP, apply_train
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import draw_over_steps, over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation
+from experiments.why_it_works.question import Answer, Observation
 from experiments.why_it_works.side_by_side import (
     Digits,
     accuracies,

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
-from bnjax.evidence.figures import NORMALIZED, PLAIN  # noqa: F401 - colours of questions, too
 from experiments.harness.arm import Arm
 
 THEORY = "#000000"

@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
 from bnjax.data.order import permutation
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import draw_over_steps, over_steps
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Check, Observation
+from experiments.why_it_works.question import Answer, Check, Observation
 from experiments.why_it_works.side_by_side import (
     Digits,
     accuracies,

@@ -21,11 +21,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from bnjax.models.layers import DenseNorm, Dropout
 from bnjax.training.optimizers import make_optimizer, sgd
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import name_lines
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Observation
+from experiments.why_it_works.question import Answer, Observation
 from experiments.why_it_works.rates import Kind, compared, hold_out
 from experiments.why_it_works.side_by_side import Digits, accuracies, seeds_of
 

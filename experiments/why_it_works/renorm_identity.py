@@ -21,18 +21,11 @@ from matplotlib.axes import Axes
 
 from bnjax import normalize_batch, normalize_population
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from bnjax.normalization import renormalize_batch
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import name_lines
-from experiments.why_it_works.question import (
-    NORMALIZED,
-    PLAIN,
-    Answer,
-    Check,
-    Question,
-    deviation,
-    rounded,
-)
+from experiments.why_it_works.question import Answer, Check, Question, deviation, rounded
 
 _ROUNDING = 1e-12
 _STAGES = 21

@@ -15,18 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import name_lines
-from experiments.why_it_works.question import (
-    NORMALIZED,
-    PLAIN,
-    THEORY,
-    Answer,
-    Check,
-    Question,
-    deviation,
-    rounded,
-)
+from experiments.why_it_works.question import THEORY, Answer, Check, Question, deviation, rounded
 from experiments.why_it_works.standardize import standardize
 
 

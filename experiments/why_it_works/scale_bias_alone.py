@@ -18,9 +18,10 @@ import optax
 from matplotlib.axes import Axes
 
 from bnjax.data import DataSet
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from bnjax.training.optimizers import sgd
 from experiments.harness.affects import numbers
-from experiments.why_it_works.question import NORMALIZED, PLAIN, THEORY, Answer, Observation
+from experiments.why_it_works.question import THEORY, Answer, Observation
 from experiments.why_it_works.rates import Kind, accuracies_and_rates, at_an_end, compared, hold_out
 from experiments.why_it_works.side_by_side import Digits, perceptron, seeds_of
 

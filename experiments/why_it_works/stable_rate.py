@@ -21,9 +21,10 @@ from matplotlib.axes import Axes
 from bnjax import init_params, init_stats, normalize_batch
 from bnjax.data import DataSet
 from bnjax.data.order import batch_indices
+from bnjax.evidence.figures import NORMALIZED, PLAIN
 from experiments.harness.affects import numbers
 from experiments.why_it_works.curves import name_lines
-from experiments.why_it_works.question import NORMALIZED, PLAIN, Answer, Question, rounded
+from experiments.why_it_works.question import Answer, Question, rounded
 
 _KINDS = {"with": True, "without": False}
 _LINES = ("-", "--", ":")

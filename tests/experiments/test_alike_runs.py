@@ -15,7 +15,7 @@ from experiments.harness.images.compute import ImageCompute
 from experiments.harness.results import load_runs, load_sweep
 from experiments.imagenet_inception import claims
 from experiments.imagenet_inception.arms import ARMS
-from experiments.imagenet_inception.claims import Claim, best_accuracy, claims_table
+from experiments.imagenet_inception.claims import PaperClaim, best_accuracy, paper_claims_table
 from experiments.imagenet_inception.experiment import EXPERIMENT as INCEPTION
 from experiments.imagenet_inception.page import REPORT
 from experiments.mnist_lenet.experiment import EXPERIMENT as DIGITS
@@ -131,7 +131,7 @@ def test_so_it_is_of_digits(tmp_path):
     report = DIGITS.page.report
     said = "- The arms differ in more than themselves: decay is 0.99 of mlp; 0.5 of mlp_bn."
     assert said in report.tables(tmp_path, report.summarize(tmp_path))
-    assert said in DIGITS.page.more(tmp_path)["arms"]
+    assert said in report.blocks(tmp_path)["arms"]
 
 
 @pytest.fixture
@@ -174,6 +174,7 @@ def test_older_and_newer_groups_of_a_page_differ_in_what_differs():
 
 def test_older_and_newer_runs_of_a_claim_differ_in_what_differs(monkeypatch):
     pair = ("sigmoid/bn_x5_sigmoid", "bn_x5")
-    claim = Claim("sigmoid trains", "", "activation", best_accuracy, (pair,))
+    claim = PaperClaim("sigmoid trains", "", "activation", best_accuracy, (pair,))
     monkeypatch.setattr(claims, "CLAIMS", (claim,))
-    assert "| `activation`; versions, processor | 3 |" in claims_table(INCEPTION.results, REPORT)
+    text = paper_claims_table(INCEPTION.results, REPORT)
+    assert "| `activation`; versions, processor | 3 |" in text

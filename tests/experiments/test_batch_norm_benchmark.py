@@ -18,12 +18,11 @@ from experiments.benchmarks.batch_norm_costs import accuracy, exact, residual_by
 from experiments.benchmarks.batch_norm_layers import Layer, LayerSpec
 from experiments.benchmarks.batch_norm_programs import (
     JaxProgram,
-    Outputs,
     forward_and_backward,
-    make_inputs,
     make_layer,
     to_layout,
 )
+from experiments.benchmarks.batch_norm_values import Outputs, make_inputs
 
 SHAPE = (6, 4, 3, 5)
 PRESENT = ("ours", "ours_autodiff", "flax", "flax_two_pass", "flax_nnx")  # the rest: tests/parity

@@ -131,7 +131,7 @@ COMMANDS: dict[str, tuple[Callable[[tuple[str, ...]], None], list[type], tuple[s
     ),
     "evaluate": (evaluate.subcommand(INCEPTION), [evaluate.Arguments], ("nowhere",)),
     "dry-run": (
-        dry_run.main,
+        dry_run.subcommand(INCEPTION, "bn_x5"),
         [dry_run.Arguments, InceptionConfig],
         ("--topology", "cpu:8"),
     ),

@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bnjax.compilers import topologies
 from bnjax.compilers.topologies import MissingCompilerError
-from bnjax.models import bn_inception
 from bnjax.training.objectives import Metrics
 from experiments.compiled import dry_run as module
-from experiments.compiled.dry_run import dry_run, main
+from experiments.compiled.dry_run import dry_run, subcommand
 from experiments.compiled.tables import dry_run_table
 from experiments.harness.arm import by_name
 from experiments.harness.images.programs import TrainingProgram, training_program
 from experiments.imagenet_inception.arms import ARMS
 from experiments.imagenet_inception.config import PRESETS
+from experiments.imagenet_inception.experiment import EXPERIMENT
 from experiments.rethinking_inception import __main__ as rethinking
 
 X5 = by_name(ARMS, "bn_x5")
+main = subcommand(EXPERIMENT, "bn_x5")
 CONFIG = replace(
     PRESETS["quick"], arms=("bn_x5",), image_size=9, stem_stride=2, steps_per_dispatch=5
 )
@@ -60,7 +60,7 @@ def small(monkeypatch):
 
 def test_each_chip_holds_the_state_and_its_own_images(small):
     """Red where the batch is not split, is that of another size, or the gradient stays local."""
-    result = json.loads(json.dumps(dry_run(CONFIG, ("cpu:2", "cpu:8"), per_chip=32)))
+    result = json.loads(json.dumps(dry_run(EXPERIMENT, CONFIG, ("cpu:2", "cpu:8"), per_chip=32)))
     weights = 4 * PIXELS * 10
     for row, devices in zip(result["rows"], (2, 8), strict=True):
         assert (row["arm"], row["platform"], row["devices"]) == ("bn_x5", "cpu", devices)
@@ -76,14 +76,14 @@ def test_each_chip_holds_the_state_and_its_own_images(small):
 
 
 def test_a_batch_may_be_split_instead(small):
-    (row,) = dry_run(replace(CONFIG, batch_size=64), ("cpu:4",), per_chip=None)["rows"]
+    (row,) = dry_run(EXPERIMENT, replace(CONFIG, batch_size=64), ("cpu:4",), per_chip=None)["rows"]
     assert row["batch_size"] == 64
     assert row["argument_bytes"] == 4 * PIXELS * 10 + 16 * (PIXELS + 4)
 
 
 def test_every_arm_is_compiled_for_every_topology(small):
     config = replace(CONFIG, arms=("bn_x5", "inception"))
-    result = dry_run(config, ("cpu:1", "cpu:2"))
+    result = dry_run(EXPERIMENT, config, ("cpu:1", "cpu:2"))
     assert [(row["arm"], row["topology"]) for row in result["rows"]] == [
         ("bn_x5", "cpu:1"),
         ("bn_x5", "cpu:2"),
@@ -99,8 +99,9 @@ def test_what_runs_is_what_is_compiled(monkeypatch):
     monkeypatch.setattr(module, "compile_cases", lambda cases, *_, **__: cases)
     arms = ("bn_x5",)
     config = replace(PRESETS["quick"], data="imagenette", arms=arms, batch_size=64, width=1 / 32)
-    assert [case.parallel.how for case in dry_run(config, ("cpu:2",), how="pmap")] == ["pmap"]
-    (case,) = dry_run(config, ("cpu:2",), per_chip=None)
+    (case,) = dry_run(EXPERIMENT, config, ("cpu:2",), how="pmap")
+    assert case.parallel.how == "pmap"
+    (case,) = dry_run(EXPERIMENT, config, ("cpu:2",), per_chip=None)
     assert case.parallel.devices == list(case.topology.devices)
     step = case.make()
     program = training_program(config, X5, case.parallel, classes=10)
@@ -113,11 +114,10 @@ def test_what_runs_is_what_is_compiled(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_network_normalizes_without_collectives_where_groups_stay_on_a_chip(monkeypatch):
+def test_the_network_normalizes_without_collectives_where_groups_stay_on_a_chip(short_network):
     """The gradients' are the only ones, few and together; one Inception module of ten."""
-    monkeypatch.setattr(bn_inception, "FIGURE_5", bn_inception.FIGURE_5[2:3])
     config = replace(PRESETS["quick"], arms=("bn_x5",), width=1 / 32, normalize_together=4)
-    (row,) = dry_run(config, ("cpu:2",), per_chip=4)["rows"]
+    (row,) = dry_run(EXPERIMENT, config, ("cpu:2",), per_chip=4)["rows"]
     (sums,) = row["collectives"].values()
     parameters = 4 * sum(
         leaf.size
@@ -163,16 +163,12 @@ def test_bad_input_is_refused_before_anything_is_compiled(arguments, said, monke
         main(["--preset", "quick", *arguments])
 
 
-def test_a_missing_compiler_names_what_installs_it(monkeypatch):
-    def describe(**_):
-        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
-
-    monkeypatch.setattr(topologies.jax_topologies, "get_topology_desc", describe)
+def test_a_missing_compiler_names_what_installs_it(no_libtpu, monkeypatch):
     monkeypatch.setattr(module, "compile_cases", None)
     with pytest.raises(SystemExit, match=r"needs libtpu.*pip install -c .* -e '\.\[tpu-aot\]'"):
         main(["--topology", "cpu:1", "v5e:4x4"])
     with pytest.raises(MissingCompilerError):
-        dry_run(CONFIG, ("v5e:4x4",))
+        dry_run(EXPERIMENT, CONFIG, ("v5e:4x4",))
 
 
 def test_the_command_writes_its_result_and_prints_its_table(small, tmp_path, capsys):
@@ -190,14 +186,14 @@ def test_the_command_writes_its_result_and_prints_its_table(small, tmp_path, cap
     main([*options, "--arm=bn_x30", "--out", str(out)])
     result = json.loads(out.read_text())
     assert [row["arm"] for row in result["rows"]] == ["bn_x30"]
-    assert capsys.readouterr().out == dry_run_table(result) + "\n"
+    assert capsys.readouterr().out == dry_run_table(result, ARMS) + "\n"
     assert list(out.parent.iterdir()) == [out]
 
 
 def test_the_paper_is_where_the_command_begins(monkeypatch):
     seen = []
 
-    def keep(config, names, *, per_chip, **_):
+    def keep(experiment, config, names, *, per_chip, **_):
         seen.append((config, names, per_chip))
         raise MissingCompilerError("enough")
 

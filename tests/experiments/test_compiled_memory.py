@@ -12,11 +12,7 @@ from experiments.compiled.rows import measure
 from experiments.compiled.steps import training_step
 from experiments.compiled.tables import memory_table
 
-
-@pytest.fixture(autouse=True)
-def _short_network(monkeypatch):
-    """One of BN-Inception's ten modules."""
-    monkeypatch.setattr(bn_inception, "FIGURE_5", bn_inception.FIGURE_5[2:3])
+pytestmark = pytest.mark.usefixtures("short_network")
 
 
 def small_step(remat, examples):

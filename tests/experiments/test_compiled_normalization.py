@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 from jaxprs import equations
 
-from bnjax.models import bn_inception
 from experiments.compiled.normalization import ARMS, PROGRAMS, Config
 from experiments.compiled.rows import measure
 from experiments.compiled.tables import normalization_table
@@ -74,13 +73,7 @@ def test_the_table_shows_a_measured_result(result):
         assert f"| cpu:2 | {label} | " in text
 
 
-@pytest.fixture
-def _short_network(monkeypatch):
-    """One Inception module of ten."""
-    monkeypatch.setattr(bn_inception, "FIGURE_5", bn_inception.FIGURE_5[2:3])
-
-
-@pytest.mark.usefixtures("_short_network")
+@pytest.mark.usefixtures("short_network")
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_training_step_is_whole_and_in_bfloat16(arm):
     """Statistics move, parameters are float32, and no convolution runs in another type."""
@@ -99,7 +92,7 @@ def test_a_training_step_is_whole_and_in_bfloat16(arm):
     assert kinds == {jnp.dtype("bfloat16")}
 
 
-@pytest.mark.usefixtures("_short_network")
+@pytest.mark.usefixtures("short_network")
 def test_the_arms_differ_in_normalization_alone():
     """Equal parameters: a bias stands where a norm's would, a scale comes with the norm."""
     sizes = {}

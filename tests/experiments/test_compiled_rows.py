@@ -107,11 +107,7 @@ REFUSED = {"platform": "cpu", "memory_bytes": None, "refused": "no room"}
 
 
 @pytest.mark.parametrize("module", [memory, normalization])
-def test_what_could_not_be_compiled_is_said_in_the_result(module, monkeypatch):
-    def describe(**_):
-        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
-
-    monkeypatch.setattr(topologies.jax_topologies, "get_topology_desc", describe)
+def test_what_could_not_be_compiled_is_said_in_the_result(module, no_libtpu, monkeypatch):
     monkeypatch.setattr(rows, "figures", lambda case: REFUSED)
     result = rows.measure("name", module.Config(topologies=("v5e:1x1", "cpu:1")))
     assert list(result["missing"]) == ["v5e:1x1"]

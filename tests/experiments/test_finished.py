@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from made_damages import damage
-from made_results import write_image_run, write_pair, write_run
+from made_results import write_image_run, write_run
 
 from bnjax.evidence.records import RecordError, read_record
 from bnjax.models import save_safetensors
@@ -20,27 +20,20 @@ from experiments.imagenet_inception.page import REPORT
 from experiments.mnist_lenet.summary import summarize
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    out = tmp_path_factory.mktemp("made")
-    write_pair(out)
-    return out
-
-
 @pytest.fixture
-def out(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "out")
+def out(pair, tmp_path):
+    return shutil.copytree(pair, tmp_path / "out")
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_no_damage_is_silent(made, out, seed):
+def test_no_damage_is_silent(pair, out, seed):
     """A change that JSON does not see, of a blank to a tab, may pass; another table may not."""
     what = damage(out, random.Random(seed))
     try:
         summary = summarize(out)
     except RecordError:
         return
-    assert summary == summarize(made), what
+    assert summary == summarize(pair), what
 
 
 def _unseal(run, **changes):
@@ -76,11 +69,11 @@ def test_logs_without_a_digest_are_held_against_their_schedule(out, change, word
         summarize(out)
 
 
-def test_a_line_that_a_stop_tore_hides_no_finished_run(made, out):
+def test_a_line_that_a_stop_tore_hides_no_finished_run(pair, out):
     """Going on mends it; red where the whole folder is refused, and the run called damaged."""
     write_run(out, "mlp", 3, [20, 30, 40], finished=False)
     _lines(out / "mlp-s3", lambda lines: [*lines[:-1], lines[-1][:-9]])
-    assert summarize(out) == summarize(made)
+    assert summarize(out) == summarize(pair)
     _lines(out / "mlp-s3", lambda lines: [lines[0][:-9] + "\n", *lines[1:]])
     with pytest.raises(RecordError, match="line 1 is damaged"):
         summarize(out)
@@ -103,17 +96,17 @@ def test_a_folder_of_another_name_is_refused(out):
         summarize(out)
 
 
-def test_files_beside_runs_are_let_alone(made, out):
+def test_files_beside_runs_are_let_alone(pair, out):
     (out / "mlp-s0.txt").write_text("notes")
     (out / "mlp-s9").mkdir()
-    assert summarize(out) == summarize(made)
+    assert summarize(out) == summarize(pair)
 
 
-def test_runs_that_diverged_are_named_and_count_with_what_they_came_to(made, out):
+def test_runs_that_diverged_are_named_and_count_with_what_they_came_to(pair, out):
     """Red where the mean is one of survivors. Their paths end early, and are not compared."""
     fault = {"step": 1001, "layer": "dense1", "leaf": "kernel", "what": "update"}
     write_run(out, "mlp", 3, [20, 20, 22], diverged=fault)
-    before, after = (summarize(folder)["arms"]["mlp"] for folder in (made, out))
+    before, after = (summarize(folder)["arms"]["mlp"] for folder in (pair, out))
     assert after["diverged"] == [{"seed": 3} | fault]
     assert (before["runs"], after["runs"]) == (3, 4)
     assert after["final_accuracy"]["mean"] == (192 + 194 + 196 + 22) / 4 / 200

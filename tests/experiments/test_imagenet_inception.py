@@ -20,6 +20,7 @@ from commands import in_process
 from events import scalars
 from mnist_commands import assert_same_runs, content, flags
 from runs import Entries, inception_task
+from small_networks import small_networks
 from tolerances import PARALLEL, assert_bitwise
 
 from bnjax.data import DataError, open_data
@@ -39,7 +40,6 @@ from experiments.harness.images.train import train
 from experiments.harness.runs import checkpoint_folder, complete, run_name
 from experiments.harness.weights import load_weights
 from experiments.imagenet_inception import __main__ as command
-from experiments.imagenet_inception.arms import InceptionArm
 from experiments.imagenet_inception.config import PRESETS
 from experiments.imagenet_inception.experiment import EXPERIMENT
 from experiments.verify import verify
@@ -89,11 +89,8 @@ def _small():
     def model(arm, config, *, classes=10, axis_name=None):
         return Small(arm.normalized, arm.dropout, config.normalize_together, axis_name)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InceptionArm, "model", model)
-        programs._programs.cache_clear()
+    with small_networks(model):
         yield
-    programs._programs.cache_clear()
 
 
 @pytest.fixture
@@ -188,10 +185,10 @@ def test_verify_repeats_a_run(finished):
     assert verify(finished / "bn_baseline-s0", steps=2).agrees
 
 
-def outcome(data, config, how="jit", devices=8, arm="bn_baseline"):
+def outcome(data, config, how="jit", devices=8):
     log = Entries()
     compute = ImageCompute(parallel=how, device_count=devices)
-    (reached,) = train(inception_task(config, arm), data, compute, log)
+    (reached,) = train(inception_task(config, "bn_baseline"), data, compute, log)
     return log.entries, reached
 
 

@@ -5,7 +5,12 @@ import pytest
 from made_results import write_image_run
 
 from experiments.imagenet_inception import claims
-from experiments.imagenet_inception.claims import Claim, best_accuracy, claims_table, fewer_steps
+from experiments.imagenet_inception.claims import (
+    PaperClaim,
+    best_accuracy,
+    fewer_steps,
+    paper_claims_table,
+)
 from experiments.imagenet_inception.page import REPORT
 
 SETTINGS = REPORT.arms[0].settings()
@@ -23,9 +28,9 @@ def write_runs(out, arm, seeds, made=None, **changes):
 
 def judged(monkeypatch, out, *pairs, measure=best_accuracy):
     """The table's cells behind the claim and its numbers, a list a line."""
-    claim = Claim("normalization helps", "+1", "normalized", measure, pairs)
+    claim = PaperClaim("normalization helps", "+1", "normalized", measure, pairs)
     monkeypatch.setattr(claims, "CLAIMS", (claim,))
-    head, _, *lines = claims_table(out, REPORT).splitlines()
+    head, _, *lines = paper_claims_table(out, REPORT).splitlines()
     assert head.startswith("| claim | in the paper | runs | differ in | seeds |")
     assert lines[0].startswith("| normalization helps | +1 |")
     return [line.split(" | ")[2:] for line in lines]

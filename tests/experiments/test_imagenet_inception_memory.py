@@ -20,9 +20,9 @@ from experiments.imagenet_inception.config import PRESETS
 QUICK = PRESETS["quick"]
 
 
-def traced(config, arm="bn_x5"):
+def traced(config):
     """The step's equations, those within others too, and the state that it leaves behind."""
-    program = training_program(config, by_name(ARMS, arm), DataParallel("jit"), classes=10)
+    program = training_program(config, by_name(ARMS, "bn_x5"), DataParallel("jit"), classes=10)
     state = jax.eval_shape(program.init, np.int32(0), np.float32(0.0015))
     jaxpr, (after, _) = jax.make_jaxpr(program.step, return_shape=True)(state, program.batch_shapes)
     return list(equations(jaxpr)), after

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made_results import MEDIANS, STEPS, write_pair, write_run
+from made_results import MEDIANS, STEPS, write_run
 from scipy import stats
 
 from bnjax.evidence.records import RecordError
@@ -17,16 +17,9 @@ from experiments.mnist_lenet.table import (
 )
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    out = tmp_path_factory.mktemp("made")
-    write_pair(out)
-    return out
-
-
-def test_the_summary_by_hand(made):
+def test_the_summary_by_hand(pair):
     """Made runs of 200 digits: 180 are 90 %, 190 are 95 %, 194 are 97 %, 195 are 97.5 %."""
-    plain, normalized = (summarize(made)["arms"][arm] for arm in ("mlp", "mlp_bn"))
+    plain, normalized = (summarize(pair)["arms"][arm] for arm in ("mlp", "mlp_bn"))
     assert plain["runs"] == 3
     assert plain["steps_to"]["0.9"] == {  # at 1,000, 1,500 and 2,000
         "reached": 3,
@@ -45,9 +38,9 @@ def test_the_summary_by_hand(made):
     assert normalized["median_path_length_running"] == {"mean": 6.0, "sd": 0.0}
 
 
-def test_the_difference_is_paired_by_seed(made):
+def test_the_difference_is_paired_by_seed(pair):
     """Red for an interval of unpaired runs, or runs paired in another order."""
-    (difference,) = summarize(made)["differences"]
+    (difference,) = summarize(pair)["differences"]
     change = np.array([195 - 192, 198 - 194, 196 - 196]) / 200
     interval = stats.ttest_1samp(change, 0).confidence_interval(0.95)
     assert difference["arms"] == ["mlp_bn", "mlp"]
@@ -56,8 +49,8 @@ def test_the_difference_is_paired_by_seed(made):
     np.testing.assert_allclose(difference["confidence_95"], interval, atol=1e-6)
 
 
-def test_a_difference_of_one_seed_is_not_called_paired(made):
-    summary = summarize(made)
+def test_a_difference_of_one_seed_is_not_called_paired(pair):
+    summary = summarize(pair)
     (difference,) = summary["differences"]
     text = differences_text({"differences": [difference | {"seeds": 1}]})
     assert text.endswith("(one seed).")
@@ -71,14 +64,14 @@ def test_arms_without_a_seed_in_common_have_no_difference(tmp_path):
     assert text == "- 3x100 sigmoid, BN minus 3x100 sigmoid: no seed in common."
 
 
-def test_runs_that_go_on_do_not_count(made, tmp_path):
-    out = shutil.copytree(made, tmp_path / "out")
+def test_runs_that_go_on_do_not_count(pair, tmp_path):
+    out = shutil.copytree(pair, tmp_path / "out")
     write_run(out, "mlp", 3, [0] * 4, finished=False)
-    assert summarize(out) == summarize(made)
+    assert summarize(out) == summarize(pair)
 
 
-def test_the_tables(made):
-    summary = summarize(made)
+def test_the_tables(pair):
+    summary = summarize(pair)
     assert arms_table(summary).splitlines()[2:] == [
         "| 3x100 sigmoid | 3 | 1,500 ± 500 | 1,833 ± 289 | 2,000 ± 0 (2 of 3) "
         "| 2,000 (1 of 3) | 97.00 ± 1.00 |  |",
@@ -100,8 +93,8 @@ def test_the_tables(made):
     ]
 
 
-def test_runs_of_another_length_are_another_column(made, tmp_path):
-    out = shutil.copytree(made, tmp_path / "out")
+def test_runs_of_another_length_are_another_column(pair, tmp_path):
+    out = shutil.copytree(pair, tmp_path / "out")
     for seed in (0, 1):
         shutil.rmtree(out / "sweep" / f"mlp-lr1-s{seed}")
         shorter = {"medians": MEDIANS[:4], "steps": STEPS[:4], "sweep_rate": 1.0}
@@ -111,17 +104,17 @@ def test_runs_of_another_length_are_another_column(made, tmp_path):
     assert rows[1].startswith("| 1 | **25.00 ± 0.00** |  |")
 
 
-def test_an_arm_that_lacks_a_rate_leaves_its_cell_empty(made, tmp_path):
-    out = shutil.copytree(made, tmp_path / "out")
+def test_an_arm_that_lacks_a_rate_leaves_its_cell_empty(pair, tmp_path):
+    out = shutil.copytree(pair, tmp_path / "out")
     for seed in (0, 1):
         shutil.rmtree(out / "sweep" / f"mlp-lr0.1-s{seed}")
     lines = sweep_table(summarize(out)).splitlines()
     assert lines[2:] == ["| 0.1 |  | **97.50 ± 0.71** |", "| 1 | **90.50 ± 0.71** | 92.50 ± 0.71 |"]
 
 
-def test_units_of_two_networks_are_refused(made, tmp_path):
+def test_units_of_two_networks_are_refused(pair, tmp_path):
     """Seen red without the check: a log that lost some of a line's units has other paths."""
-    out = shutil.copytree(made, tmp_path / "out")
+    out = shutil.copytree(pair, tmp_path / "out")
     write_run(out, "mlp", 3, [20] * 5, medians=[*MEDIANS[:4], MEDIANS[4][:3]])
     with pytest.raises(RecordError, match="units are not those of one network: p50 at steps"):
         summarize(out)

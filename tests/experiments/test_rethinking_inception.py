@@ -26,7 +26,6 @@ from experiments.rethinking_inception.arms import ARMS, GROUPS, RethinkingArm
 from experiments.rethinking_inception.config import PRESETS
 from experiments.rethinking_inception.experiment import EXPERIMENT
 from experiments.rethinking_inception.page import REPORT, changes_table, side_heads_table
-from experiments.rethinking_inception.sizes import network_size
 from experiments.verify import verify
 
 QUICK, PAPER = PRESETS["quick"], PRESETS["paper"]
@@ -41,9 +40,9 @@ def network(name, config=PAPER):
     return arm(name, config).model(config, classes=1000)
 
 
-def changed(first, second, config=PAPER):
+def changed(first, second):
     """Fields of the networks, and settings of training, in which two arms differ."""
-    one, other = network(first, config), network(second, config)
+    one, other = network(first), network(second)
     names = {item.name for item in fields(one)} - {"parent", "name"}
     differing = {name for name in names if getattr(one, name) != getattr(other, name)}
     training = {
@@ -110,11 +109,10 @@ def test_the_networks_of_table_2_are_the_paper_s():
 
 def test_the_size_of_a_network_leaves_side_heads_out():
     """Counted for the paper's table: 11,285,224 parameters, 2.033e9 multiply-adds."""
-    size = network_size(arm("bn_inception"), PAPER, 1000)
-    assert size["image_size"] == 224
+    size = arm("bn_inception").network_size(PAPER, classes=1000)
     assert size["parameters"] == 11_285_224
     assert size["multiply_adds"] == pytest.approx(2.033e9, rel=1e-3)
-    assert SIZES["paper"]["bn_inception"] == size
+    assert SIZES["paper"]["bn_inception"] == {"image_size": 224} | size
 
 
 @pytest.mark.slow

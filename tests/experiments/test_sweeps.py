@@ -56,9 +56,9 @@ def test_a_rate_that_lacks_seeds_is_not_the_best():
     assert rows[2:4] == ["| 0.1 | **91.00 ± 1.00** |", "| 0.2 | 91.50 ± 1.00 (seeds: 1, not 3) |"]
 
 
-def runs_at(rate, *right, steps=300, diverged=None):
+def runs_at(rate, *right, diverged=None):
     """Runs of seeds 0, 1, ... of an arm, with so many of 100 right at the end."""
-    identity = {"schedule": {"steps": steps}}
+    identity = {"schedule": {"steps": 300}}
     tests = [{"test": {"correct": each, "examples": 100}, "diverged": diverged} for each in right]
     return Runs(
         Arm(name="a", label="A"),
@@ -66,7 +66,7 @@ def runs_at(rate, *right, steps=300, diverged=None):
         {},
         "A",
         tuple(range(len(right))),
-        [np.array([steps])] * len(right),
+        [np.array([300])] * len(right),
         [np.array([each / 100]) for each in right],
         tests,
         [],

@@ -13,14 +13,9 @@ import pytest
 from benchmark_commands import call, hide, result_in, table_in
 
 from bnjax.models import bn_inception
-from experiments.benchmarks import networks, train_step, training
-from experiments.benchmarks.training import (
-    JaxTraining,
-    StepSpec,
-    initial_variables,
-    make_batch,
-    make_network,
-)
+from experiments.benchmarks import networks, train_step
+from experiments.benchmarks.training import JaxTraining, initial_variables, make_network
+from experiments.benchmarks.training_spec import StepSpec, make_batch
 
 SPEC = StepSpec(0.125, 8, 1, 4, 3, "float32", 0.05)
 SIZE = {name: value for name, value in SPEC._asdict().items() if name in networks.SIZES["full"]}
@@ -152,7 +147,7 @@ def test_networks_choose_by_the_machine_unless_told(
     assert {spec.dtype for spec, _ in raced} == {dtype}
     assert all(names == contestants for _, names in raced)
     networks.measure(networks.Config(sizes=("full",), dtype="bfloat16", contestants=("torch",)))
-    spec = training.StepSpec(**networks.SIZES["full"], dtype="bfloat16", learning_rate=1e-3)
+    spec = StepSpec(**networks.SIZES["full"], dtype="bfloat16", learning_rate=1e-3)
     assert raced[-1] == (spec, {"torch"})
 
 

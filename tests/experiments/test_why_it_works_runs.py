@@ -10,7 +10,7 @@ from experiments.harness.compute import Compute
 from experiments.harness.repetition import rerun
 from experiments.harness.runs import complete_all
 from experiments.verify import verify
-from experiments.why_it_works.answers import Answers, verdict
+from experiments.why_it_works.answers import Answers, verdict_of_effects
 from experiments.why_it_works.experiment import EXPERIMENT, QUESTIONS, Config
 
 
@@ -142,7 +142,7 @@ def test_an_effect_that_reached_infinity_has_no_interval(measured):
     ],
 )
 def test_a_verdict_follows_from_the_interval(effects, said):
-    assert verdict(effects) == said
+    assert verdict_of_effects(effects) == said
 
 
 def test_names_hide_no_curve():

@@ -13,12 +13,8 @@ from experiments.benchmarks import batch_norm
 from experiments.benchmarks.batch_norm_collectives import collectives
 from experiments.benchmarks.batch_norm_costs import exact, residual_bytes
 from experiments.benchmarks.batch_norm_layers import LayerSpec
-from experiments.benchmarks.batch_norm_programs import (
-    JaxProgram,
-    make_inputs,
-    make_layer,
-    make_program,
-)
+from experiments.benchmarks.batch_norm_programs import JaxProgram, make_layer, make_program
+from experiments.benchmarks.batch_norm_values import make_inputs
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("promotion")]
 

@@ -10,7 +10,8 @@ import torch
 
 from bnjax.models import bn_inception
 from experiments.benchmarks import training_torch
-from experiments.benchmarks.training import StepSpec, initial_variables, make_network, make_training
+from experiments.benchmarks.training import initial_variables, make_network, make_training
+from experiments.benchmarks.training_spec import StepSpec
 from experiments.benchmarks.training_torch import TorchTraining, load, max_pool
 
 pytestmark = pytest.mark.parity

@@ -45,15 +45,16 @@ class Small(nn.Module):
         return nn.Dense(10, name="logits")(x)
 
 
+def small_model(arm, config, *, classes=10, axis_name=None):
+    """The small network, as an arm makes it."""
+    return Small(config.normalize_together, axis_name)
+
+
 @contextmanager
-def small_networks():
-    """Every arm has the small network meanwhile."""
-
-    def model(arm, config, *, classes=10, axis_name=None):
-        return Small(config.normalize_together, axis_name)
-
+def small_networks(model=small_model):
+    """Every arm has this network meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InceptionArm, "model", model)
-        programs._programs.cache_clear()
+        programs.forget()
         yield
-    programs._programs.cache_clear()
+    programs.forget()

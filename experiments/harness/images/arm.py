@@ -83,6 +83,10 @@ class ImageArm(Arm):
         """Returns how thoroughly examples are shuffled."""
         return "within_shard"
 
+    def facts(self, config: Any, *, classes: int) -> dict[str, Any]:
+        """Returns what a record's `final` says of the network besides, JSON values."""
+        return {}
+
 
 def batch_norm(
     config: Any, axis_name: str | None, together: Literal["all"] | int = "all"

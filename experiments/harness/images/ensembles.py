@@ -23,7 +23,7 @@ from experiments.harness.images.blacklist import LEFT_OUT
 from experiments.harness.images.programs import logits_of
 
 Tree = Any
-Statistics = Literal["running", "population"]
+WhichStatistics = Literal["running", "population"]
 
 
 class Trained(NamedTuple):
@@ -57,7 +57,7 @@ class Score(NamedTuple):
     """
 
     runs: tuple[int, ...]
-    statistics: Statistics | None
+    statistics: WhichStatistics | None
 
 
 class Plan(NamedTuple):
@@ -88,7 +88,9 @@ def plan(crops: int, *, devices: int, views: int) -> Plan:
 
 
 def scores_of(
-    runs: Sequence[Trained], groups: Sequence[tuple[int, ...]], statistics: Sequence[Statistics]
+    runs: Sequence[Trained],
+    groups: Sequence[tuple[int, ...]],
+    statistics: Sequence[WhichStatistics],
 ) -> list[Score]:
     """Each group with each kind of statistics; once, if none of its networks has any."""
     scores = []
@@ -170,7 +172,7 @@ class _Networks:
         self._parallel = parallel
         programs: dict[str, Callable[..., Any]] = {}
         self._members: list[tuple[Callable[..., Any], Tree]] = []
-        positions: dict[tuple[int, Statistics | None], int] = {}
+        positions: dict[tuple[int, WhichStatistics | None], int] = {}
         for run, statistics in dict.fromkeys(each for s in scores for each in _members(runs, s)):
             task, weights = runs[run]
             key = _architecture(task)
@@ -191,7 +193,7 @@ class _Networks:
         return self._parallel.fetch(self._count(logs, self._parallel.split(rest)))
 
 
-def _members(runs: Sequence[Trained], score: Score) -> list[tuple[int, Statistics | None]]:
+def _members(runs: Sequence[Trained], score: Score) -> list[tuple[int, WhichStatistics | None]]:
     """Whose predictions a score averages; networks without statistics go with any."""
     return [(run, score.statistics if runs[run].normalized else None) for run in score.runs]
 
@@ -223,7 +225,7 @@ def _errors(groups: list[list[int]]) -> Callable[..., list[Errors]]:
     return errors
 
 
-def _variables(weights: dict[str, Tree], statistics: Statistics | None) -> dict[str, Tree]:
+def _variables(weights: dict[str, Tree], statistics: WhichStatistics | None) -> dict[str, Tree]:
     if statistics is None:
         return {"params": weights["params"]}
     stats = weights["batch_stats" if statistics == "running" else "population_stats"]

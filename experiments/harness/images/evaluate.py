@@ -25,13 +25,13 @@ from bnjax.training.parallel import (
 from experiments.harness.bounds import check_several
 from experiments.harness.command_line import ending
 from experiments.harness.experiment import Experiment
-from experiments.harness.identities import check_seeds
+from experiments.harness.identities import check_alike
 from experiments.harness.images.blacklist import Blacklisted, check_left_out, read_blacklist
 from experiments.harness.images.compute import Sharing
 from experiments.harness.images.ensembles import (
     Crops,
-    Statistics,
     Trained,
+    WhichStatistics,
     measure,
     plan,
     scores_of,
@@ -57,7 +57,7 @@ class Arguments(Sharing):
     """Folders of finished runs, for example runs/imagenet_inception/cifar/bn_x30-s*."""
     crops: tuple[Crops, ...] = (1,)
     """Views of each image, one or several of 1, 10, 12 and 144."""
-    statistics: tuple[Statistics, ...] = ("running", "population")
+    statistics: tuple[WhichStatistics, ...] = ("running", "population")
     """Of normalization: the running averages, or those of Algorithm 2."""
     ensemble: Literal["all", "arm", "none"] = "all"
     """Whose predictions are averaged: those of all runs; of each arm's runs; none."""
@@ -225,7 +225,7 @@ def _read(
                     f"{path} is of {name} {other}, {arguments.runs[0]} of {first}: evaluate them "
                     "in two commands."
                 )
-    check_seeds(zip(arguments.runs, records, strict=True), "evaluate them in two commands")
+    check_alike(zip(arguments.runs, records, strict=True), "evaluate them in two commands")
     return records, runs, _open(arguments, records[0])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from bnjax.data import DataSet
 from experiments.harness import affects
 from experiments.harness.bounds import check_population
-from experiments.harness.experiment import Experiment, Member, Task, Train
+from experiments.harness.experiment import Experiment, Member, Task
 from experiments.harness.images import resident
 from experiments.harness.images.arm import ImageArm
 from experiments.harness.images.compute import ImageCompute
@@ -26,7 +26,6 @@ def image_experiment(
     presets_help: str,
     arms: tuple[ImageArm, ...],
     page: Page,
-    train: Train = train,
 ) -> Experiment:
     """Returns an experiment whose arms are networks of images; the arguments are `Experiment`'s."""
     return Experiment(

@@ -235,6 +235,11 @@ def programs_of(
     return _programs(_items(config), kind, _items(arm), parallel, classes, views)
 
 
+def forget() -> None:
+    """Forgets the programs of earlier calls, where an arm's class makes another network now."""
+    _programs.cache_clear()
+
+
 def _items(record: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(affects.programs(record).items())
 

@@ -1,8 +1,5 @@
 """Trains one run and reports what it measures."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -17,10 +14,11 @@ from bnjax.training.parallel import HostCheckpoints
 from bnjax.training.profiles import profiled
 from bnjax.training.tensorboard import watched
 from experiments.harness.experiment import Outcome, RunLog, Task, as_json
+from experiments.harness.images.clock import Clock
 from experiments.harness.images.compute import ImageCompute
 from experiments.harness.images.feed import Feed
 from experiments.harness.images.feeds import open_feed
-from experiments.harness.images.programs import State, variables_of
+from experiments.harness.images.programs import Programs, State, variables_of
 from experiments.harness.images.resident import ResidentFeed
 from experiments.harness.weights import digests
 
@@ -67,14 +65,9 @@ def train(
         place=parallel.replicate,
     )
     log.begin(first_step, [first_step])
-    clock = _Clock(feed)
+    clock = Clock(feed)
     memory: list[Held] = []
     last = progress.state
-
-    def evaluate(variables: Any) -> Metrics:
-        with clock.paused():
-            sums = [programs.evaluate(variables, batch) for batch in feed.validation()]
-            return Metrics(*(np.sum(np.array(leaves), 0) for leaves in zip(*sums, strict=True)))
 
     def check(state: State) -> None:
         nonlocal last
@@ -84,7 +77,8 @@ def train(
 
     def measure(state: State) -> tuple[Metrics, dict[str, float]]:
         shown = watched(parallel.fetch(state.train)) if compute.tensorboard else {}
-        return evaluate(variables_of(state)), shown
+        with clock.paused():
+            return _evaluate(programs, feed, variables_of(state)), shown
 
     def record(step: int, sums: Metrics, measured: tuple[Metrics, dict[str, float]]) -> None:
         test, shown = measured
@@ -116,15 +110,7 @@ def train(
         except Diverged as error:
             diverged = error.facts()
         timing = clock.timing(config.batch_size)
-        variables = variables_of(last)
-        weights = dict(parallel.fetch(variables))
-        final: dict[str, Any] = {"test": as_json(evaluate(variables)), "test_population": None}
-        if diverged is None and variables["batch_stats"]:
-            key = jax.random.key(task.seed)
-            population = programs.population(variables, feed.population(), key)
-            final["test_population"] = as_json(evaluate(population))
-            weights["population_stats"] = jax.device_get(population["batch_stats"])
-        final |= digests(weights) | {"diverged": diverged}
+        final, weights = _final(task, data, compute, programs, feed, last, diverged)
         series: dict[str, list[int | None]] = {
             "host": [moment.host for moment in memory],
             "arrays": [moment.arrays for moment in memory],
@@ -132,36 +118,30 @@ def train(
         return [Outcome(final, {"timing": timing, "memory": series}, weights)]
 
 
-class _Clock:
-    """Measures training from its first dispatch's end on, without evaluations."""
+def _final(
+    task: Task,
+    data: DataSet,
+    compute: ImageCompute,
+    programs: Programs,
+    feed: Feed | ResidentFeed,
+    last: State,
+    diverged: dict[str, Any] | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the last state comes to, as `Outcome.final` has it, and its weights."""
+    variables = variables_of(last)
+    weights = dict(compute.devices.fetch(variables))
+    test = _evaluate(programs, feed, variables)
+    final: dict[str, Any] = {"test": as_json(test), "test_population": None}
+    if diverged is None and variables["batch_stats"]:
+        key = jax.random.key(task.seed)
+        population = programs.population(variables, feed.population(), key)
+        final["test_population"] = as_json(_evaluate(programs, feed, population))
+        weights["population_stats"] = jax.device_get(population["batch_stats"])
+    final |= digests(weights) | {"diverged": diverged}
+    return final | task.arm.facts(task.config, classes=data.classes), weights
 
-    def __init__(self, feed: Feed | ResidentFeed) -> None:
-        self._feed = feed
-        self._started: float | None = None
-        self._first = self._last = 0
-        self._paused = 0.0
 
-    def tick(self, step: int) -> None:
-        """Says that a dispatch has ended, after so many steps of the run."""
-        self._last = step
-        if self._started is None:  # compiling is over
-            self._first = step
-            self._started, self._paused, self._feed.waited = time.perf_counter(), 0.0, 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Does not count what is done inside."""
-        started = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - started
-
-    def timing(self, images: int) -> dict[str, float] | None:
-        """What `train` says of it, with the images of a step; None for less than two dispatches."""
-        if self._started is None or self._first == self._last:
-            return None
-        seconds = time.perf_counter() - self._started - self._paused
-        return {
-            "training_seconds": round(seconds, 1),
-            "waiting_share": round(self._feed.waited / seconds, 4),
-            "images_per_second": round((self._last - self._first) * images / seconds, 1),
-        }
+def _evaluate(programs: Programs, feed: Feed | ResidentFeed, variables: Any) -> Metrics:
+    """Metrics on the whole validation set."""
+    sums = [programs.evaluate(variables, batch) for batch in feed.validation()]
+    return Metrics(*(np.sum(np.array(leaves), 0) for leaves in zip(*sums, strict=True)))
