@@ -1,5 +1,6 @@
 """Types of arrays: in which one moments are computed, and which an output may have."""
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -10,6 +11,11 @@ def precision(dtype: DTypeLike) -> jnp.dtype:
     Not `jnp.promote_types`, which refuses bfloat16 with float32 under strict promotion.
     """
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
+
+
+def widest(*arrays: jax.Array) -> jnp.dtype:
+    """Returns the widest `precision` of real arrays."""
+    return max((precision(array.dtype) for array in arrays), key=lambda dtype: dtype.itemsize)
 
 
 def check_dtype(dtype: DTypeLike) -> None:
