@@ -22,7 +22,7 @@ from bnjax.normalization.arguments import (
     check_shape,
     full_mask,
 )
-from bnjax.normalization.dtypes import check_dtype, precision, widest
+from bnjax.normalization.dtypes import at_least_float32, check_dtype, precision, widest
 from bnjax.normalization.fast.fused import normalize_fused
 from bnjax.normalization.groups import choose_groups, normalize_groups
 from bnjax.normalization.meshes import divided_like
@@ -87,7 +87,7 @@ def init_stats(
     check_shape(shape)
     check_choice("averaging", averaging, StatsAveraging)
     check_dtype(dtype)
-    dtype = precision(dtype)
+    dtype = at_least_float32(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
     if averaging != "ema":
         stats["count"] = jnp.zeros(shape, jnp.int32)

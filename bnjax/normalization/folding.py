@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnjax.normalization.arguments import Params, Stats, check_array, check_floating
-from bnjax.normalization.dtypes import widest
+from bnjax.normalization.dtypes import canonical, widest
 from bnjax.normalization.settings import check_epsilon
 
 
@@ -103,7 +103,7 @@ def fold(
     if bias is not None:
         addend = _addend(bias, multiplier, params, stats)
     wide = kernel.astype(widest(kernel, multiplier))
-    return (wide * _like(multiplier, wide)).astype(kernel.dtype), addend
+    return (wide * _like(multiplier, wide)).astype(canonical(kernel.dtype)), addend
 
 
 def _addend(bias: jax.Array, multiplier: jax.Array, params: Params, stats: Stats) -> jax.Array:
