@@ -173,19 +173,19 @@ class _Static:
 
 def _key(value: Any) -> Hashable:
     """Returns equal keys for equal values, and a new object for what cannot be compared."""
-    try:
-        hash(value)
-    except TypeError:
-        pass
-    else:
-        return value
+    # What has parts comes first: its own hash would tell equal partials apart.
     if isinstance(value, nn.Module):
         names = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
         return type(value), *(_key(getattr(value, name)) for name in names)
+    if isinstance(value, partial):
+        return partial, *map(_key, (value.func, value.args, value.keywords))
     if isinstance(value, list | tuple | set):
         return type(value), *map(_key, value)
     if isinstance(value, Mapping):
         return type(value), *((_key(name), _key(entry)) for name, entry in value.items())
+    with suppress(TypeError):
+        hash(value)
+        return value
     if isinstance(value, np.ndarray | jax.Array):
         with suppress(TypeError):  # keys
             return type(value), value.shape, value.dtype, np.asarray(value).tobytes()

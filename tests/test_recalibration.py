@@ -178,6 +178,35 @@ def test_batches_are_read_one_at_a_time_and_compiled_once(monkeypatch):
     assert sum(value is not None for value in waits) == 2 * 11
 
 
+@pytest.mark.parametrize("wrap", [lambda norm: norm, lambda norm: (norm,), lambda norm: [norm]])
+def test_an_equal_partial_is_the_same_setting(wrap):
+    """Red where a model with norm=partial(...) is compiled again; another epsilon has to be."""
+    traces = []
+
+    class Counting(nn.Module):
+        norm: object
+
+        @nn.compact
+        def __call__(self, x, *, train: bool):
+            traces.append(x.shape)
+            norm = self.norm if callable(self.norm) else self.norm[0]
+            return norm(not train)(norm(not train)(x))  # the outer one is made first: _0
+
+    def model(epsilon):
+        return Counting(wrap(partial(BatchNorm, epsilon=epsilon)))
+
+    x = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
+    variables = model(1e-3).init(jax.random.key(0), x, train=True)
+    traces.clear()
+    first, again = (recalibrate(model(1e-3), variables, [x], train=True) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert traces == [(4, 5)]
+    other = recalibrate(model(1.0), variables, [x], train=True)["batch_stats"]["BatchNorm_0"]
+    assert len(traces) == 2
+    expected = x.astype(float).var(0) / (x.astype(float).var(0) + 1) * 4 / 3
+    assert_close(other["var"], expected, {"rtol": 1e-5, "atol": 0})
+
+
 def test_eight_devices_are_one():
     """Each batch sharded by examples: the layers share it, and so do all devices the result."""
     model, variables = make()

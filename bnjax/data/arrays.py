@@ -189,6 +189,7 @@ def eval_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Eva
         ValueError: if there is no example, or lengths differ, or batch_size < 1.
     """
     batch_size = integer("batch_size", batch_size, least=1)
+    images, labels = np.asarray(images), np.asarray(labels)
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(
             "images and labels must be of the same length >= 1, got "

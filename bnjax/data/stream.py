@@ -64,7 +64,7 @@ def training_batches(
         The stream; masks are all True.
 
     Raises:
-        ValueError: at once, for a bad argument.
+        ValueError: at once, for a bad argument; from `next`, for views of several shapes.
         DataError: from `next`, for a damaged image, an unreadable record or a label below zero;
             names it. Or a worker process found too little memory. Damage inside a JPEG that cannot
             be known (`bnjax.data.views.decoding`) is not refused.
@@ -115,7 +115,7 @@ def evaluation_batches(
         The stream, of `ceil(len(examples) / batch_size)` batches.
 
     Raises:
-        ValueError: at once, for a bad argument.
+        ValueError: at once, for a bad argument; from `next`, for views of several shapes.
         DataError: from `next`, for a damaged image or an unreadable record; names it. Or a worker
             process found too little memory.
         RuntimeError: from `next`, for any other exception of a view; names the image.
@@ -149,6 +149,7 @@ class _TrainingBatches:
             rng = np.random.Generator(np.random.Philox(key=key, counter=_VIEWS))
             images.append(_named(example, self.view, rng))
             labels.append(example.label)
+            _check_shape(example, images)
         return Batch(np.stack(images), np.array(labels, np.int32), np.ones(len(labels), bool))
 
 
@@ -169,7 +170,10 @@ class _EvaluationBatches:
         first = i * self.batch_size + self.rows.start
         examples = [self.examples[index] for index in range(first, min(first + count, size))]
         # A host whose share is all padding learns the shape of a view from the last example.
-        made = [_named(example, self.view) for example in examples or [self.examples[size - 1]]]
+        made: list[np.ndarray] = []
+        for example in examples or [self.examples[size - 1]]:
+            made.append(_named(example, self.view))
+            _check_shape(example, made)
         images = np.zeros((count, *made[0].shape), made[0].dtype)
         images[: len(examples)] = np.stack(made)[: len(examples)]
         labels = np.zeros(count, np.int32)
@@ -187,6 +191,16 @@ def _named(
         raise DataError(f"{example.name}: {error}") from error
     except Exception as error:
         raise RuntimeError(f"{example.name}: {type(error).__name__}: {error}") from error
+
+
+def _check_shape(example: Example, views: list[np.ndarray]) -> None:
+    """Raises ValueError unless the last view, the example's, has the shape of the first."""
+    first, last = np.shape(views[0]), np.shape(views[-1])
+    if first != last:
+        raise ValueError(
+            f"{example.name}: its view has shape {last}, that of the batch's first example has "
+            f"{first}: a view must make arrays of one shape for all."
+        )
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> range:

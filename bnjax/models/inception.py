@@ -16,6 +16,7 @@ from bnjax.models.layers import (
     Dropout,
     Initializer,
     check_rate,
+    check_width,
     local_response_normalization,
 )
 from bnjax.models.norms import Activation, Norm, WithNorm
@@ -103,8 +104,7 @@ class InceptionNetwork(WithNorm, ABC):
         check_choice("stem_stride", self.stem_stride, REDUCTIONS)
         if self.classes < 2:
             raise ValueError(f"classes must be 2 or more, got {self.classes}.")
-        if not self.width > 0:
-            raise ValueError(f"width must be positive, got {self.width}.")
+        check_width(self.width)
         check_rate("dropout", self.dropout)
         super().__post_init__()
 

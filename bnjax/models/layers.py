@@ -15,6 +15,7 @@ from bnjax.models.convolutions import pointwise_convolution
 from bnjax.models.norms import Activation, Norm, WithNorm, normalize_and_activate
 from bnjax.models.pooling import average_pool
 from bnjax.normalization.meshes import divided_like
+from bnjax.normalization.settings import known_number
 
 Initializer = Callable[..., jax.Array]
 Padding = Literal["SAME", "SYMMETRIC", "VALID"]
@@ -159,6 +160,7 @@ class DenseNorm(WithNorm):
 
 def scaled(features: int, width: float) -> int:
     """`features` times `width`, rounded half up, one at least."""
+    check_width(width)
     return max(1, math.floor(features * width + 0.5))
 
 
@@ -205,9 +207,17 @@ def local_response_normalization(
     return (wide * (k + alpha / size * total) ** -beta).astype(x.dtype)
 
 
+def check_width(width: float) -> None:
+    """Raises ValueError unless `width` is a factor that a number of features may have."""
+    known = known_number("width", width)
+    if known is None or not 0 < known < math.inf:
+        raise ValueError(f"width must be positive, got {width}: it is a finite factor.")
+
+
 def check_rate(name: str, rate: float) -> None:
     """Raises ValueError unless `rate` is a fraction that may be dropped."""
-    if not 0 <= rate < 1:
+    known = known_number(name, rate)
+    if known is None or not 0 <= known < 1:
         raise ValueError(f"{name} must be in [0, 1), got {rate}.")
 
 

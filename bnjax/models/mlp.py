@@ -1,5 +1,7 @@
 """The fully connected network of the MNIST experiment (Ioffe & Szegedy 2015, section 4.1)."""
 
+import math
+
 import flax.linen as nn
 import jax
 
@@ -36,7 +38,7 @@ class MLP(WithNorm):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Logits `[n, classes]` of images `[n, ...]`."""
-        x = images.reshape(images.shape[0], -1)
+        x = images.reshape(images.shape[0], math.prod(images.shape[1:]))
         for i, units in enumerate(self.hidden, start=1):
             x = nn.Dense(
                 units,

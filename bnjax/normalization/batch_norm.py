@@ -22,7 +22,7 @@ from bnjax.normalization.arguments import (
     check_shape,
     full_mask,
 )
-from bnjax.normalization.dtypes import check_dtype, precision
+from bnjax.normalization.dtypes import at_least_float32, check_dtype, precision, widest
 from bnjax.normalization.fast.fused import normalize_fused
 from bnjax.normalization.groups import choose_groups, normalize_groups
 from bnjax.normalization.meshes import divided_like
@@ -87,7 +87,7 @@ def init_stats(
     check_shape(shape)
     check_choice("averaging", averaging, StatsAveraging)
     check_dtype(dtype)
-    dtype = precision(dtype)
+    dtype = at_least_float32(dtype)
     stats = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
     if averaging != "ema":
         stats["count"] = jnp.zeros(shape, jnp.int32)
@@ -326,17 +326,22 @@ def move_stats(stats: Stats, moments: Moments, settings: Settings) -> Stats:
     if settings.running_var == "unbiased":
         var = unbiased(var, size)
 
+    # In the widest type of both: a weight of zero leaves the statistics as they are, to the bit.
+    dtype = widest(mean, var, stats["mean"], stats["var"])
     new = dict(stats)
     weight: jax.Array | float = 1 - settings.decay
     if settings.averaging != "ema":
         new["count"] = stats["count"] + (size > 0).astype(stats["count"].dtype)
-        updates = jnp.maximum(new["count"], 1).astype(mean.dtype)
+        updates = jnp.maximum(new["count"], 1).astype(dtype)
         cumulative = settings.averaging == "cumulative"
         weight = 1 / updates if cumulative else _debiased_weight(settings.decay, updates)
-    weight = jnp.where(size > 0, jnp.asarray(weight, mean.dtype), 0)
+    weight = jnp.where(size > 0, jnp.asarray(weight, dtype), 0)
     for key, value in (("mean", mean), ("var", var)):
-        old = stats[key].astype(value.dtype)
-        moved = (1 - weight) * old + weight * value
+        old = stats[key].astype(dtype)
+        if settings.averaging != "ema":
+            # By the formula, initial values of NaN or infinity would stay.
+            old = jnp.where((stats["count"] == 0) & (size > 0), 0, old)
+        moved = (1 - weight) * old + weight * value.astype(dtype)
         new[key] = divided_like(moved.astype(precision(stats[key].dtype)), stats[key])
     return new
 

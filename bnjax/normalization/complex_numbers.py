@@ -10,6 +10,7 @@ from jax import lax
 
 from bnjax.normalization import batch_norm
 from bnjax.normalization.arguments import Params, Stats, full_mask
+from bnjax.normalization.dtypes import canonical
 from bnjax.normalization.groups import choose_groups, normalize_groups
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.settings import Settings
@@ -24,7 +25,8 @@ from bnjax.normalization.transform import (
 
 def as_complex(x: jax.Array) -> jax.Array:
     """Returns `x` as complex64, or as complex128 if it is that wide."""
-    return x.astype(jnp.complex128 if x.dtype in (jnp.float64, jnp.complex128) else jnp.complex64)
+    wide = x.dtype in (jnp.float64, jnp.complex128)
+    return x.astype(canonical(jnp.complex128 if wide else jnp.complex64))
 
 
 def transform_batch(

@@ -1,15 +1,31 @@
 """Types of arrays: in which one moments are computed, and which an output may have."""
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 
-def precision(dtype: DTypeLike) -> jnp.dtype:
-    """Returns the type that moments of `dtype` are computed in: at least float32.
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """Returns the type that statistics of `dtype` are kept in.
 
     Not `jnp.promote_types`, which refuses bfloat16 with float32 under strict promotion.
     """
     return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
+
+
+def canonical(dtype: DTypeLike) -> jnp.dtype:
+    """Returns the type that JAX has for arrays of `dtype`: NumPy's float64 may be float32."""
+    return jnp.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def precision(dtype: DTypeLike) -> jnp.dtype:
+    """Returns the type that moments of `dtype` are computed in: at least float32."""
+    return canonical(at_least_float32(dtype))
+
+
+def widest(*arrays: jax.Array) -> jnp.dtype:
+    """Returns the widest `precision` of real arrays."""
+    return max((precision(array.dtype) for array in arrays), key=lambda dtype: dtype.itemsize)
 
 
 def check_dtype(dtype: DTypeLike) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnjax.normalization.arguments import Params, Stats, check_array, check_floating
-from bnjax.normalization.dtypes import precision
+from bnjax.normalization.dtypes import canonical, widest
 from bnjax.normalization.settings import check_epsilon
 
 
@@ -42,7 +42,7 @@ def as_affine(
         [1.5] [-2.]
     """
     _check(params, stats, epsilon)
-    dtype = _widest(*params.values(), stats["mean"], stats["var"])
+    dtype = widest(*params.values(), stats["mean"], stats["var"])
     multiplier = lax.rsqrt(stats["var"].astype(dtype) + epsilon)
     if "scale" in params:
         multiplier = multiplier * params["scale"].astype(dtype)
@@ -102,13 +102,13 @@ def fold(
     multiplier, addend = as_affine(params, stats, epsilon=epsilon)
     if bias is not None:
         addend = _addend(bias, multiplier, params, stats)
-    wide = kernel.astype(_widest(kernel, multiplier))
-    return (wide * _like(multiplier, wide)).astype(kernel.dtype), addend
+    wide = kernel.astype(widest(kernel, multiplier))
+    return (wide * _like(multiplier, wide)).astype(canonical(kernel.dtype)), addend
 
 
 def _addend(bias: jax.Array, multiplier: jax.Array, params: Params, stats: Stats) -> jax.Array:
     """Returns (bias - mean) * multiplier + beta, subtracting what may be large and close first."""
-    bias = bias.astype(_widest(bias, multiplier))
+    bias = bias.astype(widest(bias, multiplier))
     addend = (bias - _like(stats["mean"], bias)) * _like(multiplier, bias)
     return addend + _like(params["bias"], addend) if "bias" in params else addend
 
@@ -117,10 +117,6 @@ def _like(values: jax.Array, array: jax.Array) -> jax.Array:
     """Returns `values` with the rank and dtype of `array`, whose last axes they belong to."""
     missing = tuple(range(array.ndim - values.ndim))
     return jnp.expand_dims(values, missing).astype(array.dtype)
-
-
-def _widest(*arrays: jax.Array) -> jnp.dtype:
-    return max((precision(array.dtype) for array in arrays), key=lambda dtype: dtype.itemsize)
 
 
 def _check(params: Params, stats: Stats, epsilon: float) -> None:

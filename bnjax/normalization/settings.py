@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from bnjax.normalization.dtypes import as_type, precision
+from bnjax.normalization.dtypes import as_type, canonical, precision
 from bnjax.normalization.meshes import mapped_names
 
 StatsAveraging = Literal["ema", "ema_debiased", "cumulative"]
@@ -61,7 +61,7 @@ class Settings:
 
     def output_dtype(self, x: jax.Array) -> DTypeLike:
         """Returns the type of `y`."""
-        return x.dtype if self.dtype is None else self.dtype
+        return canonical(x.dtype) if self.dtype is None else self.dtype
 
 
 @dataclass(kw_only=True, eq=False)

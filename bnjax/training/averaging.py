@@ -44,10 +44,14 @@ def start_average(tree: Tree) -> Average:
     Only `"ema"` and `"ema_tensorflow"` count it: give them the initial parameters. As a copy, it
     survives a train step that the tree is donated to.
 
+    Raises:
+        ValueError: for a leaf that is no array.
+
     Example:
         >>> start_average({"w": jnp.ones(2)}).updates
         Array(0, dtype=int32)
     """
+    _check_arrays(tree)
     return Average(jax.tree.map(lambda leaf: jnp.copy(widened(leaf)), tree), jnp.int32(0))
 
 
@@ -76,7 +80,7 @@ def update_average(
         decay: fraction of the old average kept, in [0, 1).
 
     Raises:
-        ValueError: for a bad `averaging` or `decay`.
+        ValueError: for a bad `averaging` or `decay`, or a leaf that is no array.
 
     Example:
         >>> average = start_average({"w": jnp.zeros(1)})
@@ -87,6 +91,7 @@ def update_average(
     """
     check_choice("averaging", averaging, Averaging)
     check_decay(decay)
+    _check_arrays(tree)
     updates = average.updates + 1
     weight = _weight(averaging, decay, updates.astype(jnp.float32))
     forgets = averaging in ("ema_debiased", "cumulative")  # the initial values, at the first update
@@ -100,6 +105,16 @@ def update_average(
         return jnp.where(updates == 1, new, moved) if forgets else moved
 
     return Average(jax.tree.map(update, average.values, tree), updates)
+
+
+def _check_arrays(tree: Tree) -> None:
+    """Raises ValueError, which names the path, for a leaf that is no array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype"):
+            name = f"tree{jax.tree_util.keystr(path)}"
+            raise ValueError(
+                f"{name} must be an array, got {type(leaf).__name__}: use jnp.asarray."
+            )
 
 
 def _weight(averaging: Averaging, decay: float, t: jax.Array) -> jax.Array:

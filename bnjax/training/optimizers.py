@@ -15,6 +15,7 @@ with `epoch` in updates. Other settings that the papers name:
 - "Rethinking": RMSProp as above and `clip_norm=2.0`; the released code does not clip.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,17 +53,22 @@ class ExponentialDecay:
             raise ValueError(
                 f"factor must be in (0, 1], got {self.factor}: to lower the rate by 4 %, give 0.96."
             )
-        if not number("every", self.every) > 0:
-            raise ValueError(f"every must be a number of updates > 0, got {self.every}.")
+        if not 0 < number("every", self.every) < math.inf:
+            raise ValueError(
+                f"every must be a finite number of updates > 0, got {self.every}: for a constant "
+                "rate, give no schedule."
+            )
 
     def __call__(self, updates: jax.Array) -> jax.Array:
         """Returns the fraction in use after a number of updates (int32), float32."""
         # optax.exponential_decay divides in float32 alone, which has no odd counts above 2^24: the
         # paper trains for 31e6 steps. It also takes bad arguments for a constant rate.
-        if self.staircase and self.every == int(self.every):
+        whole = self.every < 2**31 and self.every == int(self.every)
+        if self.staircase and whole:
             periods = (updates // int(self.every)).astype(jnp.float32)
         else:
-            periods = updates.astype(jnp.float32) / self.every
+            every = min(float(self.every), 2.0**126)  # float32 has no more, and int32 2^31 updates
+            periods = updates.astype(jnp.float32) / every
             periods = jnp.floor(periods) if self.staircase else periods
         return jnp.power(jnp.float32(self.factor), periods)
 

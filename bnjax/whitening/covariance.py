@@ -124,6 +124,11 @@ def feature_count(x: jax.Array, axis: int) -> int:
         )
     check_real(x)
     _, (features,) = split_axes(x, axis)
+    if not features:
+        raise ValueError(
+            f"x must have one feature or more, got shape {x.shape} with axis={axis}: leave out "
+            "empty layers."
+        )
     return features
 
 

@@ -39,7 +39,7 @@ from bnjax.normalization.arguments import (
 )
 from bnjax.normalization.axes import check_integer
 from bnjax.normalization.batch_norm import move_stats
-from bnjax.normalization.dtypes import check_dtype, precision
+from bnjax.normalization.dtypes import at_least_float32, canonical, check_dtype, precision
 from bnjax.normalization.meshes import divided_like
 from bnjax.normalization.moments import Moments
 from bnjax.normalization.settings import (
@@ -86,7 +86,7 @@ def init_whitening_stats(
     """
     check_choice("averaging", averaging, StatsAveraging)
     check_dtype(dtype)
-    dtype = precision(dtype)
+    dtype = at_least_float32(dtype)
     check_integer("features", features, 0)
     width = group_width(features, groups)
     cov = jnp.broadcast_to(jnp.eye(width, dtype=dtype)[None], (groups, width, width))
@@ -203,7 +203,7 @@ def whitening_transform(
     width = group_width(features, groups)
     check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon, x.dtype)
-    dtype = x.dtype if dtype is None else dtype
+    dtype = canonical(x.dtype) if dtype is None else dtype
     check_dtype(dtype)
     x = widened(x, dtype)
     vectors = batch_vectors(x, axis, axis_name, axis_index_groups)
@@ -237,7 +237,7 @@ def whiten_population(
     groups = _check_stats(stats, features)
     check_features("params", params, (features,), allowed={"scale", "bias"})
     check_method(method, epsilon, x.dtype)
-    dtype = x.dtype if dtype is None else dtype
+    dtype = canonical(x.dtype) if dtype is None else dtype
     check_dtype(dtype)
     x = widened(x, dtype)
     mean, cov = (stats[key].astype(precision(x.dtype)) for key in ("mean", "cov"))

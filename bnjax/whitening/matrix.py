@@ -58,6 +58,7 @@ def inverse_sqrt(matrix: jax.Array, epsilon: float = 0.0) -> jax.Array:
     known = known_number("epsilon", epsilon)
     if known is not None and not known >= 0:
         raise ValueError(f"epsilon must be >= 0, got {epsilon}: eigenvalues are.")
+    matrix = jnp.asarray(matrix)  # NumPy's float64 may be float32
     matrix = (matrix + matrix.mT) / 2
     values, vectors = jnp.linalg.eigh(lax.stop_gradient(matrix), symmetrize_input=False)
     spectrum = _Spectrum(vectors, jnp.sqrt(jnp.maximum(values, 0) + epsilon))

@@ -167,3 +167,10 @@ def test_evaluation_sees_every_example_once(size, batch_size):
 def test_bad_arguments_of_eval_batches(images, labels, batch_size, message):
     with pytest.raises(ValueError, match=message):
         eval_batches(np.zeros((images, 2)), np.zeros(labels), batch_size)
+
+
+def test_lists_are_arrays_to_eval_batches():
+    images, labels = np.arange(10.0).reshape(5, 2), np.arange(5, dtype=np.int32)
+    lists = eval_batches(list(images), labels.tolist(), 2)
+    for got, expected in zip(lists, eval_batches(images, labels, 2), strict=True):
+        np.testing.assert_array_equal(got, expected)

@@ -401,3 +401,17 @@ def test_no_worker_outlives_its_parent(signum, tmp_path):
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(parent.pid, signal.SIGKILL)
+
+
+def growing(image, *rng):
+    """One number more from example 4 on."""
+    return np.zeros(1 + (int(image.ravel()[0]) >= 4), np.uint8)
+
+
+def test_views_of_several_shapes_are_refused_by_name():
+    """Red for NumPy's error, which names no example."""
+    said = r"record 4: its view has shape \(2,\), that of the batch's first example has \(1,\)"
+    with pytest.raises(ValueError, match=said):
+        taken(evaluation_batches(Numbers(), growing, batch_size=8))
+    with pytest.raises(ValueError, match=r"record \d+: its view has shape"):
+        taken(train(growing), 4)

@@ -274,3 +274,17 @@ def test_helpers_are_no_calls():
         if name not in module.__dataclass_fields__ and not hasattr(value, "nowrap")
     ]
     assert not seen
+
+
+@pytest.mark.parametrize("rate", ["0.5", None, (0.5,)], ids=str)
+def test_a_rate_that_is_no_number_is_refused(rate):
+    with pytest.raises(ValueError, match="rate must be a number, got"):
+        Dropout(rate)
+
+
+@pytest.mark.parametrize("width", [float("inf"), float("nan"), 0.0, -1.0, "2"], ids=str)
+def test_a_width_that_no_layer_has_is_refused(width):
+    """Red for OverflowError at infinity, and one channel at -1."""
+    layer = ConvNorm(4, (1, 1), norm=None, activation=nn.relu, width=width)
+    with pytest.raises(ValueError, match=rf"width must be .*, got '?{width}"):
+        jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.ones((2, 3, 3, 1)), train=False))

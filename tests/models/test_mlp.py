@@ -152,3 +152,12 @@ def test_a_batch_of_one_is_refused_in_training_naming_the_layer():
         model.apply(
             make_variables(model), jnp.zeros((1, 2, 3, 2)), train=True, mutable=["batch_stats"]
         )
+
+
+def test_images_of_no_pixels_have_the_logits_of_the_biases():
+    """Red where the size of nothing is -1's quotient: ZeroDivisionError."""
+    model, images = MLP((3,)), jnp.zeros((0, 2, 2, 1))
+    variables = model.init(jax.random.key(0), jnp.zeros((2, 2, 2, 1)), train=False)
+    assert model.apply(variables, images, train=False).shape == (0, 10)
+    empty = model.init(jax.random.key(0), jnp.zeros((4, 0)), train=False)
+    assert model.apply(empty, jnp.zeros((4, 0)), train=False).shape == (4, 10)

@@ -80,6 +80,57 @@ def test_the_first_update_forgets_the_initial_values(averaging, decay):
     assert_close(stats["var"], moments.var, {"rtol": 5e-7, "atol": 0})
 
 
+@pytest.mark.parametrize("averaging", ["ema_debiased", "cumulative"])
+@pytest.mark.parametrize("initial", [np.nan, np.inf, -np.inf])
+def test_the_first_update_forgets_whatever_they_are(averaging, initial):
+    """Red for 0 * NaN; gradients with respect to the old statistics and the decay stay finite."""
+    x, stats = batches()[1], bnjax.init_stats(3, averaging=averaging)
+    spoilt = stats | {key: jnp.full(3, initial) for key in ("mean", "var")}
+    _, moments = bnjax.batch_transform(x, {})
+
+    @jax.jit
+    def update(stats, decay):
+        settings = {"averaging": averaging, "running_var": "biased"}
+        return bnjax.update_stats(stats, moments, decay=decay, **settings)
+
+    def total(averages, decay):
+        new = update(averages | {"count": stats["count"]}, decay)
+        return (new["mean"] + new["var"]).sum()
+
+    new = update(spoilt, 0.9)
+    for key in ("mean", "var"):
+        assert_close(new[key], getattr(moments, key), {"rtol": 5e-7, "atol": 0}, key)
+    averages = {key: spoilt[key] for key in ("mean", "var")}
+    by_averages, by_decay = jax.grad(total, (0, 1))(averages, jnp.float32(0.9))
+    assert_trees_close(
+        by_averages, jax.tree.map(np.zeros_like, averages), {"rtol": 0, "atol": 1e-6}
+    )
+    assert np.isfinite(by_decay)
+    _, kept = train(x, {}, spoilt, averaging=averaging, mask=jnp.zeros((7, 1), bool))
+    jax.tree.map(np.testing.assert_array_equal, kept, spoilt)
+
+
+@pytest.mark.parametrize("averaging", AVERAGING)
+def test_statistics_wider_than_the_batch_keep_their_digits(x64, averaging):
+    """Red where they are rounded to the batch's float32 before they are averaged."""
+    rng = np.random.default_rng(3)
+    x, count = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32), jnp.full(3, 4, jnp.int32)
+    stats = {"mean": jnp.asarray(rng.normal(size=3)), "var": jnp.asarray(rng.uniform(size=3))}
+    stats |= {} if averaging == "ema" else {"count": count}
+    assert stats["mean"].dtype == jnp.float64
+    settings = {"averaging": averaging, "decay": DECAY}
+    _, kept = train(x, {}, stats, mask=jnp.zeros((6, 1), bool), **settings)
+    jax.tree.map(np.testing.assert_array_equal, kept, stats)
+    _, moments = bnjax.batch_transform(x, {})
+    _, new = train(x, {}, stats, running_var="biased", **settings)
+    weight = {"ema": 1 - DECAY, "cumulative": 1 / 5}.get(averaging, (1 - DECAY) / (1 - DECAY**5))
+    for key in ("mean", "var"):
+        batch = np.asarray(getattr(moments, key), np.float64)
+        expected = (1 - weight) * np.asarray(stats[key]) + weight * batch
+        assert new[key].dtype == jnp.float64
+        assert_close(new[key], expected, {"rtol": 1e-14, "atol": 1e-15}, key)
+
+
 def test_debiased_weights_of_a_decay_close_to_one():
     """Then the average is the mean, almost."""
     stats = after(batches(4), "ema_debiased", decay=0.99999, running_var="biased")

@@ -145,3 +145,13 @@ def test_averaged_statistics_are_not_those_of_averaged_weights():
     own = recalibrate(model, average.values, [x], train=True)["batch_stats"]["norm"]["var"]
     np.testing.assert_allclose(averaged, np.var(np.asarray(x) @ [1, 2], ddof=1)[None], rtol=1e-5)
     np.testing.assert_allclose(own, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("leaf", [1.0, "w"])
+def test_a_leaf_that_is_no_array_is_refused_by_its_path(leaf):
+    kind = type(leaf).__name__
+    with pytest.raises(ValueError, match=rf"tree\['w'\] must be an array, got {kind}"):
+        start_average({"v": jnp.ones(2), "w": leaf})
+    average = start_average({"v": jnp.ones(2), "w": jnp.ones(())})
+    with pytest.raises(ValueError, match=rf"tree\['w'\] must be an array, got {kind}"):
+        update_average(average, {"v": jnp.ones(2), "w": leaf}, averaging="ema")

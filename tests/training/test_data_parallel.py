@@ -460,3 +460,18 @@ def test_what_is_mapped_lies_as_the_batch(how, axis):
 def test_bad_input(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+@pytest.mark.parametrize("how", ["jit", "shard_map", "pmap"])
+def test_examples_of_nothing_are_split(how):
+    """Red under pmap where -1 stands for the size of each part."""
+    parts = over(how).split({"x": np.ones((16, 0)), "y": np.ones((16, 3))})
+    shape = (8, 2) if how == "pmap" else (16,)
+    assert jax.tree.map(np.shape, parts) == {"x": (*shape, 0), "y": (*shape, 3)}
+
+
+def test_what_is_on_the_host_is_fetched_as_it_is():
+    parallel, host = over("jit"), np.arange(2.0)
+    fetched = parallel.fetch({"a": host, "b": parallel.replicate(host), "c": 3})
+    assert_trees_close(fetched, {"a": host, "b": host, "c": 3}, {"rtol": 0, "atol": 0})
+    assert fetched["a"] is not host

@@ -280,6 +280,8 @@ def test_unknown_parameters_are_refused_at_init():
     [
         (lambda: ExponentialDecay(4.0, 8, True), r"factor must be in \(0, 1\], got 4.0: .* 0.96"),
         (lambda: ExponentialDecay(0.96, 0, True), r"every must be .* > 0, got 0"),
+        (lambda: ExponentialDecay(0.96, float("inf"), True), r"every must be .*finite.*, got inf"),
+        (lambda: ExponentialDecay(0.96, float("nan"), True), r"every must be .*, got nan"),
         (lambda: momentum_sgd(0.1, momentum=1.0), r"momentum must be in \[0, 1\), got 1.0"),
         (lambda: rmsprop(0.1, decay=-0.1), r"decay must be in \[0, 1\), got -0.1"),
         (lambda: rmsprop(0.1, epsilon=0.0), r"epsilon must be > 0, got 0.0"),
@@ -299,3 +301,10 @@ def test_unknown_parameters_are_refused_at_init():
 def test_bad_values_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("every", [2**31 - 1, 2**31, 1e10, 1e300])
+def test_a_period_longer_than_int32_counts(every):
+    """Red where it is made an int32: OverflowError at the first update."""
+    schedule = jax.jit(ExponentialDecay(0.96, every=every, staircase=True))
+    assert [float(schedule(jnp.int32(updates))) for updates in (0, 1, 10**9)] == [1, 1, 1]

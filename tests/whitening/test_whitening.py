@@ -441,3 +441,18 @@ def test_the_root_of_a_matrix_alone(x64):
     root = jax.jit(inverse_sqrt)(jnp.asarray(matrix))
     assert_close(root @ root @ matrix, np.eye(6), {"rtol": 0, "atol": 1e-12})
     np.testing.assert_array_equal(jax.jit(inverse_sqrt)(4 * jnp.eye(3)), np.eye(3) / 2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: whiten_batch(x, {}, init_whitening_stats(3)),
+        lambda x: whiten_population(x, {}, init_whitening_stats(3)),
+        lambda x: whitening_transform(x, {}),
+        lambda x: batch_covariance(x),
+    ],
+)
+def test_no_features_are_refused(call):
+    """Red for ZeroDivisionError."""
+    with pytest.raises(ValueError, match=r"x must have one feature or more, got shape \(4, 0\)"):
+        call(jnp.ones((4, 0)))

@@ -7,7 +7,7 @@ uint8; `Augmentation` and the arguments hold every choice, each with where it co
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -96,10 +96,8 @@ class Augmentation:
         _check_size(self.image_size)
         integer("attempts", self.attempts, least=1)
         integer("padding", self.padding, least=0)
-        if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"area must be two numbers, 0 < low <= high <= 1; got {self.area}.")
-        if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"aspect must be two numbers, 0 < low <= high; got {self.aspect}.")
+        _check_range("area", self.area, most=1)
+        _check_range("aspect", self.aspect)
         if not 0 <= number("reduced", self.reduced) <= 1:
             raise ValueError(f"reduced must be in [0, 1], got {self.reduced}.")
 
@@ -109,6 +107,18 @@ class Augmentation:
         if self.photometric == "none":
             return None
         return self.distortion.scaled(1.0 if self.photometric == "full" else self.reduced)
+
+
+def _check_range(name: str, value: Any, *, most: float = math.inf) -> None:
+    """Raises ValueError unless it is two numbers, the lower one first."""
+    try:
+        low, high = (number(name, bound) for bound in value)
+        valid = 0 < low <= high <= most and high < math.inf
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        above = f" <= {most}" if most < math.inf else ""
+        raise ValueError(f"{name} must be two numbers, 0 < low <= high{above}; got {value!r}.")
 
 
 def training_view(image: Image, rng: np.random.Generator, augmentation: Augmentation) -> np.ndarray:

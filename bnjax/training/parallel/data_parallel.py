@@ -116,7 +116,8 @@ class DataParallel:
         def put(leaf: Any) -> jax.Array:
             leaf = as_own(leaf, self.devices[0])
             if self.how == "pmap":  # an axis of devices before that of their examples
-                leaf = leaf.reshape(*leaf.shape[:axis], local, -1, *leaf.shape[axis + 1 :])
+                own = leaf.shape[axis] // local
+                leaf = leaf.reshape(*leaf.shape[:axis], local, own, *leaf.shape[axis + 1 :])
             whole = leaf.shape[axis] * self.device_count // local  # of all hosts
             shape = (*leaf.shape[:axis], whole, *leaf.shape[axis + 1 :])
             return jax.make_array_from_process_local_data(sharding, leaf, shape)
@@ -126,10 +127,14 @@ class DataParallel:
     def fetch(self, tree: Tree) -> Tree:
         """Returns host copies of a replicated tree: NumPy arrays, which donation does not touch.
 
-        Typed PRNG keys stay keys.
+        Typed PRNG keys stay keys. What is on the host already is copied.
         """
-        own = jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
-        for leaf in jax.tree.leaves(own):  # all at once, not one after another
+
+        def on_device(leaf: Any) -> bool:
+            return isinstance(leaf, jax.Array)
+
+        own = jax.tree.map(lambda leaf: leaf.addressable_data(0) if on_device(leaf) else leaf, tree)
+        for leaf in filter(on_device, jax.tree.leaves(own)):  # all at once, not one after another
             leaf.copy_to_host_async()
         return jax.tree.map(lambda leaf: jnp.copy(leaf) if is_key(leaf) else np.array(leaf), own)
 

@@ -202,6 +202,19 @@ def test_one_crop_is_the_single_crop():
         ({"area": (0, 1)}, "area must be two numbers"),
         ({"area": (0.5, 0.1)}, "area must be two numbers"),
         ({"aspect": (2, 1)}, "aspect must be two numbers"),
+        *(
+            ({name: value}, f"{name} must be two numbers, 0 < low <= high.*; got {said}")
+            for name in ("area", "aspect")
+            for value, said in (
+                ((0.5,), r"\(0.5,\)"),
+                ("ab", "'ab'"),
+                (0.5, "0.5"),
+                (None, "None"),
+                ((0.1, 0.2, 0.3), r"\(0.1, 0.2, 0.3\)"),
+                (("a", 1), r"\('a', 1\)"),
+                ((0.5, float("inf")), r"\(0.5, inf\)"),
+            )
+        ),
         ({"reduced": 1.5}, r"reduced must be in \[0, 1\], got 1.5"),
     ],
 )
