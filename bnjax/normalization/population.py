@@ -1,6 +1,5 @@
 """Population statistics from many batches, after training (Algorithm 2 of the 2015 paper)."""
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -50,9 +49,9 @@ def population_stats(
 
     Args:
         batch_moments: pure function from one batch to a tree whose nodes are `Moments`, one for
-            each normalization layer, for example `bnjax.linen.model_moments` of a model. As under
-            `jax.jit`, the same function is traced once for each shape of a batch: for other
-            weights, give another one.
+            each normalization layer, for example `bnjax.linen.model_moments` of a model. It is
+            traced and compiled at each call, for it may hold other weights by then; who calls often
+            does so in a function of the weights, under `jax.jit`.
         batches: tree of arrays `[batches, ...]`; scanned, so memory holds one batch's activations.
             Under `jit`, and on explicit meshes, the examples of each batch may be sharded; nothing
             else is needed then.
@@ -93,44 +92,23 @@ def population_stats(
             "shard_map and axis_name."
         )
 
-    start, visit = _scanned(batch_moments, estimator, running_var)
-    estimate, _ = lax.scan(visit, start(batches), batches)
+    def start_from(batches: Tree) -> Tree:
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        return start_estimate(jax.eval_shape(batch_moments, first), estimator)
+
+    def visit(estimate: Tree, batch: Tree) -> tuple[Tree, None]:
+        moments = batch_moments(batch)
+        return add_batch(estimate, moments, estimator=estimator, running_var=running_var), None
+
+    # By `jit`, for batches on an explicit mesh: its zeros lie there, although they need no batch.
+    start = jax.jit(start_from, keep_unused=True)(batches)
+    estimate, _ = lax.scan(visit, start, batches)
     population = finish_estimate(
         estimate, estimator=estimator, running_var=running_var, axis_name=axis_name
     )
     return jax.tree.map(
         lambda moments: {"mean": moments.mean, "var": moments.var}, population, is_leaf=_is_moments
     )
-
-
-_SCANNED: weakref.WeakKeyDictionary[Callable[[Tree], Tree], dict[tuple[str, str], Any]]
-_SCANNED = weakref.WeakKeyDictionary()
-"""What `_scanned` has made for functions that are still there: weights that they hold may go."""
-
-
-def _scanned(
-    batch_moments: Callable[[Tree], Tree], estimator: Estimator, running_var: RunningVar
-) -> tuple[Callable[[Tree], Tree], Callable[[Tree, Tree], tuple[Tree, None]]]:
-    """Returns the start and the body of the scan: the same ones, which JAX knows, at each call."""
-    try:
-        of_function = _SCANNED.setdefault(batch_moments, {})
-        function: Callable[[], Any] = weakref.ref(batch_moments)
-    except TypeError:  # it has no hash, or none that lasts
-        of_function, function = {}, lambda: batch_moments
-    if (estimator, running_var) in of_function:
-        return of_function[estimator, running_var]
-
-    def start_from(batches: Tree) -> Tree:
-        first = jax.tree.map(lambda leaf: leaf[0], batches)
-        return start_estimate(jax.eval_shape(function(), first), estimator)
-
-    def visit(estimate: Tree, batch: Tree) -> tuple[Tree, None]:
-        moments = function()(batch)
-        return add_batch(estimate, moments, estimator=estimator, running_var=running_var), None
-
-    # By `jit`, for batches on an explicit mesh: its zeros lie there, although they need no batch.
-    of_function[estimator, running_var] = jax.jit(start_from, keep_unused=True), visit
-    return of_function[estimator, running_var]
 
 
 def check_choices(estimator: str, running_var: str) -> None:

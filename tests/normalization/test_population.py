@@ -1,8 +1,6 @@
 """Population statistics (Algorithm 2) against NumPy, for functions and for Linen models."""
 
 import contextlib
-import gc
-import weakref
 from functools import partial
 
 import flax.linen as nn
@@ -364,38 +362,3 @@ def test_a_model_in_inference_mode_is_refused():
         bnjax.population_stats(
             lambda batch: bnjax.linen.model_moments(model, variables, batch, train=False), x
         )
-
-
-@pytest.mark.parametrize("estimator", ["batchwise", "pooled"])
-def test_the_same_function_is_traced_once(estimator):
-    """Red where each call scans functions of its own; another function sees its own weights."""
-    traces = []
-
-    def scaled(factor):
-        def of_batch(x):
-            traces.append(factor)
-            return bnjax.batch_moments(factor * x, (0,))
-
-        return of_batch
-
-    x, once = some_batches(), scaled(1.0)
-    first = bnjax.population_stats(once, x, estimator=estimator)
-    count = len(traces)
-    again = bnjax.population_stats(once, x, estimator=estimator)
-    jax.tree.map(np.testing.assert_array_equal, again, first)
-    assert len(traces) == count
-    twice = bnjax.population_stats(scaled(2.0), x, estimator=estimator)
-    assert_close(twice["mean"], 2 * np.asarray(first["mean"]), {"rtol": 1e-6, "atol": 1e-6})
-
-
-def test_a_function_that_is_gone_is_not_kept():
-    """Its weights would stay in memory."""
-
-    def of_batch(x):
-        return bnjax.batch_moments(x, (0,))
-
-    seen = weakref.ref(of_batch)
-    bnjax.population_stats(of_batch, some_batches())
-    del of_batch
-    gc.collect()
-    assert seen() is None
