@@ -53,7 +53,7 @@ def copied(prepared, tmp_path, monkeypatch):
 
 
 def test_unknown_name_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match=r"mnist5k, mnist, fashion_mnist, .*; got 'mnist6k'"):
+    with pytest.raises(ValueError, match=r"'mnist5k', 'mnist', 'fashion_mnist', .*, got 'mnist6k'"):
         open_data("mnist6k")
 
 
