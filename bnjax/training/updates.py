@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from bnjax.normalization.meshes import mapped_names
 from bnjax.normalization.versions import as_varying, typed_axes
 from bnjax.training.divergence import keep_finite
 from bnjax.training.objectives import Metrics
@@ -29,8 +30,7 @@ def as_each_devices(tree: Tree, axis_name: AxisName) -> Tree:
     `shard_map` with types (`check_vma`, JAX's default) sums a gradient by what devices share, and
     `sum_over_devices` would sum it again.
     """
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
-    typed = typed_axes(names)
+    typed = typed_axes(mapped_names(axis_name))
     return jax.tree.map(lambda leaf: as_varying(leaf, typed), tree) if typed else tree
 
 
